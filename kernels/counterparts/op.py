@@ -1,0 +1,53 @@
+"""The public op: its contract, its checks and its dispatch."""
+
+import torch
+from torch import Tensor
+
+from cae.kernels import checks
+from cae.kernels.dispatch import Backend, implementation
+
+
+@torch.no_grad()
+def counterparts(
+    x: Tensor,
+    u: Tensor,
+    g: Tensor | None,
+    *,
+    epsilon: float,
+    normalize: bool = True,
+    similarity_weight: bool = True,
+    backend: Backend = "auto",
+) -> Tensor:
+    """For each image the texts' mean under its row of the transport plan, weighted by similarity.
+
+        y_i = sum_j t_ij s_ij u_j,    s_ij = x_i·u_j,    t_ij = softmax_j((s_ij + g_j) / epsilon)    (Eq. 7-8)
+
+    The rows of t sum to 1: the plan's rows times N. A row depends on no other row. The result is detached.
+
+    Args:
+        x: (N, D) image embeddings with unit rows; float32, float16 or bfloat16.
+        u: (M, D) text embeddings with unit rows, dtype and device of x.
+        g: (M,) column potentials of `cosine_sinkhorn`, -inf for a text of weight 0; None is zeros, a plain softmax.
+        epsilon: the regularisation that g was solved for, above 0.
+        normalize: scale each row to unit length (a zero row stays zero); False keeps the sum as it is.
+        similarity_weight: False drops s_ij from the sum: with g=None and epsilon=1 Eq. 9, TAC's softmax counterpart.
+        backend: "reference" (dense float64), "torch", "triton", or "auto" by device.
+
+    Returns:
+        (N, D) in the dtype of x, accumulated in float32; float64 from the reference.
+
+    Raises:
+        ValueError: a malformed argument.
+        RuntimeError: a backend that cannot run here.
+    """
+    checks.matrix("x", x)
+    checks.matrix("u", u)
+    checks.alike("x", x, "u", u)
+    checks.unit_rows("x", x)
+    checks.unit_rows("u", u)
+    checks.positive("epsilon", epsilon)
+    run = implementation("counterparts", "counterparts", backend, x.device)
+    if g is None:
+        g = u.new_zeros(u.shape[0], dtype=torch.float32)
+    checks.log_weights("g", g, u.shape[0], "u", u)
+    return run(x, u, g, epsilon=epsilon, normalize=normalize, similarity_weight=similarity_weight)

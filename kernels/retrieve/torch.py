@@ -1,0 +1,58 @@
+"""Streaming backend: panels of texts with all centers, and a running top-k or one winner a text."""
+
+import torch
+from torch import Tensor
+
+from cae.kernels.ranking import largest
+from cae.kernels.retrieve.op import Mode
+from cae.kernels.tiles import panels
+
+
+def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: Mode) -> Tensor:
+    """The public op; arguments as checked there."""
+    return {"all": _all, "assigned": _assigned}[mode](texts, centers, top_k)
+
+
+def _all(texts: Tensor, centers: Tensor, top_k: int) -> Tensor:
+    n = centers.shape[0]
+    centers = centers.float()
+    scores = centers.new_empty(n, 0)
+    indices = torch.empty(n, 0, dtype=torch.int64, device=texts.device)
+    for rows in panels(texts.shape[0], n, texts.device):
+        s = centers @ texts[rows].float().T
+        s -= torch.logsumexp(s, dim=0)
+        new, columns = largest(s, min(top_k, s.shape[1]))
+        # The kept texts stand first, so that a tie between a kept and a new one goes to the lower index.
+        scores, indices = torch.cat([scores, new], dim=1), torch.cat([indices, columns + rows.start], dim=1)
+        scores, columns = largest(scores, min(top_k, scores.shape[1]))
+        indices = indices.gather(1, columns)
+    return indices.unique()
+
+
+def _assigned(texts: Tensor, centers: Tensor, top_k: int) -> Tensor:
+    T, n = texts.shape[0], centers.shape[0]
+    centers = centers.float()
+    score = centers.new_empty(T)
+    owner = torch.empty(T, dtype=torch.int64, device=texts.device)
+    for rows in panels(T, n, texts.device):
+        s = texts[rows].float() @ centers.T
+        best, owner[rows] = s.max(dim=1)
+        score[rows] = best - torch.logsumexp(s, dim=1)
+    return leaders(score, owner, n, top_k)
+
+
+def leaders(score: Tensor, owner: Tensor, n: int, top_k: int) -> Tensor:
+    """Sorted indices of the `top_k` highest scores within each owner; equal scores by ascending index.
+
+    Args:
+        score: (T,) float32.
+        owner: (T,) int64 in [0, n).
+        n: number of owners.
+        top_k: at least 1.
+    """
+    order = score.sort(descending=True, stable=True).indices
+    order = order[owner[order].sort(stable=True).indices]
+    size = torch.bincount(owner, minlength=n)
+    start = size.cumsum(0) - size
+    rank = torch.arange(len(order), device=order.device) - start[owner[order]]
+    return order[rank < top_k].sort().values

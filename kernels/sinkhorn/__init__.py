@@ -1,0 +1,6 @@
+"""Entropic optimal transport between unit vectors (Eq. 4-6, 10-11)."""
+
+from cae.kernels.sinkhorn.op import cosine_sinkhorn
+from cae.kernels.sinkhorn.solver import ConvergenceWarning, SinkhornResult
+
+__all__ = ["ConvergenceWarning", "SinkhornResult", "cosine_sinkhorn"]

@@ -1,0 +1,117 @@
+"""The public op: its contract, its checks and its dispatch."""
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from cae.kernels import checks
+from cae.kernels.dispatch import Backend, implementation
+from cae.kernels.sinkhorn.solver import ConvergenceWarning, SinkhornResult, total
+
+
+@torch.no_grad()
+def cosine_sinkhorn(
+    x: Tensor,
+    u: Tensor,
+    *,
+    epsilon: float,
+    row_weights: Tensor | None = None,
+    col_weights: Tensor | None = None,
+    init: Tensor | None = None,
+    max_iter: int = 1000,
+    tol: float = 1e-3,
+    acceleration: bool = True,
+    group: ProcessGroup | None = None,
+    backend: Backend = "auto",
+) -> SinkhornResult:
+    r"""Potentials of the entropic transport plan between images and texts at cost c_ij = 1 - x_i·u_j.
+
+    With row weights a and column weights b the plan is
+
+        P_ij = a_i exp((f_i + g_j - c_ij) / epsilon),    sum_j P_ij = a_i,    sum_i P_ij = b_j    (Eq. 10-11)
+
+    so g absorbs epsilon·log b, and a row of the plan scaled to 1 is t_ij = softmax_j((x_i·u_j + g_j) / epsilon): all
+    that a new image needs is g. The rows are exact (f is the row update for the returned g); what is left over is the
+    L1 error of the column sums, which stops the iteration. g is fixed up to a constant by sum_j b_j g_j = 0.
+
+    The iteration is Sinkhorn's (Cuturi 2013) on one product x·u per step, with Anderson acceleration of log v = g /
+    epsilon (Walker & Ni 2011). Results are detached, the same from run to run on one device, and no (N, M) array is
+    ever allocated except by the reference.
+
+    Args:
+        x: (N, D) image embeddings with unit rows; float32, float16 or bfloat16.
+        u: (M, D) text embeddings with unit rows, dtype and device of x.
+        epsilon: entropic regularisation, above 0.
+        row_weights: (N,) non-negative, sum 1 (over the whole group); uniform if None. A row of weight 0 has an f.
+        col_weights: (M,) non-negative, sum 1; uniform if None. A column of weight 0 has g = -inf.
+        init: (M,) potentials g to start from; epsilon·log(col_weights) if None.
+        max_iter: the most products x·u.
+        tol: stop at this L1 error of the column sums.
+        acceleration: Anderson's; False gives the plain iteration, one exact Sinkhorn update a step.
+        group: process group whose ranks each hold a shard of the rows and all columns; column sums are reduced over
+            it, and every rank gets the same g. None: this process holds all rows.
+        backend: "reference" (dense float64, plain iteration), "torch", "triton", or "auto" by device.
+
+    Returns:
+        SinkhornResult(f (N,), g (M,), marginal_error, n_iter, converged); float32, float64 from the reference.
+
+    Raises:
+        ValueError: a malformed argument.
+        RuntimeError: a backend that cannot run here.
+
+    Warns:
+        ConvergenceWarning: the error is above `tol` after `max_iter` products.
+    """
+    checks.matrix("x", x)
+    checks.matrix("u", u)
+    checks.alike("x", x, "u", u)
+    checks.unit_rows("x", x)
+    checks.unit_rows("u", u)
+    checks.positive("epsilon", epsilon)
+    checks.positive("tol", tol)
+    checks.count("max_iter", max_iter)
+    N, M = x.shape[0], u.shape[0]
+    solve = implementation("sinkhorn", "cosine_sinkhorn", backend, x.device)
+    if row_weights is None:
+        row_weights = x.new_full((N,), 1 / total(x.new_tensor(N, dtype=torch.float64), group), dtype=torch.float32)
+    else:
+        checks.vector("row_weights", row_weights, N, "x", x)
+        checks.non_negative("row_weights", row_weights)
+        checks.sums_to_one("row_weights", total(row_weights.sum(dtype=torch.float64), group))
+    if col_weights is None:
+        col_weights = u.new_full((M,), 1 / M, dtype=torch.float64)
+    else:
+        checks.vector("col_weights", col_weights, M, "u", u)
+        checks.non_negative("col_weights", col_weights)
+        checks.sums_to_one("col_weights", float(col_weights.sum(dtype=torch.float64)))
+    if init is not None:
+        checks.vector("init", init, M, "u", u)
+    # A text of weight 0 takes no part: the backends see only the others.
+    active = col_weights > 0
+    if not active.all():
+        u, col_weights, init = u[active], col_weights[active], None if init is None else init[active]
+    if init is not None:
+        checks.finite("init", init)
+    result = solve(
+        x,
+        u,
+        epsilon=epsilon,
+        row_weights=row_weights,
+        col_weights=col_weights,
+        init=init,
+        max_iter=max_iter,
+        tol=tol,
+        acceleration=acceleration,
+        group=group,
+    )
+    if not result.converged:
+        warnings.warn(
+            f"cosine_sinkhorn: marginal error {result.marginal_error:.3g} is above tol={tol:g} after {result.n_iter} "
+            f"products (max_iter={max_iter}); raise max_iter, tol or epsilon",
+            ConvergenceWarning,
+            stacklevel=3,  # the caller, past no_grad's wrapper
+        )
+    g = result.g.new_full((M,), -torch.inf).masked_scatter(active, result.g)
+    return result._replace(g=g)

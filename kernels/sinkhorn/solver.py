@@ -1,0 +1,95 @@
+"""The iteration on the M numbers log v, shared by the streaming backends: each gives it one sweep over its rows."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup, all_reduce
+
+
+class SinkhornResult(NamedTuple):
+    """Potentials of the plan P_ij = a_i exp((f_i + g_j - c_ij) / epsilon), and how good it is."""
+
+    f: Tensor
+    """(N,) row potentials: the row update for g."""
+    g: Tensor
+    """(M,) column potentials, -inf where the column weight is 0; sum_j b_j g_j = 0."""
+    marginal_error: float
+    """L1 distance of the column sums of P from the column weights; the rows are exact."""
+    n_iter: int
+    """Products x·u, the unit of cost."""
+    converged: bool
+    """Whether marginal_error <= tol."""
+
+
+class ConvergenceWarning(UserWarning):
+    """The marginal error was still above the tolerance when the iterations ran out."""
+
+
+class Sweep(Protocol):
+    """One pass over the rows: what a streaming backend has to provide."""
+
+    def __call__(self, log_v: Tensor) -> tuple[Tensor, Tensor]:
+        """Row update and column sums of the plan for given columns.
+
+        Args:
+            log_v: (M,) float64 on the CPU, g / epsilon; finite.
+
+        Returns:
+            log_u (N,) float32 on the rows' device, -logsumexp_j(x_i·u_j / epsilon + log_v_j), which may be a buffer
+            that the next call overwrites; and the column sums (M,) float64 on the rows' device, sum_i a_i
+            exp(log_u_i + x_i·u_j / epsilon + log_v_j).
+        """
+
+
+def total(value: Tensor, group: ProcessGroup | None) -> float:
+    """A float64 scalar summed over the group."""
+    if group is not None:
+        all_reduce(value, group=group)
+    return float(value)
+
+
+def solve(
+    sweep: Sweep,
+    *,
+    epsilon: float,
+    col_weights: Tensor,
+    init: Tensor | None,
+    max_iter: int,
+    tol: float,
+    acceleration: bool,
+    group: ProcessGroup | None,
+) -> SinkhornResult:
+    """Sinkhorn's fixed point log v = log v + log b - log(column sums), from sweeps alone.
+
+    Args:
+        sweep: the backend's pass over this process's rows.
+        epsilon: entropic regularisation.
+        col_weights: (M,) all positive, sum 1.
+        init: (M,) start for g, or None.
+        max_iter: the most sweeps.
+        tol: L1 error to stop at.
+        acceleration: whether Anderson's step replaces the plain one.
+        group: ranks to sum the column sums over.
+    """
+    b = col_weights.double().cpu()
+    log_v = b.log() if init is None else init.double().cpu() / epsilon
+    for n_iter in range(1, max_iter + 1):
+        log_u, columns = sweep(log_v)
+        if group is not None:
+            all_reduce(columns, group=group)
+        columns = columns.cpu()
+        error = float((columns - b).abs().sum())
+        if error <= tol or n_iter == max_iter:
+            break
+        log_v = log_v + b.log() - columns.clamp_min(_TINY).log()
+    shift = b @ log_v
+    g = (epsilon * (log_v - shift)).to(log_u.device, torch.float32)
+    # c = 1 - x·u: the constant 1 goes into f.
+    f = 1 + epsilon * (log_u + float(shift))
+    return SinkhornResult(f, g, error, n_iter, error <= tol)
+
+
+# The least column sum taken at its word. A text far from every image can get less than float32 holds: it then climbs
+# by at most log(b / tiny), about 80, a step, which is less than the exact update and so never overshoots.
+_TINY = torch.finfo(torch.float32).tiny

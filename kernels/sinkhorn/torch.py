@@ -1,0 +1,61 @@
+"""Streaming backend: one float32 panel of rows at a time, with all columns, in bounded scratch."""
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from cae.kernels.sinkhorn.solver import SinkhornResult, solve
+from cae.kernels.tiles import panel_rows, panels
+
+
+def cosine_sinkhorn(
+    x: Tensor,
+    u: Tensor,
+    *,
+    epsilon: float,
+    row_weights: Tensor,
+    col_weights: Tensor,
+    init: Tensor | None,
+    max_iter: int,
+    tol: float,
+    acceleration: bool,
+    group: ProcessGroup | None,
+) -> SinkhornResult:
+    """The public op; arguments as checked there."""
+    return solve(
+        PanelSweep(x, u, row_weights, epsilon),
+        epsilon=epsilon,
+        col_weights=col_weights,
+        init=init,
+        max_iter=max_iter,
+        tol=tol,
+        acceleration=acceleration,
+        group=group,
+    )
+
+
+class PanelSweep:
+    """The sweep of `solver.Sweep` by dense panels; the buffers live as long as the solve."""
+
+    def __init__(self, x: Tensor, u: Tensor, row_weights: Tensor, epsilon: float) -> None:
+        N, M = x.shape[0], u.shape[0]
+        self.x, self.u, self.a = x, u.float(), row_weights.float()
+        self.scale = 1 / epsilon
+        self.panel = x.new_empty(min(N, panel_rows(M, x.device)), M, dtype=torch.float32)
+        self.log_u = x.new_empty(N, dtype=torch.float32)
+
+    def __call__(self, log_v: Tensor) -> tuple[Tensor, Tensor]:
+        """See `solver.Sweep`."""
+        (N, M), device = (self.x.shape[0], self.u.shape[0]), self.x.device
+        bias = log_v.to(device, torch.float32)
+        # Float64 across panels, so that the sums do not drift with N.
+        columns = torch.zeros(M, dtype=torch.float64, device=device)
+        for rows in panels(N, M, device):
+            x = self.x[rows].float()
+            p = torch.addmm(bias, x, self.u.T, alpha=self.scale, out=self.panel[: len(x)])
+            top = p.amax(dim=1)
+            p.sub_(top[:, None]).exp_()
+            z = p.sum(dim=1)
+            columns += (self.a[rows] / z) @ p
+            self.log_u[rows] = z.log_().add_(top).neg_()
+        return self.log_u, columns

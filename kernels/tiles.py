@@ -1,0 +1,23 @@
+"""Sizes of the bounded scratch that the streaming backends work in, as plain functions of the problem."""
+
+from collections.abc import Iterator
+
+import torch
+
+# Entries of one float32 score panel. On a CPU 8 MB stays in the last-level cache between the product and the passes
+# that follow it; a GPU needs a larger panel to fill its multiprocessors. Figures: kernels/README.md.
+_PANEL_ENTRIES = {"cpu": 2**21, "cuda": 2**26}
+# A product with fewer rows than this is bound by loading the other factor.
+_MIN_ROWS = 16
+
+
+def panel_rows(columns: int, device: torch.device) -> int:
+    """Rows of a score panel with `columns` columns: a fixed budget of entries, whatever the number of rows in all."""
+    entries = _PANEL_ENTRIES.get(device.type, _PANEL_ENTRIES["cpu"])
+    return max(_MIN_ROWS, entries // columns)
+
+
+def panels(rows: int, columns: int, device: torch.device) -> Iterator[slice]:
+    """Consecutive row slices that cover `range(rows)`, each a panel of at most `panel_rows(columns, device)` rows."""
+    step = panel_rows(columns, device)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
