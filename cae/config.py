@@ -1,0 +1,135 @@
+"""The settings of CAE, and the presets that answer what the paper leaves open."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self, get_args
+
+Preset = Literal["default", "paper", "tac"]
+Modality = Literal["noun", "caption"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CAEConfig:
+    """Every setting of the method; symbols as in the paper (arXiv 2512.00904).
+
+    Attributes:
+        n_clusters: K of Eq. 18, at least 2.
+        images_per_center: the semantic centers of Eq. 1 number N / images_per_center (the paper and TAC: 300).
+        top_k: texts retrieved per center, K of Eq. 3. The paper sweeps 1-30 without stating its choice; TAC uses 5.
+        retrieval: `all` ranks every text for every center (Eq. 2-3); `assigned` gives each text to its best center
+            first and ranks inside it, as TAC's code does.
+        modalities: which text counterparts join the image.
+        coupling: `sinkhorn` is entropic optimal transport (Eq. 4-6, 10-11); `softmax` frees the columns (Eq. 9).
+        epsilon: entropic regularisation of Eq. 10, or the temperature of the softmax.
+        similarity_weight: multiply the plan by the similarity as in Eq. 7-8; False aggregates as in Eq. 9.
+        unit_counterparts: bring counterparts to unit length. False keeps the letter of Eq. 7, whose rows sum to 1/N and
+            make a counterpart about 1/N long.
+        center_modalities: subtract each modality's mean over the fitted images before fusion, then renormalise. Takes
+            out the gap between images and texts, which would otherwise dominate the prototype of Eq. 14.
+        fusion: `prototype` is Eq. 14-17; `concat` puts the modalities side by side, as TAC does.
+        gamma: temperature of the modality weights, Eq. 16.
+        spherical: cosine k-means on unit rows in Eq. 18; False is Euclidean k-means.
+        n_init: restarts of the last k-means; the best objective wins.
+        kmeans_iter: most iterations of one k-means run.
+        sinkhorn_iter: most Sinkhorn iterations.
+        sinkhorn_tol: Sinkhorn stops when the L1 error of the column marginal is at most this.
+        seed: of every k-means. Same seed, same labels.
+
+    Raises:
+        ValueError: a value is out of range; the message names the setting.
+    """
+
+    n_clusters: int
+    images_per_center: int = 300
+    top_k: int = 5
+    retrieval: Literal["all", "assigned"] = "all"
+    modalities: tuple[Modality, ...] = ("noun", "caption")
+    coupling: Literal["sinkhorn", "softmax"] = "sinkhorn"
+    epsilon: float = 0.01
+    similarity_weight: bool = True
+    unit_counterparts: bool = True
+    center_modalities: bool = True
+    fusion: Literal["prototype", "concat"] = "prototype"
+    gamma: float = 0.1
+    spherical: bool = True
+    n_init: int = 20
+    kmeans_iter: int = 300
+    sinkhorn_iter: int = 1000
+    sinkhorn_tol: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that no stage could work with."""
+        minima = {
+            "n_clusters": 2,
+            "images_per_center": 1,
+            "top_k": 1,
+            "n_init": 1,
+            "kmeans_iter": 1,
+            "sinkhorn_iter": 1,
+        }
+        for name, least in minima.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        for name in ("epsilon", "gamma", "sinkhorn_tol"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        choices = {
+            "retrieval": ("all", "assigned"),
+            "coupling": ("sinkhorn", "softmax"),
+            "fusion": ("prototype", "concat"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        # Lists arrive from JSON and command lines; a tuple keeps the config hashable.
+        object.__setattr__(self, "modalities", tuple(self.modalities))
+        if not self.modalities or not set(self.modalities) <= set(get_args(Modality)):
+            raise ValueError(f"modalities must name noun, caption or both, got {self.modalities!r}")
+
+    @classmethod
+    def from_preset(cls, preset: Preset, n_clusters: int, **overrides: Any) -> Self:
+        """A named configuration with single settings changed.
+
+        Args:
+            preset: `default` is ours; `paper` is the letter of the equations; `tac` is the training-free baseline of
+                Li et al. 2024 (arXiv 2310.11989).
+            n_clusters: K.
+            overrides: any other field of this class.
+
+        Raises:
+            ValueError: unknown preset or setting, or a value out of range.
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
+        known = [field.name for field in fields(cls)]
+        for name in overrides:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; settings are {', '.join(known)}"
+                raise ValueError(f"unknown setting {name!r}{hint}")
+        return cls(n_clusters=n_clusters, **{**PRESETS[preset], **overrides})
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "unit_counterparts": False,
+        "center_modalities": False,
+        "gamma": 0.01,
+        "spherical": False,
+    },
+    "tac": {
+        "retrieval": "assigned",
+        "modalities": ("noun",),
+        "coupling": "softmax",
+        "epsilon": 0.005,
+        "similarity_weight": False,
+        "center_modalities": False,
+        "fusion": "concat",
+    },
+}

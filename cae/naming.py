@@ -1,0 +1,139 @@
+"""Names for clusters, out of the texts that the method selected itself.
+
+The rule: text j is typical of cluster k when the cluster sends much of its transport mass to it and other clusters
+send little. With p(j|k) the mean of the row-normalised plan over the cluster's images and p(j) its mean over clusters,
+
+    score(k, j) = p(j|k) log(p(j|k) / p(j)),
+
+the text's share of the Kullback-Leibler divergence between the cluster and the average cluster. Names are the
+one-to-one choice of nouns with the largest total score (Hungarian method), so no two clusters share one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from cae.blocks import BLOCK_ROWS
+from cae.config import CAEConfig
+from cae.state import ClusterDescription, SelectedTexts
+from cae.text import TextBank
+
+TEXTS_PER_CLUSTER = 3
+
+
+def describe_clusters(
+    x: Tensor,
+    labels: Tensor,
+    selected: Mapping[str, SelectedTexts],
+    banks: Mapping[str, TextBank],
+    config: CAEConfig,
+) -> list[ClusterDescription]:
+    """Names, glosses, typical texts and sizes of the K clusters.
+
+    Args:
+        x: (N, D) float32 unit image embeddings.
+        labels: (N,) int64 clusters.
+        selected: the selected texts and their potentials, by modality.
+        banks: the banks they come from, which know the glosses.
+        config: gives K, epsilon and which modality names: nouns, or captions where there are no nouns.
+    """
+    scores = {modality: typicality(transport_mass(x, labels, texts, config)) for modality, texts in selected.items()}
+    typical = {
+        modality: [
+            [selected[modality].texts[j] for j in row]
+            for row in score.topk(min(TEXTS_PER_CLUSTER, score.shape[1])).indices.tolist()
+        ]
+        for modality, score in scores.items()
+    }
+    naming = config.modalities[0]
+    names = distinct_names(scores[naming], selected[naming].texts)
+    images = torch.stack([x[labels == k].mean(dim=0) for k in range(config.n_clusters)])
+    glosses = fitting_glosses(names, images, banks[naming], banks.get("caption"))
+    sizes = torch.bincount(labels, minlength=config.n_clusters).tolist()
+    return [
+        ClusterDescription(
+            id=k,
+            name=names[k],
+            gloss=glosses[k],
+            size=sizes[k],
+            nouns=typical["noun"][k] if "noun" in typical else [],
+            captions=typical["caption"][k] if "caption" in typical else [],
+        )
+        for k in range(config.n_clusters)
+    ]
+
+
+def transport_mass(x: Tensor, labels: Tensor, texts: SelectedTexts, config: CAEConfig) -> Tensor:
+    """p(j|k): how each cluster's images spread over the texts, by the row-normalised plan.
+
+    Args:
+        x: (N, D) float32 unit image embeddings.
+        labels: (N,) int64 clusters.
+        texts: M selected texts with their potentials.
+        config: gives K and epsilon.
+
+    Returns:
+        (K, M) float32; rows sum to 1, or to 0 for a cluster without images.
+    """
+    mass = torch.zeros(config.n_clusters, len(texts.texts), device=x.device)
+    for k in range(config.n_clusters):
+        members = x[labels == k]
+        for rows in members.split(BLOCK_ROWS):
+            mass[k] += ((rows @ texts.embeddings.T + texts.g) / config.epsilon).softmax(dim=1).sum(dim=0)
+        mass[k] /= max(len(members), 1)
+    return mass
+
+
+def typicality(mass: Tensor) -> Tensor:
+    """score(k, j) of the module's rule for p(j|k) = `mass` (K, M); same shape, 0 where there is no mass."""
+    average = mass.mean(dim=0, keepdim=True)
+    return torch.special.xlogy(mass, mass) - torch.special.xlogy(mass, average)
+
+
+def distinct_names(score: Tensor, nouns: Sequence[str]) -> list[str]:
+    """One noun per cluster, no noun twice, the total of `score` (K, M) as large as possible.
+
+    With fewer nouns than clusters the clusters left over are called after their number.
+    """
+    clusters, chosen = linear_sum_assignment(score.cpu().numpy(), maximize=True)
+    names = [f"cluster {k}" for k in range(len(score))]
+    for k, j in zip(clusters, chosen, strict=True):
+        names[k] = nouns[j]
+    return names
+
+
+def fitting_glosses(names: Sequence[str], images: Tensor, bank: TextBank, captions: TextBank | None) -> list[str]:
+    """The definition of each name in the sense that its images show: a crane that flies, or one that lifts.
+
+    Glosses are often the caption bank themselves and so embedded already; then the sense most similar to the images
+    wins. Else it is the first, which WordNet orders to be the most frequent.
+
+    Args:
+        names: K names.
+        images: (K, D) float32, the mean image of each cluster.
+        bank: the bank that the names come from.
+        captions: the caption bank, if there is one.
+
+    Returns:
+        K glosses, "" where the corpus has none.
+    """
+    if bank.glosses is None:
+        return [""] * len(names)
+    wanted = set(names)
+    senses = {text: glosses for text, glosses in zip(bank.texts, bank.glosses, strict=True) if text in wanted}
+    wanted = {gloss for glosses in senses.values() for gloss in glosses}
+    rows = {} if captions is None else {text: row for row, text in enumerate(captions.texts) if text in wanted}
+    fitting = []
+    for name, image in zip(names, images, strict=True):
+        glosses = senses.get(name, ())
+        embedded = [gloss for gloss in glosses if gloss in rows]
+        if captions is not None and len(embedded) > 1:
+            similarity = captions.embeddings[[rows[gloss] for gloss in embedded]].to(image) @ image
+            fitting.append(embedded[int(similarity.argmax())])
+        else:
+            fitting.append(glosses[0] if glosses else "")
+    return fitting

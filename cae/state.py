@@ -1,0 +1,180 @@
+"""What a fit leaves behind: a small state that labels any new image, and its form on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cae.config import CAEConfig
+from cae.files import replacing
+
+FORMAT_VERSION = 1
+_TENSORS_FILE = "model.safetensors"
+_CONFIG_FILE = "config.json"
+
+
+class ModelError(ValueError):
+    """A model folder or checkpoint cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class SelectedTexts:
+    """The texts of one bank that the images' centers selected (Eq. 3), with their transport potentials.
+
+    Attributes:
+        texts: M strings.
+        embeddings: (M, D) float32 unit rows, U or V of the paper.
+        g: (M,) float32 column potentials of Eq. 10, zeros for softmax coupling.
+
+    Raises:
+        ValueError: the three differ in length.
+    """
+
+    texts: list[str]
+    embeddings: Tensor
+    g: Tensor
+
+    def __post_init__(self) -> None:
+        """Catch files whose parts do not belong together."""
+        if not len(self.texts) == len(self.embeddings) == len(self.g):
+            raise ValueError(f"{len(self.texts)} texts, {len(self.embeddings)} embeddings, {len(self.g)} potentials")
+
+
+@dataclass(frozen=True)
+class ClusterDescription:
+    """What a cluster is about.
+
+    Attributes:
+        id: its label.
+        name: short and unlike any other cluster's.
+        gloss: the dictionary's definition of the name, empty where the corpus has none.
+        size: images of the fit in it.
+        nouns: its three most typical nouns, best first.
+        captions: its three most typical captions, best first.
+    """
+
+    id: int
+    name: str
+    gloss: str
+    size: int
+    nouns: list[str]
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class FittedCAE:
+    """The fitted method: all that `cae.pipeline.predict` needs.
+
+    Attributes:
+        config: the settings it was fitted with.
+        n_images: N, the images it was fitted on.
+        selected: texts by modality, in the order of `config.modalities`.
+        means: (m, D) float32 modality means, the image first.
+        centroids: (K, D) float32, or (K, m * D) for concatenation.
+        clusters: K descriptions.
+        provenance: encoder, corpora with hashes, versions; plain JSON values.
+    """
+
+    config: CAEConfig
+    n_images: int
+    selected: dict[str, SelectedTexts]
+    means: Tensor
+    centroids: Tensor
+    clusters: list[ClusterDescription]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same state with its tensors on `device`."""
+        return self._from_parts({key: value.to(device) for key, value in self._tensors().items()}, self._plain())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings only, so that `torch.load(weights_only=True)` reads it."""
+        return {"format_version": FORMAT_VERSION, "tensors": self._tensors(), "plain": self._plain()}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
+        """The inverse of `state_dict`.
+
+        Raises:
+            ModelError: written by a newer version, or not such a state.
+        """
+        version = state.get("format_version")
+        if not isinstance(version, int):
+            raise ModelError("this is not a fitted CAE: it has no format_version")
+        if version > FORMAT_VERSION:
+            raise ModelError(
+                f"the model has format {version}, this version of cae reads up to {FORMAT_VERSION}; upgrade cae"
+            )
+        try:
+            return cls._from_parts(state["tensors"], state["plain"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"the fitted CAE is incomplete or damaged: {error!r}") from error
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `model.safetensors` and `config.json`; each file is replaced whole or not at all."""
+        folder = Path(folder)
+        with replacing(folder / _TENSORS_FILE, folder / _CONFIG_FILE) as (tensors, config):
+            save_file({key: value.detach().cpu().contiguous() for key, value in self._tensors().items()}, tensors)
+            plain = {"format_version": FORMAT_VERSION, **self._plain()}
+            config.write_text(json.dumps(plain, indent=2, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
+        """Read a folder written by `save`.
+
+        Raises:
+            ModelError: no such folder, a file missing or damaged, or a newer format.
+        """
+        folder = Path(folder)
+        missing = [name for name in (_CONFIG_FILE, _TENSORS_FILE) if not (folder / name).is_file()]
+        if missing:
+            raise ModelError(f"{folder} is not a model folder: {' and '.join(missing)} missing")
+        try:
+            plain = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+            if not isinstance(plain, dict):
+                raise ValueError(f"{_CONFIG_FILE} holds no object")
+            version = plain.pop("format_version", None)
+            tensors = load_file(folder / _TENSORS_FILE)
+        except (ValueError, SafetensorError, OSError) as error:
+            raise ModelError(f"the model in {folder} cannot be read ({error}); fit it again") from error
+        return cls.from_state_dict({"format_version": version, "tensors": tensors, "plain": plain})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {"means": self.means, "centroids": self.centroids}
+        for modality, selected in self.selected.items():
+            tensors[f"{modality}.embeddings"] = selected.embeddings
+            tensors[f"{modality}.g"] = selected.g
+        return tensors
+
+    def _plain(self) -> dict[str, Any]:
+        return {
+            "config": {**asdict(self.config), "modalities": list(self.config.modalities)},
+            "n_images": self.n_images,
+            "texts": {modality: selected.texts for modality, selected in self.selected.items()},
+            "clusters": [asdict(cluster) for cluster in self.clusters],
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def _from_parts(cls, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Self:
+        return cls(
+            config=CAEConfig(**plain["config"]),
+            n_images=plain["n_images"],
+            selected={
+                modality: SelectedTexts(texts, tensors[f"{modality}.embeddings"], tensors[f"{modality}.g"])
+                for modality, texts in plain["texts"].items()
+            },
+            means=tensors["means"],
+            centroids=tensors["centroids"],
+            clusters=[ClusterDescription(**cluster) for cluster in plain["clusters"]],
+            provenance=plain["provenance"],
+        )

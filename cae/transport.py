@@ -1,0 +1,52 @@
+"""Counterparts: what each image looks like when said in nouns or captions (Eq. 4-11)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cae.config import CAEConfig
+from cae.kernels import cosine_sinkhorn, counterparts
+
+
+def column_potentials(x: Tensor, u: Tensor, config: CAEConfig) -> Tensor:
+    """Eq. 4-6 and 10-11: the column potentials of entropic optimal transport between images and texts.
+
+    They are all that is kept of the plan: a row's plan is softmax_j((x.u_j + g_j) / epsilon), so a new image needs
+    no other image. For `coupling="softmax"` (Eq. 9) the columns are free and g is zero.
+
+    Args:
+        x: (N, D) float32 unit image embeddings.
+        u: (M, D) float32 unit embeddings of the selected texts.
+        config: gives coupling, epsilon, iterations and tolerance.
+
+    Returns:
+        g (M,) float32.
+    """
+    if config.coupling == "softmax":
+        return torch.zeros(len(u), dtype=torch.float32, device=u.device)
+    return cosine_sinkhorn(x, u, epsilon=config.epsilon, max_iter=config.sinkhorn_iter, tol=config.sinkhorn_tol).g
+
+
+def text_counterparts(x: Tensor, u: Tensor, g: Tensor, config: CAEConfig, n_fitted: int) -> Tensor:
+    """Eq. 7-8: x_i^u = sum_j t_ij s_ij u_j.
+
+    Args:
+        x: (B, D) float32 unit image embeddings.
+        u: (M, D) float32 unit text embeddings.
+        g: (M,) float32 from `column_potentials`.
+        config: gives epsilon and the scale of a counterpart.
+        n_fitted: N of Eq. 11, by which the letter of Eq. 7 divides.
+
+    Returns:
+        (B, D) float32; unit rows if `config.unit_counterparts`.
+    """
+    aggregated = counterparts(
+        x,
+        u,
+        g,
+        epsilon=config.epsilon,
+        normalize=config.unit_counterparts,
+        similarity_weight=config.similarity_weight,
+    )
+    return aggregated if config.unit_counterparts else aggregated / n_fitted

@@ -1,0 +1,55 @@
+"""Settings: presets, overrides and refusals."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from cae.config import CAEConfig
+
+
+def test_paper_preset_is_the_letter_of_the_equations():
+    config = CAEConfig.from_preset("paper", 10)
+    assert (config.gamma, config.images_per_center, config.retrieval) == (0.01, 300, "all")
+    assert not config.unit_counterparts
+    assert not config.center_modalities
+
+
+def test_tac_preset_is_nouns_softmax_concatenation():
+    config = CAEConfig.from_preset("tac", 10)
+    assert (config.modalities, config.coupling, config.epsilon, config.fusion) == (
+        ("noun",),
+        "softmax",
+        0.005,
+        "concat",
+    )
+
+
+def test_overrides_change_a_preset_and_survive_json():
+    config = CAEConfig.from_preset("paper", 7, epsilon=0.2, modalities=["caption"])
+    assert CAEConfig(**json.loads(json.dumps(asdict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_clusters": 1}, "n_clusters must be a whole number of at least 2, got 1"),
+        ({"n_clusters": 2.5}, "n_clusters must be a whole number"),
+        ({"n_clusters": 3, "epsilon": 0}, "epsilon must be a positive number"),
+        ({"n_clusters": 3, "gamma": float("nan")}, "gamma must be a positive number"),
+        ({"n_clusters": 3, "top_k": 0}, "top_k"),
+        ({"n_clusters": 3, "retrieval": "some"}, "retrieval must be one of all, assigned"),
+        ({"n_clusters": 3, "modalities": ()}, "modalities must name"),
+        ({"n_clusters": 3, "modalities": ("sound",)}, "modalities must name"),
+    ],
+)
+def test_refuses_values_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CAEConfig(**settings)
+
+
+def test_unknown_settings_get_a_suggestion():
+    with pytest.raises(ValueError, match="did you mean 'epsilon'"):
+        CAEConfig.from_preset("default", 3, epsilom=1)
+    with pytest.raises(ValueError, match="choose one of default, paper, tac"):
+        CAEConfig.from_preset("best", 3)

@@ -1,0 +1,220 @@
+"""The whole method against a dense float64 oracle, and the promise that fit and predict agree."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp, softmax
+from torch.nn.functional import normalize
+
+from cae import pipeline
+from cae.clustering import image_kmeans, kmeans
+from cae.config import CAEConfig
+from cae.fusion import fuse_modalities
+from cae.kernels import nearest
+from cae.metrics import clustering_scores
+from cae.semantic_space import n_centers, select_texts, semantic_centers
+from cae.text import Corpus, TextBank
+
+N, D, K = 700, 24, 4
+
+
+def toy_world(seed: int = 0):
+    """Images around K concepts, shifted by a modality gap, and banks with texts near and far from the concepts."""
+    generator = torch.Generator().manual_seed(seed)
+    concepts = normalize(torch.randn(K, D, generator=generator), dim=1)
+    gap = normalize(torch.randn(D, generator=generator), dim=0)
+    labels = torch.arange(N) % K
+    images = normalize(concepts[labels] + 0.7 * gap + 0.15 * torch.randn(N, D, generator=generator), dim=1)
+
+    def bank(kind: str, n: int) -> TextBank:
+        near = concepts.repeat_interleave(n, dim=0) + 0.2 * torch.randn(n * K, D, generator=generator)
+        far = torch.randn(5 * n, D, generator=generator)
+        vectors = normalize(torch.cat([near, far]), dim=1)
+        return make_bank(kind, [f"{kind} {i}" for i in range(len(vectors))], vectors)
+
+    return images, labels, {"noun": bank("noun", 6), "caption": bank("caption", 9)}
+
+
+def make_bank(kind: str, texts: list[str], vectors: torch.Tensor, glosses=None) -> TextBank:
+    corpus = Corpus(kind, "toy", texts, glosses, source_rows=len(texts))
+    return TextBank(corpus, vectors.half(), prompt="{}", encoder="toy", fingerprint="0")
+
+
+# The oracle: numpy, float64, dense, one line an equation.
+
+
+def oracle_selection(u: np.ndarray, p: np.ndarray, top_k: int) -> np.ndarray:
+    log_probability = u @ p.T - logsumexp(u @ p.T, axis=1, keepdims=True)  # Eq. 2
+    return np.unique(np.argsort(-log_probability, axis=0, kind="stable")[:top_k])  # Eq. 3 and its union
+
+
+def oracle_plan(x: np.ndarray, u: np.ndarray, config: CAEConfig) -> np.ndarray:
+    cost = 1 - x @ u.T  # Eq. 6
+    n, m = cost.shape
+    f, g = np.zeros(n), np.zeros(m)
+    if config.coupling == "softmax":
+        return softmax(-cost / config.epsilon, axis=1) / n  # Eq. 12
+    for _ in range(1000):
+        f = -config.epsilon * (logsumexp((g - cost) / config.epsilon, axis=1) + np.log(n))
+        g = -config.epsilon * (logsumexp((f[:, None] - cost) / config.epsilon, axis=0) + np.log(m))
+    return np.exp((f[:, None] + g - cost) / config.epsilon)  # Eq. 10
+
+
+def oracle_counterpart(x: np.ndarray, u: np.ndarray, config: CAEConfig) -> np.ndarray:
+    plan = oracle_plan(x, u, config)
+    counterpart = (plan * (x @ u.T) if config.similarity_weight else plan) @ u  # Eq. 7-8
+    return unit(counterpart) if config.unit_counterparts else counterpart
+
+
+def oracle_fusion(parts: list[np.ndarray], config: CAEConfig) -> tuple[np.ndarray, np.ndarray]:
+    if config.center_modalities:
+        parts = [unit(part - part.mean(axis=0)) for part in parts]
+    if config.fusion == "concat":
+        return unit(np.concatenate(parts, axis=1)), np.full((len(parts[0]), len(parts)), 1 / len(parts))
+    prototype = np.mean(parts, axis=0)  # Eq. 14
+    alpha = np.stack([(unit(part) * unit(prototype)).sum(axis=1) for part in parts], axis=1)  # Eq. 15
+    beta = softmax(alpha / config.gamma, axis=1)  # Eq. 16
+    z = sum(beta[:, [m]] * part for m, part in enumerate(parts))  # Eq. 17
+    return (unit(z) if config.spherical else z), beta
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("preset", ["default", "paper", "tac"])
+def test_matches_the_dense_float64_oracle(preset):
+    images, _, banks = toy_world()
+    config = CAEConfig.from_preset(preset, K, epsilon=0.05, sinkhorn_tol=1e-6, images_per_center=50, n_init=3)
+    fitted, prediction = pipeline.fit(images, banks, config)
+
+    x = images.double().numpy()
+    parts = [x]
+    for modality in config.modalities:
+        selected = fitted.selected[modality]
+        parts.append(oracle_counterpart(x, selected.embeddings.double().numpy(), config))
+    z, beta = oracle_fusion(parts, config)
+    centroids = fitted.centroids.double().numpy()
+    distance = ((z[:, None] - centroids) ** 2).sum(axis=2)
+
+    np.testing.assert_allclose(prediction.beta.numpy(), beta, atol=2e-3)
+    assert (prediction.cluster.numpy() == distance.argmin(axis=1)).all()
+    nearest_two = np.sort(distance, axis=1)[:, :2]
+    np.testing.assert_allclose(prediction.confidence.numpy(), 1 - nearest_two[:, 0] / nearest_two[:, 1], atol=2e-2)
+
+
+def test_selection_matches_the_oracle_and_assigned_mode_differs():
+    images, _, banks = toy_world()
+    config = CAEConfig(n_clusters=K, images_per_center=50, top_k=3)
+    centers = semantic_centers(images, config)
+    u = banks["noun"].embeddings
+    expected = oracle_selection(u.double().numpy(), centers.double().numpy(), config.top_k)
+    np.testing.assert_array_equal(select_texts(u, centers, config).numpy(), expected)
+    assigned = select_texts(u, centers, dataclasses.replace(config, retrieval="assigned"))
+    assert assigned.tolist() != expected.tolist()
+
+
+def test_centers_are_the_means_of_their_cells():
+    images, _, _ = toy_world()
+    config = CAEConfig(n_clusters=K, images_per_center=50)
+    centers = semantic_centers(images, config)
+    assert len(centers) == n_centers(N, config) == 14
+    cells = nearest(images, normalize(centers, dim=1)).labels
+    # Eq. 1 at a fixed point of spherical k-means: a cell's mean points where its centroid does.
+    for j in range(len(centers)):
+        torch.testing.assert_close(centers[j], images[cells == j].mean(dim=0), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("n_images", "expected"), [(3000, 10), (900, 3), (600, 9), (1281167, 4271), (6, 6)])
+def test_number_of_centers_follows_tac(n_images, expected):
+    assert n_centers(n_images, CAEConfig(n_clusters=3)) == expected
+
+
+@pytest.mark.parametrize("preset", ["default", "paper", "tac"])
+def test_predict_gives_the_labels_of_fit_bit_for_bit(preset):
+    images, _, banks = toy_world()
+    fitted, at_fit = pipeline.fit(images, banks, CAEConfig.from_preset(preset, K, n_init=3))
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(1))
+    for batch_size in (1, 7, 256, N):
+        batches = [pipeline.predict(rows, fitted) for rows in images[order].split(batch_size)]
+        for field, expected in at_fit._asdict().items():
+            found = torch.cat([getattr(batch, field) for batch in batches])
+            assert torch.equal(found, expected[order]), (field, batch_size)
+
+
+def test_same_seed_same_labels():
+    images, _, banks = toy_world()
+    runs = [pipeline.fit(images, banks, CAEConfig(n_clusters=K, seed=3))[1] for _ in range(2)]
+    assert torch.equal(runs[0].cluster, runs[1].cluster)
+
+
+def test_texts_help_where_they_know_more_than_the_images():
+    """The mechanism of the paper: nuisance that only images have is gone in their counterparts."""
+    generator = torch.Generator().manual_seed(0)
+    concepts = torch.eye(D)[:K]
+    labels = torch.arange(N) % K
+    style = torch.eye(D)[K + torch.randint(0, 3, (N,), generator=generator)]
+    images = normalize(0.6 * concepts[labels] + style + 0.05 * torch.randn(N, D, generator=generator), dim=1)
+    nouns = normalize(concepts.repeat_interleave(4, dim=0) + 0.1 * torch.randn(4 * K, D, generator=generator), dim=1)
+    banks = {"noun": make_bank("noun", [f"n{i}" for i in range(len(nouns))], nouns)}
+    config = CAEConfig(n_clusters=K, modalities=("noun",), gamma=0.02)
+    fitted, prediction = pipeline.fit(images, banks, config)
+    baseline = image_kmeans(images, K, n_init=5, max_iter=100, seed=0)
+    assert clustering_scores(prediction.cluster, labels)["acc"] > 95
+    assert clustering_scores(baseline, labels)["acc"] < 80
+
+
+def test_names_are_distinct_and_typical():
+    images, _, banks = toy_world()
+    fitted, prediction = pipeline.fit(images, banks, CAEConfig(n_clusters=K))
+    names = [cluster.name for cluster in fitted.clusters]
+    assert len(set(names)) == K
+    for cluster in fitted.clusters:
+        assert len(cluster.nouns) == len(cluster.captions) == 3
+        assert cluster.size == (prediction.cluster == cluster.id).sum()
+        assert cluster.gloss == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, banks: (x[: K - 1], banks), "cannot make 4 clusters"),
+        (lambda x, banks: (x.index_fill(0, torch.tensor([2, 5]), float("nan")), banks), "2 of 700 image embeddings"),
+        (lambda x, banks: (x[:, :-1], banks), "width 24, the images 23"),
+        (lambda x, banks: (x, {"noun": banks["noun"]}), "caption bank is missing"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    images, _, banks = toy_world()
+    with pytest.raises(ValueError, match=message):
+        pipeline.fit(*change(images, banks), CAEConfig(n_clusters=K))
+
+
+def test_oracle_fusion_is_what_fuse_modalities_does():
+    generator = torch.Generator().manual_seed(0)
+    parts = [normalize(torch.randn(50, D, generator=generator), dim=1) for _ in range(3)]
+    config = CAEConfig(n_clusters=K, center_modalities=False)
+    z, beta = fuse_modalities(parts, torch.zeros(3, D), config)
+    expected_z, expected_beta = oracle_fusion([part.double().numpy() for part in parts], config)
+    np.testing.assert_allclose(z.numpy(), expected_z, atol=1e-6)
+    np.testing.assert_allclose(beta.numpy(), expected_beta, atol=1e-6)
+
+
+def test_kmeans_reaches_the_quality_of_scikit_learn():
+    from sklearn.cluster import KMeans
+
+    images, _, _ = toy_world()
+    ours = kmeans(images, 9, spherical=False, n_init=5, max_iter=300, seed=0)
+    inertia = (images - ours[nearest(images, ours, bias=-0.5 * ours.square().sum(dim=1)).labels]).square().sum()
+    peer = KMeans(9, n_init=5, random_state=0).fit(images.numpy())
+    assert inertia < 1.02 * peer.inertia_
+
+
+def test_kmeans_refuses_too_few_points_and_nan():
+    options = {"spherical": True, "n_init": 1, "max_iter": 5, "seed": 0}
+    with pytest.raises(ValueError, match="at most 3"):
+        kmeans(torch.eye(3), 4, **options)
+    with pytest.raises(ValueError, match="NaN"):
+        kmeans(torch.full((5, 3), float("nan")), 2, **options)

@@ -1,0 +1,93 @@
+"""The fitted state on disk: whole, readable without code execution, and refused when it is not right."""
+
+import json
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from cae.config import CAEConfig
+from cae.state import FORMAT_VERSION, ClusterDescription, FittedCAE, ModelError, SelectedTexts
+
+
+@pytest.fixture
+def fitted():
+    def rows(n):
+        return normalize(torch.randn(n, 8, generator=torch.Generator().manual_seed(n)), dim=1)
+
+    return FittedCAE(
+        config=CAEConfig(n_clusters=2, epsilon=0.03),
+        n_images=40,
+        selected={
+            "noun": SelectedTexts(["a", "b", "ü"], rows(3), torch.arange(3.0)),
+            "caption": SelectedTexts(["c"], rows(1), torch.zeros(1)),
+        },
+        means=rows(3),
+        centroids=rows(2),
+        clusters=[ClusterDescription(k, f"n{k}", "", 20, ["a"], ["c"]) for k in range(2)],
+        provenance={"encoder": {"spec": "toy", "fingerprint": "0"}},
+    )
+
+
+def assert_same(one: FittedCAE, other: FittedCAE) -> None:
+    assert (one.config, one.n_images, one.clusters, one.provenance) == (
+        other.config,
+        other.n_images,
+        other.clusters,
+        other.provenance,
+    )
+    assert torch.equal(one.means, other.means)
+    assert torch.equal(one.centroids, other.centroids)
+    for modality, texts in one.selected.items():
+        assert texts.texts == other.selected[modality].texts
+        assert torch.equal(texts.embeddings, other.selected[modality].embeddings)
+        assert torch.equal(texts.g, other.selected[modality].g)
+
+
+def test_survives_a_folder_and_a_weights_only_checkpoint(fitted, tmp_path):
+    fitted.save(tmp_path / "model")
+    assert_same(fitted, FittedCAE.load(tmp_path / "model"))
+    torch.save(fitted.state_dict(), tmp_path / "state.pt")
+    assert_same(fitted, FittedCAE.from_state_dict(torch.load(tmp_path / "state.pt", weights_only=True)))
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_order_of_modalities_survives(fitted, tmp_path):
+    fitted.save(tmp_path)
+    assert list(FittedCAE.load(tmp_path).selected) == ["noun", "caption"]
+
+
+def edit_config(folder, change):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json missing"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "cannot be read"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"junk"), "cannot be read"),
+        (lambda folder: edit_config(folder, lambda c: c.update(format_version=FORMAT_VERSION + 1)), "upgrade cae"),
+        (lambda folder: edit_config(folder, lambda c: c.pop("format_version")), "not a fitted CAE"),
+        (lambda folder: edit_config(folder, lambda c: c.pop("texts")), "incomplete or damaged"),
+        (lambda folder: edit_config(folder, lambda c: c["config"].update(wings=2)), "incomplete or damaged"),
+        (lambda folder: edit_config(folder, lambda c: c["texts"]["noun"].pop()), "incomplete or damaged"),
+    ],
+)
+def test_damaged_or_foreign_folders_are_refused(fitted, tmp_path, damage, message):
+    fitted.save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ModelError, match=message):
+        FittedCAE.load(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_model(fitted, tmp_path, monkeypatch):
+    fitted.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr("cae.state.json.dumps", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fitted.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
