@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -44,13 +44,7 @@ def list_images(root: str | os.PathLike[str]) -> list[Path]:
         raise ImageError(f"no such folder: {root}")
     Image.init()
     readable = {ending for ending, name in Image.EXTENSION.items() if name in Image.OPEN}
-    paths = [
-        Path(folder, name)
-        for folder, subfolders, names in os.walk(root)
-        if not _prune_hidden(subfolders)
-        for name in names
-        if not name.startswith(".") and Path(name).suffix.lower() in readable
-    ]
+    paths = [path for path in _visible_files(root) if path.suffix.lower() in readable]
     if not paths:
         raise ImageError(
             f"no pictures in {root}: looked through all sub-folders for files that Pillow reads (.jpg, .png, …)"
@@ -58,9 +52,10 @@ def list_images(root: str | os.PathLike[str]) -> list[Path]:
     return sorted(paths)
 
 
-def _prune_hidden(folders: list[str]) -> None:
-    """Keep `os.walk` out of hidden folders."""
-    folders[:] = [name for name in folders if not name.startswith(".")]
+def _visible_files(root: Path) -> Iterator[Path]:
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
 def read_image(path: str | os.PathLike[str], side: int | None = None) -> Image.Image:

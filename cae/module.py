@@ -146,7 +146,7 @@ class CAE(pl.LightningModule):
         for x, result in zip(embeddings, results, strict=True):
             for key, values in found.items():
                 # In place: the trainer holds these very tensors.
-                result[key].copy_(values[start : start + len(x)])  # type: ignore[literal-required, index]
+                result[key].copy_(values[start : start + len(x)])
             start += len(x)
 
     def embed(self, images: Tensor) -> Tensor:
