@@ -1,0 +1,90 @@
+"""What many tests share: an isolated cache, a small encoder, pictures and texts on disk, Triton's interpreter."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+# Without CUDA the Triton kernels run in Triton's interpreter, which has to be asked for before triton is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreter_counts() -> None:
+    """Triton 3.6's interpreter makes a loop bound an int in a way that numpy 2.4 refuses; later ones as is done here."""
+    if not os.environ.get("TRITON_INTERPRET") or numpy.lib.NumpyVersion(numpy.__version__) < "2.4.0":
+        return
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    patch = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
+
+
+@pytest.fixture(autouse=True)
+def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("CAE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def thumbnail(image: Image.Image) -> Tensor:
+    """(3, 4, 4) float32 in [0, 1]."""
+    return torch.from_numpy(numpy.asarray(image.resize((4, 4)), dtype=numpy.float32) / 255).permute(2, 0, 1)
+
+
+class FakeEncoder:
+    """An `Encoder` without weights: pictures are their own thumbnails, texts are noise seeded by their hash."""
+
+    spec, dim, fingerprint, prompt, image_size = "fake", 48, "fake-1", "a photo of {}", 4
+    preprocess = staticmethod(thumbnail)
+
+    def to(self, device: torch.device | str) -> "FakeEncoder":
+        return self
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        return normalize(images.flatten(1) - 0.5, dim=1)
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        seeds = [int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") // 2 for text in texts]
+        return normalize(
+            torch.stack([torch.randn(48, generator=torch.Generator().manual_seed(s)) for s in seeds]), dim=1
+        )
+
+
+@pytest.fixture
+def fake_encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture
+def picture_folder(tmp_path: Path) -> Path:
+    """30 pictures: ten shades each of red, green and blue, in folders by colour."""
+    generator = numpy.random.default_rng(0)
+    for channel, colour in enumerate(("red", "green", "blue")):
+        folder = tmp_path / "pictures" / colour
+        folder.mkdir(parents=True)
+        for i in range(10):
+            pixels = generator.integers(0, 60, (20, 24, 3), dtype=numpy.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def text_files(tmp_path: Path) -> dict[str, str]:
+    """Small corpora as the arguments `nouns` and `captions` of `CAE`."""
+    (tmp_path / "nouns.txt").write_text("".join(f"thing {i}\n" for i in range(60)))
+    (tmp_path / "captions.txt").write_text("".join(f"somebody does thing {i}\n" for i in range(90)))
+    return {"nouns": str(tmp_path / "nouns.txt"), "captions": str(tmp_path / "captions.txt")}
