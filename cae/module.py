@@ -217,15 +217,17 @@ class CAE(pl.LightningModule):
         module.fitted = fitted
         return module
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the fitted state, as tensors and plain values."""
-        if self.fitted is not None:
-            checkpoint["cae"] = self.fitted.state_dict()
+    def get_extra_state(self) -> dict[str, Any]:
+        """The fitted state as tensors and plain values: PyTorch's way into `state_dict` and so into checkpoints."""
+        return {} if self.fitted is None else self.fitted.state_dict()
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the fitted state, if there is one."""
-        if "cae" in checkpoint:
-            self.fitted = FittedCAE.from_state_dict(checkpoint["cae"])
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `get_extra_state`.
+
+        Raises:
+            ModelError: written by a newer version, or damaged.
+        """
+        self.fitted = FittedCAE.from_state_dict(state) if state else None
 
 
 def check_encoder(fitted: FittedCAE, encoder: Encoder) -> None:

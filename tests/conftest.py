@@ -19,7 +19,7 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(scope="session", autouse=True)
 def interpreter_counts() -> None:
-    """Triton 3.6's interpreter makes a loop bound an int in a way that numpy 2.4 refuses; later ones as is done here."""
+    """Triton 3.6's interpreter makes a loop bound an int in a way that numpy 2.4 refuses; later ones do as here."""
     if not os.environ.get("TRITON_INTERPRET") or numpy.lib.NumpyVersion(numpy.__version__) < "2.4.0":
         return
     interpreter = pytest.importorskip("triton.runtime.interpreter")

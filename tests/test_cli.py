@@ -1,0 +1,152 @@
+"""The command line as a user meets it: files written, exit codes, and messages that say what to do."""
+
+import json
+import subprocess
+import sys
+
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import pytest
+
+from cae import cli
+from cae.encoders import EncoderError
+
+K = 3
+
+
+@pytest.fixture
+def run(monkeypatch, fake_encoder, capfd):
+    """Run `cae …` in this process with the fake encoder; returns (exit code, stdout, stderr)."""
+    monkeypatch.setattr("cae.module.load_encoder", lambda *_, **__: fake_encoder)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["cae", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code or 0, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def clustered(run, picture_folder, text_files, tmp_path):
+    out = tmp_path / "result"
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
+    code, stdout, stderr = run("cluster", picture_folder, "-k", K, "--out", out, "--workers", 0, *texts)
+    assert code == 0, stderr
+    return out, stdout, stderr
+
+
+def test_cluster_writes_what_it_promises(clustered, picture_folder):
+    out, stdout, _ = clustered
+    table = pq.read_table(out / "assignments.parquet")
+    assert table.column_names == [
+        "path", "cluster", "name", "confidence", "beta_image", "beta_noun", "beta_caption", "top_nouns", "top_caption"
+    ]  # fmt: skip
+    assert len(pacsv.read_csv(out / "assignments.csv")) == len(table)
+    rows = table.to_pylist()
+    assert all((picture_folder / row["path"]).is_file() for row in rows)
+    assert all(len(row["top_nouns"]) == 3 and row["top_caption"] for row in rows)
+    clusters = json.loads((out / "clusters.json").read_text())["clusters"]
+    assert [set(cluster) for cluster in clusters] == [
+        {"id", "name", "gloss", "size", "nouns", "captions", "representatives"}
+    ] * K
+    assert sum(cluster["size"] for cluster in clusters) == len(table)
+    assert {row["name"] for row in rows} <= {cluster["name"] for cluster in clusters}
+    run = json.loads((out / "run.json").read_text())
+    assert run["corpora"]["noun"]["sha256"]
+    assert run["encoder"]["fingerprint"]
+    assert run["scores"]["CAE"]["acc"] >= 0
+    assert "image k-means" in stdout
+
+
+def test_predict_gives_the_same_clusters_without_refitting(clustered, run, picture_folder, tmp_path):
+    out, *_ = clustered
+    for model in (out, out / "model"):
+        code, _, stderr = run("predict", model, picture_folder, "--out", tmp_path / "again", "--workers", 0)
+        assert code == 0, stderr
+        assert pq.read_table(tmp_path / "again/assignments.parquet").equals(pq.read_table(out / "assignments.parquet"))
+
+
+def test_unreadable_pictures_are_listed_and_skipped(run, picture_folder, text_files, tmp_path):
+    (picture_folder / "red" / "empty.jpg").write_bytes(b"")
+    code, _, stderr = run(
+        "cluster", picture_folder, "-k", K, "--out", tmp_path / "out", "--nouns", text_files["nouns"],
+        "--captions", text_files["captions"], "--workers", 2,
+    )  # fmt: skip
+    assert code == 0
+    assert "skipped red/empty.jpg" in stderr
+    assert list(json.loads((tmp_path / "out/run.json").read_text())["skipped"]) == ["red/empty.jpg"]
+    assert "red/empty.jpg" not in pq.read_table(tmp_path / "out/assignments.parquet")["path"].to_pylist()
+
+
+def test_texts_build_fills_the_cache(run, text_files):
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
+    code, stdout, _ = run("texts", "build", *texts)
+    assert code == 0
+    assert "nouns:" in stdout
+    assert "captions:" in stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["cluster", "{folder}/nowhere", "-k", "3"], 1, "no such folder"),
+        (["cluster", "{empty}", "-k", "3"], 1, "no pictures"),
+        (["cluster", "{folder}", "-k", "1"], 2, "greater than or equal"),
+        (["cluster", "{folder}", "-k", "500"], 1, "too few for 500 clusters"),
+        (["cluster", "{folder}"], 2, "--clusters"),
+        (["cluster", "{folder}", "-k", "3", "--out", "{file}"], 1, "choose another folder with --out"),
+        (["cluster", "{folder}", "-k", "3", "--nouns", "{blank}"], 1, "blank.txt"),
+        (["cluster", "{folder}", "-k", "3", "--nouns", "no-such-corpus"], 1, "no-such-corpus"),
+        (["cluster", "{folder}", "-k", "3", "--device", "abacus"], 1, "try --device cpu"),
+        (["predict", "{empty}", "{folder}"], 1, "not a model folder"),
+        (["frobnicate"], 2, "No such command"),
+    ],
+)
+def test_bad_input_ends_with_a_message_and_a_code(run, picture_folder, tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    places = {
+        "folder": picture_folder,
+        "empty": tmp_path / "void",
+        "file": tmp_path / "file",
+        "blank": tmp_path / "blank.txt",
+    }
+    places["empty"].mkdir()
+    places["file"].write_text("x")
+    places["blank"].write_text("\n \n")
+    found, _, stderr = run(*(argument.format(**places) for argument in arguments))
+    assert found == code
+    assert message in " ".join(stderr.split())
+
+
+def test_an_unreachable_hub_is_one_clear_line(run, monkeypatch, picture_folder, tmp_path):
+    def unreachable(*_, **__):
+        raise EncoderError("weights cannot be downloaded; use --encoder lite or --encoder-weights FILE")
+
+    monkeypatch.setattr("cae.module.load_encoder", unreachable)
+    code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", tmp_path / "out")
+    assert code == 1
+    assert stderr.count("\n") == 1
+    assert "--encoder lite" in stderr
+
+
+def test_interruption_has_its_exit_code(run, monkeypatch, picture_folder, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cae.data.list_images", interrupted)
+    code, *_ = run("cluster", picture_folder, "-k", K, "--out", tmp_path / "out")
+    assert code == 130
+
+
+@pytest.mark.parametrize("arguments", [[], ["cluster"], ["predict"], ["demo"], ["texts"], ["texts", "build"]])
+def test_help_on_every_level(run, arguments):
+    code, stdout, _ = run(*arguments, "--help")
+    assert code == 0
+    assert "Usage" in stdout
+
+
+def test_help_does_not_load_torch():
+    check = "import sys; from cae import cli; assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True)
