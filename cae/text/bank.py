@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.cache import cache_dir
+from cae.encoders import Encoder
 from cae.files import replacing
 from cae.text.corpora import Corpus, TextError
 
@@ -35,19 +36,6 @@ FORMAT = 1
 
 BLOCK = 1024
 """Texts that are embedded, and can be lost, at a time."""
-
-
-class TextEncoder(Protocol):
-    """The part of `cae.encoders.Encoder` that a bank needs."""
-
-    spec: str
-    dim: int
-    fingerprint: str
-    prompt: str
-
-    def encode_texts(self, texts: list[str], /) -> Tensor:
-        """Texts ↦ (len(texts), D) float32 unit rows."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +73,7 @@ class TextBank:
 
 def build_bank(
     corpus: Corpus,
-    encoder: TextEncoder,
+    encoder: Encoder,
     *,
     prompt: str | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -132,13 +120,13 @@ def build_bank(
     return TextBank(corpus, embeddings, prompt, encoder.spec, encoder.fingerprint)
 
 
-def _key(corpus: Corpus, encoder: TextEncoder, prompt: str) -> str:
+def _key(corpus: Corpus, encoder: Encoder, prompt: str) -> str:
     identity = json.dumps([encoder.fingerprint, prompt, corpus.sha256])
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
 def _embed(
-    texts: list[str], encoder: TextEncoder, prompt: str, folder: Path, progress: Callable[[int, int], None] | None
+    texts: list[str], encoder: Encoder, prompt: str, folder: Path, progress: Callable[[int, int], None] | None
 ) -> Tensor:
     """Embed block by block, taking the blocks that an interrupted run has left in `folder`.
 
@@ -167,7 +155,7 @@ def _embed(
     return embeddings
 
 
-def _checked(vectors: Tensor, rows: int, encoder: TextEncoder) -> Tensor:
+def _checked(vectors: Tensor, rows: int, encoder: Encoder) -> Tensor:
     """An encoder's answer as float16 on the CPU.
 
     Raises:
