@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self, TypedDict
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
@@ -22,22 +22,6 @@ from cae.text import TextBank, build_bank, load_corpus
 
 IMAGE_KEYS = ("image", "images", "pixel_values", "embedding", "embeddings")
 DEFAULT_ENCODER = "open_clip:ViT-B-32/openai"
-
-
-class BatchPrediction(TypedDict, total=False):
-    """What `predict_step` returns for B images, on the CPU.
-
-    The first five are those of `cae.pipeline.Prediction`; `index` is handed through from dict batches that have one;
-    `embedding` (B, D) float32 is there with `return_embeddings=True`.
-    """
-
-    cluster: Tensor
-    confidence: Tensor
-    runner_up: Tensor
-    similarity: Tensor
-    beta: Tensor
-    index: Tensor
-    embedding: Tensor
 
 
 class CAE(pl.LightningModule):
@@ -102,7 +86,7 @@ class CAE(pl.LightningModule):
         self.return_embeddings = return_embeddings
         self.fitted: FittedCAE | None = None
         self._banks: dict[str, TextBank] = {}
-        self._collected: list[tuple[Tensor, BatchPrediction]] = []
+        self._collected: list[tuple[Tensor, dict[str, Tensor]]] = []
 
     @property
     def encoder(self) -> Encoder:
@@ -120,8 +104,13 @@ class CAE(pl.LightningModule):
             check_encoder(self.fitted, self.encoder)
             self.fitted = self.fitted.to(self.device)
 
-    def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> BatchPrediction:
-        """Image batch to embeddings, counterparts, fusion and nearest centroid; or collect, on a fresh module."""
+    def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Image batch to embeddings, counterparts, fusion and nearest centroid; or collect, on a fresh module.
+
+        Returns:
+            The fields of `cae.pipeline.Prediction` for B images, on the CPU; `index` if the batch is a dict that has
+            one; `embedding` (B, D) float32 unit rows with `return_embeddings=True`.
+        """
         x = self.embed(_images_of(batch))
         if self.fitted is not None:
             found = pipeline.predict(x, self.fitted) if len(x) else _placeholder(0, self.config)
@@ -275,5 +264,5 @@ def _placeholder(n: int, config: CAEConfig) -> pipeline.Prediction:
     return pipeline.Prediction(label, number, label.clone(), number.clone(), beta)
 
 
-def _on_cpu(found: pipeline.Prediction) -> BatchPrediction:
-    return BatchPrediction(**{key: value.cpu() for key, value in found._asdict().items()})  # type: ignore[typeddict-item]
+def _on_cpu(found: pipeline.Prediction) -> dict[str, Tensor]:
+    return {key: value.cpu() for key, value in found._asdict().items()}

@@ -15,15 +15,10 @@ def gradient(mode: str, size=(40, 30)) -> Image.Image:
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
-        ("a.png", "P"),
-        ("a.png", "RGBA"),
-        ("a.png", "LA"),
-        ("a.png", "1"),
-        ("a.jpg", "CMYK"),
-        ("a.jpg", "L"),
-        ("a.gif", "P"),
-    ]
-    + [("a.webp", "RGB"), ("a.tiff", "RGB"), ("a.bmp", "RGB"), ("A.JPEG", "RGB")],
+        *(("a.png", mode) for mode in ("P", "RGBA", "LA", "1")),
+        *(("a.jpg", mode) for mode in ("CMYK", "L")),
+        *((name, "RGB") for name in ("a.gif", "a.webp", "a.tiff", "a.bmp", "A.JPEG")),
+    ],
 )
 def test_reads_every_mode_as_rgb(tmp_path, name, mode):
     gradient(mode).save(tmp_path / name)

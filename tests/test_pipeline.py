@@ -160,7 +160,7 @@ def test_texts_help_where_they_know_more_than_the_images():
     nouns = normalize(concepts.repeat_interleave(4, dim=0) + 0.1 * torch.randn(4 * K, D, generator=generator), dim=1)
     banks = {"noun": make_bank("noun", [f"n{i}" for i in range(len(nouns))], nouns)}
     config = CAEConfig(n_clusters=K, modalities=("noun",), gamma=0.02)
-    fitted, prediction = pipeline.fit(images, banks, config)
+    _, prediction = pipeline.fit(images, banks, config)
     baseline = image_kmeans(images, K, n_init=5, max_iter=100, seed=0)
     assert clustering_scores(prediction.cluster, labels)["acc"] > 95
     assert clustering_scores(baseline, labels)["acc"] < 80
