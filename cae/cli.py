@@ -34,6 +34,7 @@ err_console = Console(stderr=True)
 
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
+COLLAPSED = 0.99
 
 Encoder = Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, or lite (no download; not CLIP).")]
 Weights = Annotated[
@@ -221,6 +222,7 @@ def _cluster(folder: Path, out: Path, settings: dict[str, Any], *, quiet: bool, 
     _print_clusters(result)
     if scores["CAE"] is not None:
         _print_scores(scores)
+    _print_weights(result)
     _print_skipped(result)
     if settings["encoder"] == "lite":
         out_console.print("lite encoder: made for trying things out offline; it is not CLIP and its scores are lower")
@@ -384,6 +386,20 @@ def _print_scores(scores: dict[str, dict[str, float]]) -> None:
         table.add_row(method, *(f"{row[metric]:.1f}" for metric in ("acc", "nmi", "ari")))
     out_console.print()
     out_console.print(table)
+
+
+def _print_weights(result: Any) -> None:
+    """What the fused embedding is made of on average; a modality that takes all leaves nothing to fuse."""
+    mean = {modality: float(weight.mean()) for modality, weight in result.weights().items()}
+    out_console.print(
+        "mean fusion weights: " + ", ".join(f"{modality} {weight:.0%}" for modality, weight in mean.items())
+    )
+    modality, weight = max(mean.items(), key=lambda item: item[1])
+    if weight > COLLAPSED:
+        err_console.print(
+            f"the fusion has collapsed to the {modality} embeddings ({weight:.1%}); a larger gamma mixes more",
+            style="yellow",
+        )
 
 
 def _print_skipped(result: Any) -> None:

@@ -76,6 +76,12 @@ class FolderResult:
         folders = self.folder_labels()
         return None if folders is None else clustering_scores(labels, folders[1])
 
+    def weights(self) -> dict[str, Tensor]:
+        """beta of Eq. 16 by modality, each (N,) float32; zero for a modality that the settings leave out."""
+        present = dict(zip(("image", *self.fitted.config.modalities), self.prediction.beta.unbind(dim=1), strict=True))
+        absent = torch.zeros(len(self.paths))
+        return {modality: present.get(modality, absent) for modality in ("image", "noun", "caption")}
+
     def assignments(self) -> pa.Table:
         """A row a picture: path, cluster, name, confidence, weights of Eq. 16, and its own top texts."""
         fitted, prediction = self.fitted, self.prediction
@@ -85,10 +91,8 @@ class FolderResult:
             "name": [fitted.clusters[k].name for k in prediction.cluster.tolist()],
             "confidence": prediction.confidence.numpy(),
         }
-        weights = dict(zip(("image", *fitted.config.modalities), prediction.beta.unbind(dim=1), strict=True))
-        for modality in ("image", "noun", "caption"):
-            weight = weights.get(modality)
-            columns[f"beta_{modality}"] = (torch.zeros(len(self.paths)) if weight is None else weight).numpy()
+        for modality, weight in self.weights().items():
+            columns[f"beta_{modality}"] = weight.numpy()
         columns["top_nouns"] = self._top_texts("noun", N_TOP_NOUNS)
         columns["top_caption"] = [texts[0] if texts else "" for texts in self._top_texts("caption", 1)]
         return pa.table(columns)
@@ -165,6 +169,7 @@ def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
         {
             "root": os.fspath(result.root.absolute()),
             "images": len(result.paths),
+            "beta_mean": {modality: round(float(weight.mean()), 4) for modality, weight in result.weights().items()},
             "skipped": {result.relative(path): reason for path, reason in result.skipped.items()},
             "config": asdict(result.fitted.config),
             **result.fitted.provenance,

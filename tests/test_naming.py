@@ -1,0 +1,55 @@
+"""Names: typical here and not elsewhere, distinct, and with the sense that the images show."""
+
+import pytest
+import torch
+
+from cae.config import CAEConfig
+from cae.naming import distinct_names, fitting_glosses, transport_mass, typicality
+from cae.state import SelectedTexts
+from cae.text import Corpus, TextBank
+
+
+def bank(kind, texts, vectors, glosses=None):
+    corpus = Corpus(kind, "toy", texts, glosses, source_rows=len(texts))
+    return TextBank(corpus, torch.tensor(vectors).half(), prompt="{}", encoder="toy", fingerprint="0")
+
+
+def test_transport_mass_is_the_mean_plan_of_a_cluster():
+    generator = torch.Generator().manual_seed(0)
+    x, u = (torch.nn.functional.normalize(torch.randn(n, 6, generator=generator), dim=1) for n in (600, 9))
+    g, labels = 0.1 * torch.randn(9, generator=generator), torch.arange(600) % 2
+    mass = transport_mass(x, labels, SelectedTexts([""] * 9, u, g), CAEConfig(n_clusters=3, epsilon=0.1))
+    plan = ((x.double() @ u.double().T + g) / 0.1).softmax(dim=1)
+    torch.testing.assert_close(mass[0], plan[labels == 0].mean(dim=0).float())
+    assert mass[2].eq(0).all()
+
+
+def test_what_all_clusters_share_is_not_typical_of_any():
+    mass = torch.tensor([[0.6, 0.4, 0.0], [0.6, 0.0, 0.4]])
+    score = typicality(mass)
+    assert score.argmax(dim=1).tolist() == [1, 2]
+    torch.testing.assert_close(score[:, 0], torch.zeros(2))
+    assert score.isfinite().all()
+
+
+def test_names_are_distinct_even_where_clusters_want_the_same():
+    score = torch.tensor([[0.9, 0.8, 0.0], [1.0, 0.1, 0.0]])
+    assert distinct_names(score, ["dog", "puppy", "cat"]) == ["puppy", "dog"]
+
+
+def test_clusters_beyond_the_nouns_are_called_after_their_number():
+    assert distinct_names(torch.tensor([[0.1], [0.9]]), ["dog"]) == ["cluster 0", "dog"]
+
+
+@pytest.mark.parametrize(("image", "sense"), [([1.0, 0.0], "a bird"), ([0.0, 1.0], "a machine")])
+def test_images_choose_the_sense_of_an_ambiguous_name(image, sense):
+    nouns = bank("noun", ["crane"], [[1.0, 0.0]], [("a bird", "a machine")])
+    captions = bank("caption", ["a bird", "a machine"], [[1.0, 0.0], [0.0, 1.0]])
+    assert fitting_glosses(["crane"], torch.tensor([image]), nouns, captions) == [sense]
+
+
+def test_without_embedded_glosses_the_first_sense_is_taken():
+    nouns = bank("noun", ["crane"], [[1.0, 0.0]], [("a bird", "a machine")])
+    images = torch.tensor([[0.0, 1.0]] * 2)
+    assert fitting_glosses(["crane", "cluster 1"], images, nouns, None) == ["a bird", ""]
+    assert fitting_glosses(["crane"], images[:1], bank("noun", ["crane"], [[1.0, 0.0]]), None) == [""]
