@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -16,18 +15,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 # Whatever needs torch is imported inside the commands: `cae --help` answers at once.
-
-app = typer.Typer(
-    name="cae",
-    help="Sort a pile of unlabelled pictures into named groups, without training anything.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-texts_app = typer.Typer(help="Text banks: nouns and captions, embedded once and cached.", no_args_is_help=True)
-app.add_typer(texts_app, name="texts")
 
 out_console = Console()
 err_console = Console(stderr=True)
@@ -35,6 +25,37 @@ err_console = Console(stderr=True)
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 COLLAPSED = 0.99
+
+
+class _Commands(TyperGroup):
+    """Errors that a user can mend become one line and a non-zero exit; bugs keep their traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt as error:
+            err_console.print(
+                "interrupted; texts embedded so far are kept: run the command again to go on", style="yellow"
+            )
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        except (ValueError, OSError, RuntimeError) as error:
+            err_console.print("error:", style="bold red", end=" ")
+            err_console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(EXIT_FAILURE) from error
+
+
+app = typer.Typer(
+    name="cae",
+    cls=_Commands,
+    help="Sort a pile of unlabelled pictures into named groups, without training anything.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+texts_app = typer.Typer(help="Text banks: nouns and captions, embedded once and cached.", no_args_is_help=True)
+app.add_typer(texts_app, name="texts")
 
 Encoder = Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, or lite (no download; not CLIP).")]
 Weights = Annotated[
@@ -51,18 +72,10 @@ DEFAULT_ENCODER = "open_clip:ViT-B-32/openai"
 
 
 def main() -> None:
-    """Run the command line; errors that a user can mend become one line and a non-zero exit."""
+    """Run the command line."""
     # Deprecations between libraries are their developers' business.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    try:
-        app(prog_name="cae")
-    except KeyboardInterrupt:
-        err_console.print("interrupted; embedded texts are kept, run the command again to go on", style="yellow")
-        sys.exit(EXIT_INTERRUPTED)
-    except (ValueError, OSError, RuntimeError) as error:
-        err_console.print("error:", style="bold red", end=" ")
-        err_console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(EXIT_FAILURE)
+    app(prog_name="cae")
 
 
 @app.callback(invoke_without_command=True)
@@ -250,7 +263,12 @@ def _run_folder(module: Any, folder: Path, *, device: str, batch_size: int, work
     with _progress(quiet) as progress:
         if fresh:
             _build_banks(module, progress)
-        batches = _trainer(target, _picture_bar(progress, len(paths))).predict(module, datamodule=data)
+        trainer = _trainer(target, _picture_bar(progress, len(paths)))
+        try:
+            batches = trainer.predict(module, datamodule=data)
+        except SystemExit as stop:
+            # How Lightning answers Ctrl-C.
+            raise KeyboardInterrupt if trainer.interrupted else stop from stop
     assert batches is not None  # the trainer was not told to drop them
     columns = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
     index = columns["index"].tolist()

@@ -131,13 +131,20 @@ def test_an_unreachable_hub_is_one_clear_line(run, monkeypatch, picture_folder, 
     assert "--encoder lite" in stderr
 
 
-def test_interruption_has_its_exit_code(run, monkeypatch, picture_folder, tmp_path):
-    def interrupted(*_, **__):
+@pytest.mark.parametrize("where", ["encode_texts", "encode_images"])
+def test_interruption_says_so_and_has_its_exit_code(
+    run, monkeypatch, fake_encoder, picture_folder, text_files, tmp_path, where
+):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cae.data.list_images", interrupted)
-    code, *_ = run("cluster", picture_folder, "-k", K, "--out", tmp_path / "out")
+    monkeypatch.setattr(fake_encoder, where, interrupted)
+    code, _, stderr = run(
+        "cluster", picture_folder, "-k", K, "--out", tmp_path / "out", "--nouns", text_files["nouns"],
+        "--captions", text_files["captions"], "--workers", 0,
+    )  # fmt: skip
     assert code == 130
+    assert "run the command again to go on" in stderr
 
 
 @pytest.mark.parametrize("arguments", [[], ["cluster"], ["predict"], ["demo"], ["texts"], ["texts", "build"]])
