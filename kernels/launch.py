@@ -25,14 +25,14 @@ class Tile(NamedTuple):
 # Keyed by the least compute capability that a row is for (0 is Triton's interpreter, whose tiles are small so that
 # small tests cross their borders). Never by N or M: a row's result must not depend on what it is batched with.
 _HALF = {
-    _INTERPRETER: Tile(32, 32, 32, 4, 1),
+    _INTERPRETER: Tile(32, 64, 128, 4, 1),
     80: Tile(128, 128, 32, 8, 4),
     90: Tile(128, 256, 64, 8, 3),
     120: Tile(128, 128, 32, 8, 4),
 }
 # Exact float32 products run outside the tensor cores, from registers: smaller tiles.
 _SINGLE = {
-    _INTERPRETER: Tile(32, 32, 32, 4, 1),
+    _INTERPRETER: Tile(32, 64, 128, 4, 1),
     80: Tile(64, 64, 32, 4, 2),
 }
 
@@ -64,7 +64,7 @@ def weighted_sum_tile(arch: int, dtype: torch.dtype, width: int) -> Tile:
     block = tile.BLOCK_J
     while block > 64 and width % block:  # 384 is three blocks of 128, not one and a half of 256
         block //= 2
-    return tile._replace(BLOCK_J=max(16, min(block, _power_of_2(width))))
+    return tile._replace(BLOCK_J=max(16, min(block, _power_of_2(width))), BLOCK_K=min(tile.BLOCK_K, tile.BLOCK_J))
 
 
 def _table_row(arch: int, dtype: torch.dtype) -> Tile:

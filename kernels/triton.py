@@ -96,15 +96,19 @@ def softmax_panel_kernel(
     # (BI,) -inf where every text of the tile has weight 0
     b_max = tl.max(b_e, axis=1)
     b_p = tl.exp2(b_e - tl.where(b_max == -float("inf"), 0.0, b_max)[:, None]) * UNIT
+    tl.store(p_max + i_j * stride_t + o_i, b_max)
+    p_sum += i_j * stride_t + o_i
+    if WEIGH:
+        tl.store(p_sum, tl.sum(b_p, axis=1))
+        b_p *= b_s
     if KEEP:
-        b_kept = (b_p * b_s if WEIGH else b_p).to(p_p.dtype.element_ty)
+        b_kept = b_p.to(p_p.dtype.element_ty)
         # Read once by the next kernel and then dead: it should not displace x and u from the L2 cache.
         tl.store(p_p + o_i.to(tl.int64)[:, None] * stride_p + o_j[None, :], b_kept, eviction_policy="evict_first")
-        if not WEIGH:
-            # Sum what was kept, so that the rows of the plan are exact whatever the rounding.
-            b_p = b_kept.to(tl.float32)
-    tl.store(p_max + i_j * stride_t + o_i, b_max)
-    tl.store(p_sum + i_j * stride_t + o_i, tl.sum(b_p, axis=1))
+        b_p = b_kept.to(tl.float32)
+    if not WEIGH:
+        # The sum of what was kept, so that the rows of the plan are exact whatever the rounding.
+        tl.store(p_sum, tl.sum(b_p, axis=1))
 
 
 @triton.jit(do_not_specialize=["N", "tiles"])

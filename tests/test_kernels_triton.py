@@ -1,0 +1,346 @@
+"""The Triton backends against the float64 reference: compiled on CUDA, in Triton's interpreter elsewhere."""
+
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+triton = pytest.importorskip("triton")
+tl = triton.language
+
+from cae.kernels import cosine_sinkhorn, counterparts, fuse, launch, nearest, retrieve  # noqa: E402
+from cae.kernels.sinkhorn.triton import TritonSweep  # noqa: E402
+from cae.kernels.triton import SoftmaxPanel, product  # noqa: E402
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CLIP = Path(__file__).parents[2] / "shared/data/clip_text/vit_b32_noun_text_vectors.npy"
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# Every N and M of 1, 2, 15, 127, 129 and every width that an encoder in use has, without their product.
+SHAPES = [
+    (1, 1, 64),
+    (1, 129, 3),
+    (2, 15, 384),
+    (15, 2, 64),
+    (15, 127, 768),
+    (127, 1, 512),
+    (127, 129, 3),
+    (129, 127, 64),
+    (15, 129, 1280),
+]
+# Largest relative error ||y - y'|| / ||y'|| of a result kept in a dtype. What the reference gets is the same inputs, so
+# what counts is the rounding of the softmax between two kernels and of the result. The interpreter truncates bfloat16.
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1.2e-2}
+
+
+@pytest.fixture(autouse=True)
+def poison(monkeypatch):
+    """Memory that nobody wrote reads as NaN, or as a label far outside."""
+
+    def poisoned(allocate):
+        def empty(*args, **kwargs):
+            out = allocate(*args, **kwargs)
+            return out.fill_(torch.nan if out.is_floating_point() else -(2**40))
+
+        return empty
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+
+
+@pytest.fixture
+def one_tile_panels(monkeypatch):
+    """The least scratch: every tile of rows is a panel of its own."""
+    monkeypatch.setattr(launch, "_PANEL_BYTES", {"cpu": 1, "cuda": 1})
+
+
+def unit(rows: int, width: int, dtype: torch.dtype = torch.float32, *, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return normalize(torch.randn(rows, width, generator=generator), dim=1).to(DEVICE, dtype)
+
+
+def geometry(kind: str, rows: int, width: int, dtype: torch.dtype, *, seed: int) -> Tensor:
+    """Unit rows of a kind that makes trouble: scores that tie, or that all but tie."""
+    noise = unit(rows, width, seed=seed)
+    if kind == "random":
+        return noise.to(dtype)
+    if kind == "duplicated":
+        return noise[torch.arange(rows, device=DEVICE) // 3].to(dtype)
+    centers = unit(4, width, seed=7)[torch.arange(rows, device=DEVICE) % 4]
+    spread = {"clustered": 0.3, "collinear": 1e-3}[kind]
+    return normalize(centers + spread * noise, dim=1).to(dtype)
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    return float((value.double() - reference).norm() / reference.norm())
+
+
+def check_sweep(x: Tensor, u: Tensor, epsilon: float) -> None:
+    """One sweep against the same in float64."""
+    N, M = len(x), len(u)
+    a = torch.rand(N, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    a /= a.sum()
+    log_v = torch.randn(M, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    log_u, columns = TritonSweep(x, u, a, epsilon)(log_v)
+
+    e = x.double() @ u.double().T / epsilon + log_v.to(DEVICE)
+    t = torch.softmax(e, dim=1)
+    # The exponent s / epsilon is held in float32: its rounding is the floor of what follows. Half types add that of p.
+    floor = 4e-7 / epsilon + (5e-7 if x.dtype == torch.float32 else 5e-4)
+    torch.testing.assert_close(log_u.double(), -torch.logsumexp(e, dim=1), atol=2 * floor, rtol=1e-6)
+    torch.testing.assert_close(columns, a.double() @ t, atol=1e-9, rtol=2 * floor)
+    # The rows of the plan are exact whatever the rounding, so all that was sent arrives.
+    assert float(columns.sum()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "M", "D"), SHAPES)
+def test_sweep(N, M, D, dtype):
+    check_sweep(unit(N, D, dtype), unit(M, D, dtype, seed=1), epsilon=0.05)
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 0.02, 1.0])
+@pytest.mark.parametrize("kind", ["clustered", "duplicated", "collinear"])
+def test_sweep_on_hard_geometry(kind, epsilon):
+    for dtype in (torch.float32, torch.float16):
+        x, u = geometry(kind, 70, 64, dtype, seed=0), geometry(kind, 45, 64, dtype, seed=1)
+        check_sweep(x, u, epsilon)
+
+
+@pytest.mark.parametrize(
+    ("N", "M", "D"),
+    [
+        pytest.param(1100, 40, 16, id="column sums by several programs"),
+        pytest.param(3, 2100, 16, id="more tiles in a row than one step of the normaliser takes"),
+    ],
+)
+def test_sweep_of_long_sides(N, M, D):
+    check_sweep(unit(N, D, torch.float16), unit(M, D, torch.float16, seed=1), epsilon=0.05)
+
+
+@pytest.mark.usefixtures("one_tile_panels")
+def test_sweep_over_several_panels_gives_the_same_rows_and_repeats():
+    x, u, a = unit(150, 32), unit(40, 32, seed=1), torch.full((150,), 1 / 150, device=DEVICE)
+    check_sweep(x, u, epsilon=0.05)
+    sweep, log_v = TritonSweep(x, u, a, 0.05), torch.zeros(40, dtype=torch.float64)
+    assert sweep.panel.rows < 150
+    first, second = sweep(log_v), sweep(log_v)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("acceleration", [False, True])
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float32, 1e-5), (torch.float16, 3e-4)])
+def test_sinkhorn_converges_to_the_reference(dtype, tol, acceleration):
+    x, u = unit(60, 64, dtype), unit(40, 64, dtype, seed=1)
+    a, b = (torch.rand(n, generator=torch.Generator().manual_seed(n)).to(DEVICE) for n in (60, 40))
+    a[3] = b[5] = 0
+    kwargs = {"epsilon": 0.1, "row_weights": a / a.sum(), "col_weights": b / b.sum()}
+    result = cosine_sinkhorn(x, u, **kwargs, tol=tol, acceleration=acceleration, backend="triton")
+    reference = cosine_sinkhorn(x, u, **kwargs, tol=1e-6, max_iter=2000, backend="reference")
+    assert result.converged
+    assert result.marginal_error <= tol
+    assert torch.isneginf(result.g[5])
+    kept = torch.arange(40, device=DEVICE) != 5
+    # An L1 error of tol moves a column of weight b by about tol / b, and its potential by epsilon times that.
+    torch.testing.assert_close(result.g[kept].double(), reference.g[kept], atol=40 * 0.1 * tol, rtol=0)
+    torch.testing.assert_close(result.f.double(), reference.f, atol=40 * 0.1 * tol, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "M", "D"), SHAPES)
+def test_counterparts(N, M, D, dtype):
+    x, u = unit(N, D, dtype), unit(M, D, dtype, seed=1)
+    g = 0.1 * torch.randn(M, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    y = counterparts(x, u, g, epsilon=0.05, backend="triton")
+    assert y.dtype == dtype
+    assert relative_error(y, counterparts(x, u, g, epsilon=0.05, backend="reference")) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("similarity_weight", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_counterparts_at_their_own_length(dtype, similarity_weight):
+    x, u = unit(40, 64, dtype), unit(70, 64, dtype, seed=1)
+    kwargs = {"epsilon": 1.0, "normalize": False, "similarity_weight": similarity_weight}
+    y = counterparts(x, u, None, **kwargs, backend="triton")
+    assert relative_error(y, counterparts(x, u, None, **kwargs, backend="reference")) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("kind", ["clustered", "duplicated", "collinear"])
+def test_counterparts_on_hard_geometry(kind):
+    x, u = geometry(kind, 40, 64, torch.float16, seed=0), geometry(kind, 70, 64, torch.float16, seed=1)
+    for epsilon in (1e-3, 0.02, 1.0):
+        y = counterparts(x, u, None, epsilon=epsilon, backend="triton")
+        assert relative_error(y, counterparts(x, u, None, epsilon=epsilon, backend="reference")) < 1e-3
+
+
+@pytest.mark.usefixtures("one_tile_panels")
+def test_counterparts_pass_over_texts_of_weight_zero():
+    x, u, g = unit(70, 32), unit(80, 32, seed=1), torch.zeros(80, device=DEVICE)
+    g[:40] = -torch.inf  # the whole first tile, and a part of the second
+    y = counterparts(x, u, g, epsilon=0.05, backend="triton")
+    assert relative_error(y, counterparts(x, u[40:], None, epsilon=0.05, backend="reference")) < 2e-6
+
+
+def test_counterparts_keep_a_zero_sum():
+    x, u = torch.zeros(2, 32, device=DEVICE), torch.zeros(1, 32, device=DEVICE)
+    x[:, 0], u[:, 1] = 1, 1  # similarity 0 with the only text
+    assert torch.equal(counterparts(x, u, None, epsilon=0.05, backend="triton"), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "M", "D"), SHAPES)
+def test_nearest(N, M, D, dtype, bias):
+    x, c = unit(N, D, dtype), unit(M, D, dtype, seed=1)
+    b = torch.randn(M, generator=torch.Generator().manual_seed(2)).to(DEVICE) if bias else None
+    for k in {1, min(M, 3)}:
+        labels, similarity = nearest(x, c, k=k, bias=b, backend="triton")
+        expected = nearest(x, c, k=k, bias=b, backend="reference")
+        assert torch.equal(labels, expected.labels)
+        torch.testing.assert_close(similarity.double(), expected.similarity, atol=1e-6, rtol=1e-6)
+
+
+def whole_numbers(rows: int, width: int, *, seed: int = 0) -> Tensor:
+    """Rows whose products are exact, so that equal rows have equal scores in whatever order they are summed."""
+    return torch.randint(-3, 4, (rows, width), generator=torch.Generator().manual_seed(seed)).float().to(DEVICE)
+
+
+def test_nearest_gives_ties_to_the_lowest_index():
+    x, c = whole_numbers(3, 32), whole_numbers(5, 32, seed=1).repeat(30, 1)
+    expected = nearest(x, c[:5], backend="reference").labels
+    assert torch.equal(nearest(x, c, backend="triton").labels, expected)
+    labels = nearest(x, c, k=9, backend="triton").labels
+    assert torch.equal(labels, expected[:, None] + 5 * torch.arange(9, device=DEVICE))
+
+
+def test_nearest_lists_every_centroid():
+    x, c = unit(40, 32), unit(37, 32, seed=1)
+    assert torch.equal(nearest(x, c, k=37, backend="triton").labels, nearest(x, c, k=37, backend="reference").labels)
+
+
+@pytest.mark.parametrize("mode", ["all", "assigned"])
+@pytest.mark.parametrize(("T", "n", "D"), SHAPES)
+def test_retrieve(T, n, D, mode):
+    texts, centers = unit(T, D, torch.float16), 0.8 * unit(n, D, seed=1)
+    chosen = retrieve(texts, centers, top_k=4, mode=mode, backend="triton")
+    assert torch.equal(chosen, retrieve(texts, centers, top_k=4, mode=mode, backend="reference"))
+
+
+@pytest.mark.parametrize("mode", ["all", "assigned"])
+def test_retrieve_takes_the_first_of_equal_texts(mode):
+    texts, centers = whole_numbers(6, 64).repeat(20, 1) / 64, whole_numbers(2, 64, seed=1) / 64
+    chosen = retrieve(texts, centers, top_k=3, mode=mode, backend="triton")
+    assert torch.equal(chosen, retrieve(texts, centers, top_k=3, mode=mode, backend="reference"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "D", "m"), [(1, 3, 1), (129, 64, 2), (15, 384, 3), (2, 1280, 4), (5, 512, 5)])
+def test_fuse(N, D, m, dtype):
+    parts = [(1 + i) * unit(N, D, seed=i).to(dtype) for i in range(m)]
+    parts[0][0] = 0  # the cosine with a zero vector is 0
+    fused, beta = fuse(parts, gamma=0.1, backend="triton")
+    reference, reference_beta = fuse(parts, gamma=0.1, backend="reference")
+    assert fused.dtype == dtype
+    torch.testing.assert_close(fused.double(), reference, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    torch.testing.assert_close(beta.double(), reference_beta, atol=1e-6, rtol=1e-5)
+
+
+def test_inputs_need_not_be_contiguous():
+    x, u = unit(40, 64).T.contiguous().T, unit(30, 64, seed=1)[::2]
+    assert (
+        relative_error(
+            counterparts(x, u, None, epsilon=0.05, backend="triton"),
+            counterparts(x, u, None, epsilon=0.05, backend="reference"),
+        )
+        < 2e-6
+    )
+    assert torch.equal(nearest(x, u, backend="triton").labels, nearest(x, u, backend="reference").labels)
+
+
+@triton.jit
+def far_product_kernel(p_x, p_u, p_s, first, D: tl.constexpr, BLOCK: tl.constexpr):
+    """The product of rows that stand `first` rows after an address `first` rows before x."""
+    o = tl.arange(0, BLOCK)
+    p_x -= first.to(tl.int64) * D
+    tl.store(p_s + o[:, None] * BLOCK + o[None, :], product(p_x, p_u, first + o, o, D, 16, "ieee"))
+
+
+def test_offsets_pass_32_bits():
+    x, u, s = unit(16, 512), unit(16, 512, seed=1), torch.empty(16, 16, device=DEVICE)
+    far_product_kernel[(1,)](x, u, s, 2**22 + 1, D=512, BLOCK=16, **launch.FUSED)  # (2^22 + 1) · 512 > 2^31
+    torch.testing.assert_close(s, x @ u.T, atol=1e-6, rtol=1e-6)
+
+
+def test_scratch_does_not_grow_with_the_rows():
+    u = unit(2000, 32, torch.float16)
+
+    def scratch_bytes(N: int) -> int:
+        x = u[:1].expand(N, 32)
+        return sum(
+            t.nbytes for t in vars(SoftmaxPanel(x, u, dtype=u.dtype)).values() if isinstance(t, Tensor) and t is not x
+        )
+
+    assert scratch_bytes(10**6) == scratch_bytes(10**7) <= launch._PANEL_BYTES[DEVICE.type] + u.nbytes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CLIP.exists(), reason="needs ../shared/data/clip_text")
+def test_real_text_vectors():
+    vectors = torch.from_numpy(numpy.load(CLIP)).to(DEVICE)
+    x, u = vectors[:300], vectors[300:500]
+    for epsilon in (5e-3, 0.02):
+        check_sweep(x, u, epsilon)
+        y = counterparts(x, u, None, epsilon=epsilon, backend="triton")
+        assert relative_error(y, counterparts(x, u, None, epsilon=epsilon, backend="reference")) < 1e-3
+    assert torch.equal(
+        retrieve(vectors, vectors[:20], top_k=5, backend="triton"),
+        retrieve(vectors, vectors[:20], top_k=5, backend="reference"),
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs CUDA")
+class TestAtScale:
+    """Shapes that fill a GPU: many tiles, several panels, 64-bit offsets, and the memory that they take."""
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize(("N", "M", "D"), [(20_011, 5003, 512), (5003, 20_011, 768), (3001, 2003, 1280)])
+    def test_numbers(self, N, M, D, dtype):
+        x, u = unit(N, D, dtype), unit(M, D, dtype, seed=1)
+        check_sweep(x, u, epsilon=0.02)
+        y = counterparts(x, u, None, epsilon=0.02, backend="triton")
+        assert relative_error(y, counterparts(x, u, None, epsilon=0.02, backend="reference")) < TOLERANCE[dtype]
+        labels, similarity = nearest(x, u, backend="triton")
+        expected = nearest(x, u, backend="reference")
+        torch.testing.assert_close(similarity.double(), expected.similarity, atol=1e-5, rtol=0)
+        assert (labels == expected.labels).float().mean() > 0.999  # scores within 1e-6 of each other may swap
+
+    def test_a_row_depends_on_no_other(self):
+        x, u = unit(5000, 512, torch.float16), unit(3000, 512, torch.float16, seed=1)
+        order = torch.randperm(5000, device=DEVICE)
+        whole = counterparts(x, u, None, epsilon=0.02, backend="triton")
+        assert torch.equal(counterparts(x[order], u, None, epsilon=0.02, backend="triton"), whole[order])
+        assert torch.equal(counterparts(x[:7], u, None, epsilon=0.02, backend="triton"), whole[:7])
+
+    def test_results_repeat(self):
+        x, u = unit(50_000, 512, torch.float16), unit(3000, 512, torch.float16, seed=1)
+        first, second = (cosine_sinkhorn(x, u, epsilon=0.02, backend="triton") for _ in range(2))
+        assert torch.equal(first.f, second.f)
+        assert torch.equal(first.g, second.g)
+
+    def test_more_than_two_to_the_31_numbers(self):
+        x = unit(1000, 512, torch.float16).repeat(4300, 1)
+        c = unit(100, 512, torch.float16, seed=1)
+        labels = nearest(x, c, backend="triton").labels
+        assert torch.equal(labels, nearest(x[:1000], c, backend="reference").labels.repeat(4300))
+
+    def test_memory_is_inputs_and_a_panel(self):
+        x, u = unit(400_000, 512, torch.float16), unit(20_000, 512, torch.float16, seed=1)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        sweep = TritonSweep(x, u, torch.full((len(x),), 1 / len(x), device=DEVICE), 0.02)
+        sweep(torch.zeros(len(u), dtype=torch.float64))
+        assert torch.cuda.max_memory_allocated() - before < 2**30
