@@ -73,7 +73,7 @@ def softmax_panel_kernel(
     stride_t,
     scale,
     D: tl.constexpr,
-    UNIT: tl.constexpr,
+    LOG2_UNIT: tl.constexpr,
     KEEP: tl.constexpr,
     WEIGH: tl.constexpr,
     BLOCK_I: tl.constexpr,
@@ -81,7 +81,7 @@ def softmax_panel_kernel(
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One tile of p_ij = UNIT · 2^(e_ij - max_tile e_ij), e_ij = scale · s_ij + bias_j, with its row maxima and sums.
+    """One tile of p_ij = 2^(e_ij - max_tile e_ij + LOG2_UNIT), e_ij = scale · s_ij + bias_j, its row maxima and sums.
 
     Each tile has its own maximum, so that no tile waits for another; `softmax_rows_kernel` reconciles them. Rows and
     columns past the end repeat the last one; such columns get bias -inf, and such rows are for the reader to ignore.
@@ -95,7 +95,7 @@ def softmax_panel_kernel(
     b_e = b_s * scale + b_bias[None, :]
     # (BI,) -inf where every text of the tile has weight 0
     b_max = tl.max(b_e, axis=1)
-    b_p = tl.exp2(b_e - tl.where(b_max == -float("inf"), 0.0, b_max)[:, None]) * UNIT
+    b_p = tl.exp2(b_e - (tl.where(b_max == -float("inf"), 0.0, b_max) - LOG2_UNIT)[:, None])
     tl.store(p_max + i_j * stride_t + o_i, b_max)
     p_sum += i_j * stride_t + o_i
     if WEIGH:
@@ -113,7 +113,7 @@ def softmax_panel_kernel(
 
 @triton.jit(do_not_specialize=["N", "tiles"])
 def softmax_rows_kernel(
-    p_max, p_sum, p_log_z, N, tiles, stride_t, UNIT: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_T: tl.constexpr
+    p_max, p_sum, p_log_z, N, tiles, stride_t, LOG2_UNIT: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_T: tl.constexpr
 ):
     """Row normalisers from the tiles' maxima and sums; each sum gives way to its tile's factor.
 
@@ -137,7 +137,7 @@ def softmax_rows_kernel(
         m_t = (t + o_t < tiles)[:, None]
         b_max = tl.load(p_max + t * stride_t + o_part, mask=m_t, other=-float("inf"))
         tl.store(p_sum + t * stride_t + o_part, tl.exp2(b_max - b_top[None, :]) / b_z[None, :], mask=m_t)
-    tl.store(p_log_z + o_i, (b_top + tl.log2(b_z / UNIT)) * _LN_2, mask=o_i < N)
+    tl.store(p_log_z + o_i, (b_top + tl.log2(b_z) - LOG2_UNIT) * _LN_2, mask=o_i < N)
 
 
 class SoftmaxPanel:
@@ -150,7 +150,7 @@ class SoftmaxPanel:
         rows: the most rows that fit.
         p: (rows, M rounded up) unnormalised entries in [0, unit]; times s_ij if `weigh`.
         factor: (tiles, rows) float32.
-        unit: the largest entry of each tile's rows. 2^15 in float16, whose least number then is 2^-39 of it.
+        unit: the largest entry of each tile's rows, 2^log2_unit; 2^15 in float16, so that its least number is 2^-39 of it.
     """
 
     def __init__(
@@ -176,7 +176,8 @@ class SoftmaxPanel:
         self.p = torch.empty(self.rows, width, dtype=dtype, device=device)
         self.maxima = torch.empty(self.tiles, self.rows, dtype=torch.float32, device=device)
         self.factor = torch.empty_like(self.maxima)
-        self.unit = 2.0**15 if dtype == torch.float16 else 1.0
+        self.log2_unit = 15 if dtype == torch.float16 else 0
+        self.unit = 2.0**self.log2_unit
 
     def __iter__(self) -> Iterator[slice]:
         """The panels of x in order."""
@@ -192,7 +193,7 @@ class SoftmaxPanel:
             bias: (M,) float32 log v times log2(e).
             log_z: (N,) float32; gets logsumexp_j(scale · x_i·u_j + log v_j) of these rows.
         """
-        x, tile, unit = self.x[rows], self.tile, self.unit
+        x, tile = self.x[rows], self.tile
         n, M = len(x), self.u.shape[0]
         softmax_panel_kernel[(ceil_div(n, tile.BLOCK_I) * self.tiles,)](
             x,
@@ -207,7 +208,7 @@ class SoftmaxPanel:
             self.rows,
             scale * LOG2_E,
             D=x.shape[1],
-            UNIT=unit,
+            LOG2_UNIT=self.log2_unit,
             KEEP=self.keep,
             WEIGH=self.weigh,
             PRECISION=self.precision,
@@ -215,7 +216,7 @@ class SoftmaxPanel:
             **FUSED,
         )
         softmax_rows_kernel[(ceil_div(n, _ROWS["BLOCK_I"]),)](
-            self.maxima, self.factor, log_z[rows], n, self.tiles, self.rows, UNIT=unit, **_ROWS, **FUSED
+            self.maxima, self.factor, log_z[rows], n, self.tiles, self.rows, LOG2_UNIT=self.log2_unit, **_ROWS, **FUSED
         )
 
 
