@@ -150,7 +150,7 @@ class SoftmaxPanel:
         rows: the most rows that fit.
         p: (rows, M rounded up) unnormalised entries in [0, unit]; times s_ij if `weigh`.
         factor: (tiles, rows) float32.
-        unit: the largest entry of each tile's rows, 2^log2_unit; 2^15 in float16, so that its least number is 2^-39 of it.
+        unit: the largest entry of each tile's rows, 2^log2_unit; 2^15 in float16, whose least number is 2^-39 of it.
     """
 
     def __init__(
