@@ -21,6 +21,7 @@ class CAEConfig:
         retrieval: `all` ranks every text for every center (Eq. 2-3); `assigned` gives each text to its best center
             first and ranks inside it, as TAC's code does.
         modalities: which text counterparts join the image.
+        image: let the image embedding take part in the fusion; False clusters the counterparts alone (Table 3).
         coupling: `sinkhorn` is entropic optimal transport (Eq. 4-6, 10-11); `softmax` frees the columns (Eq. 9).
         epsilon: entropic regularisation of Eq. 10, or the temperature of the softmax.
         similarity_weight: multiply the plan by the similarity as in Eq. 7-8; False aggregates as in Eq. 9.
@@ -28,7 +29,8 @@ class CAEConfig:
             make a counterpart about 1/N long.
         center_modalities: subtract each modality's mean over the fitted images before fusion, then renormalise. Takes
             out the gap between images and texts, which would otherwise dominate the prototype of Eq. 14.
-        fusion: `prototype` is Eq. 14-17; `concat` puts the modalities side by side, as TAC does.
+        fusion: `prototype` is Eq. 14-17; `concat` puts the modalities side by side, as TAC does; `sum` adds them up
+            with equal weights (Table 4).
         gamma: temperature of the modality weights, Eq. 16.
         spherical: cosine k-means on unit rows in Eq. 18; False is Euclidean k-means.
         n_init: restarts of the last k-means; the best objective wins.
@@ -46,12 +48,13 @@ class CAEConfig:
     top_k: int = 5
     retrieval: Literal["all", "assigned"] = "all"
     modalities: tuple[Modality, ...] = ("noun", "caption")
+    image: bool = True
     coupling: Literal["sinkhorn", "softmax"] = "sinkhorn"
     epsilon: float = 0.01
     similarity_weight: bool = True
     unit_counterparts: bool = True
     center_modalities: bool = True
-    fusion: Literal["prototype", "concat"] = "prototype"
+    fusion: Literal["prototype", "concat", "sum"] = "prototype"
     gamma: float = 0.1
     spherical: bool = True
     n_init: int = 20
@@ -81,7 +84,7 @@ class CAEConfig:
         choices = {
             "retrieval": ("all", "assigned"),
             "coupling": ("sinkhorn", "softmax"),
-            "fusion": ("prototype", "concat"),
+            "fusion": ("prototype", "concat", "sum"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -1,4 +1,4 @@
-"""Adaptive semantics fusion (Eq. 14-17) and the concatenation that TAC uses instead."""
+"""Adaptive semantics fusion (Eq. 14-17), and the plainer ones it is compared with (Table 4)."""
 
 from __future__ import annotations
 
@@ -29,13 +29,18 @@ def fuse_modalities(parts: Sequence[Tensor], means: Tensor, config: CAEConfig) -
         config: gives fusion, gamma and the geometry of the last k-means.
 
     Returns:
-        z (N, D), or (N, m * D) for `concat`, with unit rows if `config.spherical`; and the modality weights beta
-        (N, m), whose rows sum to 1.
+        z (N, D), or for `concat` (N, D) times the modalities that take part, with unit rows if `config.spherical`; and
+        the modality weights beta (N, m), whose rows sum to 1: 0 for an image that is left out, 1 / m for `concat` and
+        `sum`.
     """
     if config.center_modalities:
         parts = [normalize(part - mean, dim=1) for part, mean in zip(parts, means, strict=True)]
-    if config.fusion == "concat":
-        z, beta = torch.cat(list(parts), dim=1), torch.full((len(parts[0]), len(parts)), 1 / len(parts)).to(parts[0])
-    else:
+    left_out = 0 if config.image else 1
+    parts = list(parts)[left_out:]
+    if config.fusion == "prototype":
         z, beta = fuse(parts, gamma=config.gamma)
+    else:
+        z = torch.cat(parts, dim=1) if config.fusion == "concat" else torch.stack(parts).sum(dim=0)
+        beta = torch.full((len(z), len(parts)), 1 / len(parts)).to(z)
+    beta = torch.nn.functional.pad(beta, (left_out, 0))
     return (normalize(z, dim=1) if config.spherical else z), beta

@@ -52,7 +52,12 @@ class Prediction(NamedTuple):
 
 
 def fit(
-    x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, provenance: Mapping[str, Any] | None = None
+    x: Tensor,
+    banks: Mapping[str, TextBank],
+    config: CAEConfig,
+    provenance: Mapping[str, Any] | None = None,
+    *,
+    select_on: Tensor | None = None,
 ) -> tuple[FittedCAE, Prediction]:
     """Cluster N images, end to end.
 
@@ -61,6 +66,8 @@ def fit(
         banks: a `TextBank` of the same encoder for each of `config.modalities`.
         config: the settings.
         provenance: kept in the state as it is.
+        select_on: (N', D) float32 unit embeddings of other images, whose centers select the texts in place of the
+            images' own: TAC selects on the training split and clusters the test split.
 
     Returns:
         The fitted state and the predictions for the same images.
@@ -69,7 +76,7 @@ def fit(
         ValueError: fewer images than clusters, rows that are not finite or not unit, or a bank of another width.
     """
     _check(x, banks, config)
-    centers = semantic_centers(x, config)
+    centers = semantic_centers(x if select_on is None else select_on, config)
     selected: dict[str, SelectedTexts] = {
         modality: _select(x, centers, banks[modality], config) for modality in config.modalities
     }

@@ -1,0 +1,135 @@
+"""The methods of the comparison: one table, from embeddings and banks to labels.
+
+A method is named as on the command line: a row of `METHODS`, and any setting of `CAEConfig` behind colons, as in
+`default:gamma=0.05:top_k=10`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
+
+from torch import Tensor
+
+from cae import pipeline
+from cae.clustering import image_kmeans
+from cae.config import CAEConfig, Preset
+from cae.kernels import nearest
+from cae.text import TextBank
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is given, and what it is scored by.
+
+    Attributes:
+        x: (N, D) float32 unit image embeddings.
+        banks: text banks of the same encoder, `noun` and `caption`.
+        n_clusters: K.
+        labels: (N,) int64 true classes, which no method sees.
+        class_texts: (C, D) float32 unit embeddings of the class names in the order of the labels, for zero-shot.
+        select_on: (N', D) float32 unit embeddings of other images whose centers select the texts; None for `x` itself.
+    """
+
+    x: Tensor
+    banks: Mapping[str, TextBank]
+    n_clusters: int
+    labels: Tensor
+    class_texts: Tensor | None = None
+    select_on: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the comparison.
+
+    Attributes:
+        about: what it is, for tables.
+        preset: of `CAEConfig`.
+        settings: what it changes in the preset.
+        kind: `fit` runs the pipeline; `kmeans` and `zero-shot` are the baselines without it.
+    """
+
+    about: str
+    preset: Preset = "default"
+    settings: Mapping[str, Any] | None = None
+    kind: Literal["fit", "kmeans", "zero-shot"] = "fit"
+
+
+METHODS: dict[str, Method] = {
+    "kmeans": Method("k-means on image embeddings", kind="kmeans"),
+    "zero-shot": Method("nearest class name; the only row that is told the names", kind="zero-shot"),
+    "tac": Method("TAC without training (Li et al. 2024)", "tac"),
+    "paper": Method("CAE by the letter of the equations", "paper"),
+    "default": Method("CAE with the defaults of this package"),
+    # Table 3 of the paper, which semantics are clustered.
+    "noun-only": Method("noun counterparts alone", settings={"image": False, "modalities": ("noun",)}),
+    "caption-only": Method("caption counterparts alone", settings={"image": False, "modalities": ("caption",)}),
+    "texts-only": Method("noun and caption counterparts without the image", settings={"image": False}),
+    # Table 4, how they are combined.
+    "concat": Method("image and counterparts side by side", settings={"fusion": "concat"}),
+    "sum": Method("image and counterparts added up", settings={"fusion": "sum"}),
+    # Eq. 9 against Eq. 5.
+    "softmax": Method("softmax in place of optimal transport", settings={"coupling": "softmax"}),
+}
+
+
+def run_method(name: str, problem: Problem, seed: int) -> Tensor:
+    """Labels (N,) int64 of a method, on the CPU.
+
+    Args:
+        name: a row of `METHODS`, with settings behind colons if need be.
+        problem: embeddings and banks.
+        seed: of every k-means.
+
+    Raises:
+        ValueError: no such method or setting, zero-shot without class names, or what `cae.pipeline.fit` refuses.
+    """
+    method, config = parse_method(name, problem.n_clusters, seed=seed)
+    if method.kind == "kmeans":
+        return image_kmeans(
+            problem.x, config.n_clusters, n_init=config.n_init, max_iter=config.kmeans_iter, seed=config.seed
+        ).cpu()
+    if method.kind == "zero-shot":
+        if problem.class_texts is None:
+            raise ValueError("zero-shot needs the names of the classes, and this data set has none")
+        return nearest(problem.x, problem.class_texts).labels.cpu()
+    _, prediction = pipeline.fit(problem.x, problem.banks, config, select_on=problem.select_on)
+    return prediction.cluster.cpu()
+
+
+def parse_method(name: str, n_clusters: int, **overrides: Any) -> tuple[Method, CAEConfig]:
+    """The row of `METHODS` and the whole configuration that a name stands for.
+
+    Raises:
+        ValueError: no such method or setting, or a value that does not fit its setting.
+    """
+    row, *changes = name.split(":")
+    if row not in METHODS:
+        raise ValueError(
+            f"unknown method {row!r}; methods are {', '.join(METHODS)}, with settings as in default:gamma=0.1"
+        )
+    method = METHODS[row]
+    settings = dict(method.settings or {})
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ValueError(f"the method {name!r} holds {change!r}, which is no setting=value")
+        settings[key] = _value(key, value)
+    return method, CAEConfig.from_preset(method.preset, n_clusters, **{**settings, **overrides})
+
+
+def _value(setting: str, text: str) -> Any:
+    """A setting's value from the command line, by the type of the setting."""
+    kind = get_type_hints(CAEConfig).get(setting, str)
+    if setting == "modalities":
+        return tuple(text.split("+"))
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError(f"{setting} must be true or false, got {text!r}")
+        return text == "true"
+    try:
+        return kind(text) if kind in (int, float) else text
+    except ValueError as error:
+        raise ValueError(f"{setting} must be a number, got {text!r}") from error
