@@ -47,7 +47,7 @@ def cosine_sinkhorn(
         row_weights: (N,) non-negative, sum 1 (over the whole group); uniform if None. A row of weight 0 has an f.
         col_weights: (M,) non-negative, sum 1; uniform if None. A column of weight 0 has g = -inf.
         init: (M,) potentials g to start from; epsilon·log(col_weights) if None.
-        max_iter: the most products x·u.
+        max_iter: the most iterations, each of one product x·u.
         tol: stop at this L1 error of the column sums.
         acceleration: Anderson's; False gives the plain iteration, one exact Sinkhorn update a step.
         group: process group whose ranks each hold a shard of the rows and all columns; column sums are reduced over
@@ -109,7 +109,7 @@ def cosine_sinkhorn(
     if not result.converged:
         warnings.warn(
             f"cosine_sinkhorn: marginal error {result.marginal_error:.3g} is above tol={tol:g} after {result.n_iter} "
-            f"products (max_iter={max_iter}); raise max_iter, tol or epsilon",
+            f"iterations; raise max_iter, tol or epsilon",
             ConvergenceWarning,
             stacklevel=3,  # the caller, past no_grad's wrapper
         )

@@ -1,5 +1,7 @@
 """The iteration on the M numbers log v, shared by the streaming backends: each gives it one sweep over its rows."""
 
+import math
+from collections import deque
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,7 +19,7 @@ class SinkhornResult(NamedTuple):
     marginal_error: float
     """L1 distance of the column sums of P from the column weights; the rows are exact."""
     n_iter: int
-    """Products x·u, the unit of cost."""
+    """Iterations, each of one product x·u."""
     converged: bool
     """Whether marginal_error <= tol."""
 
@@ -74,22 +76,65 @@ def solve(
     """
     b = col_weights.double().cpu()
     log_v = b.log() if init is None else init.double().cpu() / epsilon
+    anderson = Anderson(b)
+    lowest = math.inf
     for n_iter in range(1, max_iter + 1):
         log_u, columns = sweep(log_v)
         if group is not None:
             all_reduce(columns, group=group)
         columns = columns.cpu()
         error = float((columns - b).abs().sum())
+        residual = b.log() - columns.clamp_min(_TINY).log()
+        if error < lowest:
+            lowest, best, plain = error, log_v, log_v + residual
         if error <= tol or n_iter == max_iter:
             break
-        log_v = log_v + b.log() - columns.clamp_min(_TINY).log()
-    shift = b @ log_v
-    g = (epsilon * (log_v - shift)).to(log_u.device, torch.float32)
+        if error > _SLACK * lowest:
+            # Only an accelerated step gets here: a plain one never raises the error. Take the plain one instead.
+            anderson.forget()
+            log_v = plain
+        else:
+            log_v = anderson.step(log_v, residual) if acceleration else plain
+    if best is not log_v:
+        log_u, _ = sweep(best)
+    shift = b @ best
+    g = (epsilon * (best - shift)).to(log_u.device, torch.float32)
     # c = 1 - x·u: the constant 1 goes into f.
     f = 1 + epsilon * (log_u + float(shift))
-    return SinkhornResult(f, g, error, n_iter, error <= tol)
+    return SinkhornResult(f, g, lowest, n_iter, lowest <= tol)
 
 
+class Anderson:
+    """Anderson acceleration (type II) of a fixed point h = h + r(h) in M numbers (Walker & Ni 2011).
+
+    The next h is the plain step from that combination of the last few h whose residual, taken as linear, is least. For
+    Sinkhorn r = log b - log(column sums), so the norm weighted by b is the one that the marginal error lives in.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        self.scale = weights.sqrt()[:, None]
+        self.forget()
+
+    def forget(self) -> None:
+        """Start anew, with a plain step."""
+        self.history: deque[tuple[Tensor, Tensor]] = deque(maxlen=_MEMORY + 1)
+
+    def step(self, h: Tensor, residual: Tensor) -> Tensor:
+        """The next h, given the residual at this one."""
+        self.history.append((h, residual))
+        if len(self.history) == 1:
+            return h + residual
+        # (M, m) differences of consecutive iterates and of their residuals.
+        dh, dr = (torch.stack(column, dim=1).diff(dim=1) for column in zip(*self.history, strict=True))
+        # gelsd copes with differences that are linearly dependent, as they are once rounding is all that is left.
+        gamma = torch.linalg.lstsq(self.scale * dr, self.scale * residual[:, None], driver="gelsd").solution
+        return h + residual - ((dh + dr) @ gamma)[:, 0]
+
+
+# Steps that Anderson's combination reaches back, and how far above the lowest error so far it may go before it is
+# rejected. A strict safeguard (1) rejects steps that pay off later, none (inf) can diverge. Figures: kernels/README.md.
+_MEMORY = 5
+_SLACK = 2.0
 # The least column sum taken at its word. A text far from every image can get less than float32 holds: it then climbs
 # by at most log(b / tiny), about 80, a step, which is less than the exact update and so never overshoots.
 _TINY = torch.finfo(torch.float32).tiny
