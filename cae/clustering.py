@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae.kernels import nearest
+from cae.stopwatch import stage
 
 
 class Assignment(NamedTuple):
@@ -31,6 +32,7 @@ class Assignment(NamedTuple):
     similarity: Tensor
 
 
+@stage("k-means")
 def kmeans(z: Tensor, k: int, *, spherical: bool, n_init: int, max_iter: int, seed: int) -> Tensor:
     """Centroids of k-means through FAISS: every point used, k-means++ seeding, the best of `n_init` restarts.
 
@@ -70,6 +72,7 @@ def kmeans(z: Tensor, k: int, *, spherical: bool, n_init: int, max_iter: int, se
     return torch.from_numpy(run.centroids.copy()).to(z.device)
 
 
+@stage("assignment")
 def assign(z: Tensor, centroids: Tensor, *, spherical: bool) -> Assignment:
     """Eq. 18's last step: the nearest centroid, with how sure that is.
 

@@ -10,8 +10,10 @@ from torch.nn.functional import normalize
 
 from cae.config import CAEConfig
 from cae.kernels import fuse
+from cae.stopwatch import stage
 
 
+@stage("fusion")
 def modality_means(parts: Sequence[Tensor], config: CAEConfig) -> Tensor:
     """What `fuse_modalities` subtracts: (m, D) float32, zero where the config does not centre."""
     if not config.center_modalities:
@@ -20,6 +22,7 @@ def modality_means(parts: Sequence[Tensor], config: CAEConfig) -> Tensor:
     return torch.stack([part.mean(dim=0, dtype=torch.float64).float() for part in parts])
 
 
+@stage("fusion")
 def fuse_modalities(parts: Sequence[Tensor], means: Tensor, config: CAEConfig) -> tuple[Tensor, Tensor]:
     """Eq. 14-17: weigh each modality by its similarity to the prototype of all, and add them up.
 

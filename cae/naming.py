@@ -20,11 +20,13 @@ from torch import Tensor
 from cae.blocks import BLOCK_ROWS
 from cae.config import CAEConfig
 from cae.state import ClusterDescription, SelectedTexts
+from cae.stopwatch import stage
 from cae.text import TextBank
 
 TEXTS_PER_CLUSTER = 3
 
 
+@stage("naming")
 def describe_clusters(
     x: Tensor,
     labels: Tensor,

@@ -107,6 +107,22 @@ def predict(x: Tensor, fitted: FittedCAE) -> Prediction:
     return _place(parts, fitted.means, fitted.centroids, fitted.config)
 
 
+def representations(x: Tensor, fitted: FittedCAE) -> dict[str, Tensor]:
+    """The images as each step of the method sees them (Figure 5 of the paper).
+
+    Args:
+        x: (B, D) float32 unit image embeddings, B at least 1.
+        fitted: from `fit`.
+
+    Returns:
+        `image`, each of `config.modalities`, and `fused`, which the last k-means saw; (B, D) each, `fused` wider for
+        concatenation.
+    """
+    parts = _counterparts(x, fitted.selected, fitted.config, fitted.n_images)
+    (z,) = blockwise(lambda *rows: fuse_modalities(rows, fitted.means, fitted.config)[:1], *parts)
+    return dict(zip(("image", *fitted.config.modalities, "fused"), (*parts, z), strict=True))
+
+
 def top_texts(x: Tensor, selected: SelectedTexts, k: int) -> Tensor:
     """The texts that carry most of each image's transport plan.
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from cae.clustering import kmeans
 from cae.config import CAEConfig
 from cae.kernels import nearest, retrieve
+from cae.stopwatch import stage
 
 
 def n_centers(n_images: int, config: CAEConfig) -> int:
@@ -16,6 +17,7 @@ def n_centers(n_images: int, config: CAEConfig) -> int:
     return min(n if n >= config.n_clusters else 3 * config.n_clusters, n_images)
 
 
+@stage("centers")
 def semantic_centers(x: Tensor, config: CAEConfig) -> Tensor:
     """Eq. 1: the mean image embedding of each k-means cell.
 
@@ -35,6 +37,7 @@ def semantic_centers(x: Tensor, config: CAEConfig) -> Tensor:
     return (sums / sizes.unsqueeze(1)).to(x)
 
 
+@stage("retrieval")
 def select_texts(texts: Tensor, centers: Tensor, config: CAEConfig) -> Tensor:
     """Eq. 2-3: the union over centers of the texts most probably theirs.
 

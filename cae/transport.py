@@ -7,8 +7,10 @@ from torch import Tensor
 
 from cae.config import CAEConfig
 from cae.kernels import cosine_sinkhorn, counterparts
+from cae.stopwatch import stage
 
 
+@stage("transport")
 def column_potentials(x: Tensor, u: Tensor, config: CAEConfig) -> Tensor:
     """Eq. 4-6 and 10-11: the column potentials of entropic optimal transport between images and texts.
 
@@ -28,6 +30,7 @@ def column_potentials(x: Tensor, u: Tensor, config: CAEConfig) -> Tensor:
     return cosine_sinkhorn(x, u, epsilon=config.epsilon, max_iter=config.sinkhorn_iter, tol=config.sinkhorn_tol).g
 
 
+@stage("counterparts")
 def text_counterparts(x: Tensor, u: Tensor, g: Tensor, config: CAEConfig, n_fitted: int) -> Tensor:
     """Eq. 7-8: x_i^u = sum_j t_ij s_ij u_j.
 
