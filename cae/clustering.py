@@ -69,6 +69,7 @@ def kmeans(z: Tensor, k: int, *, spherical: bool, n_init: int, max_iter: int, se
         init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
     )
     run.train(points)
+    assert run.centroids is not None  # after training
     return torch.from_numpy(run.centroids.copy()).to(z.device)
 
 

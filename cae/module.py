@@ -56,7 +56,7 @@ class CAE(pl.LightningModule):
         *,
         preset: Preset = "default",
         encoder: str | Encoder = DEFAULT_ENCODER,
-        encoder_weights: str | None = None,
+        encoder_weights: str | os.PathLike[str] | None = None,
         nouns: str = "imagenet22k",
         captions: str = "glosses",
         return_embeddings: bool = False,
@@ -71,7 +71,7 @@ class CAE(pl.LightningModule):
                 "n_clusters": n_clusters,
                 "preset": preset,
                 "encoder": spec,
-                "encoder_weights": encoder_weights,
+                "encoder_weights": os.fspath(encoder_weights) if encoder_weights else None,
                 "nouns": nouns,
                 "captions": captions,
                 "return_embeddings": return_embeddings,
@@ -163,20 +163,18 @@ class CAE(pl.LightningModule):
         """The embedded corpora that the config's modalities need; from the cache where they are in it.
 
         Args:
-            reporter: called with `noun` and `caption`; returns what takes the progress of that bank as (done, total).
+            reporter: called with `nouns` and `captions`; returns what takes the progress of that bank as (done, total).
 
         Raises:
             TextError: a corpus cannot be had.
         """
-        if not self._banks:
-            self._banks = {
-                modality: build_bank(
-                    load_corpus(modality, self.sources[modality]),
-                    self.encoder,
-                    progress=reporter(modality) if reporter else None,
-                )
-                for modality in self.config.modalities
-            }
+        for modality in self.config.modalities:
+            if modality not in self._banks:
+                report = reporter(f"{modality}s") if reporter else None
+                corpus = load_corpus(modality, self.sources[modality])
+                self._banks[modality] = build_bank(corpus, self.encoder, progress=report)
+                if report:
+                    report(len(corpus.texts), len(corpus.texts))  # a bank from the cache reports nothing itself
         return self._banks
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

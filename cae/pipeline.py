@@ -139,8 +139,10 @@ def top_texts(x: Tensor, selected: SelectedTexts, k: int) -> Tensor:
 
 
 def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig) -> None:
-    if x.ndim != 2 or len(x) < config.n_clusters:
-        raise ValueError(f"cannot make {config.n_clusters} clusters of image embeddings of shape {tuple(x.shape)}")
+    if x.ndim != 2:
+        raise ValueError(f"expected image embeddings (N, D), got a tensor of shape {tuple(x.shape)}")
+    if len(x) < config.n_clusters:
+        raise ValueError(f"cannot make {config.n_clusters} clusters of {len(x)} images; ask for fewer clusters")
     if not torch.isfinite(x).all():
         broken = int((~torch.isfinite(x).all(dim=1)).sum())
         raise ValueError(f"{broken} of {len(x)} image embeddings hold NaN or infinity")

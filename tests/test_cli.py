@@ -17,7 +17,8 @@ K = 3
 @pytest.fixture
 def run(monkeypatch, fake_encoder, capfd):
     """Run `cae …` in this process with the fake encoder; returns (exit code, stdout, stderr)."""
-    monkeypatch.setattr("cae.module.load_encoder", lambda *_, **__: fake_encoder)
+    for home in ("cae.module", "cae.encoders"):
+        monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: fake_encoder)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["cae", *map(str, arguments)])

@@ -1,0 +1,113 @@
+"""What a person sees in the terminal: progress bars, tables, warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
+    from cae.folder import FolderResult, Reporter
+
+out = Console()
+err = Console(stderr=True)
+
+COLLAPSED = 0.99
+"""Mean weight from which one modality is said to have taken over the fusion."""
+
+
+class _Rate(ProgressColumn):
+    """Items per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s")
+
+
+@contextmanager
+def progress_bars(*, quiet: bool) -> Iterator[Reporter]:
+    """A bar for everything that reports; on the error stream, so that results can be piped."""
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    progress = Progress(*columns, console=err, disable=quiet)
+
+    def reporter(what: str) -> Callable[[int, int], None]:
+        progress.start()  # only now: an error before any work should stand alone
+        task = progress.add_task(what, total=None)
+        return lambda done, total: progress.update(task, completed=done, total=total)
+
+    try:
+        yield reporter
+    finally:
+        if progress.tasks:
+            progress.stop()
+
+
+def print_error(error: BaseException) -> None:
+    """One line, whatever characters the message holds."""
+    err.print("error:", style="bold red", end=" ")
+    err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_clusters(result: FolderResult) -> None:
+    """The table of clusters: name, size, what it is about, and the commonest sub-folder if there are sub-folders."""
+    folders = result.folder_labels()
+    table = _table()
+    table.add_column("#", justify="right")
+    table.add_column("name", style="cyan")
+    table.add_column("size", justify="right")
+    table.add_column("typical nouns")
+    if folders is not None:
+        table.add_column("mostly from folder")
+    for cluster in result.clusters():
+        row = [str(cluster["id"]), cluster["name"], f"{cluster['size']:,}", ", ".join(cluster["nouns"])]
+        if folders is not None:
+            names, labels = folders
+            inside = labels[result.prediction.cluster == cluster["id"]]
+            if len(inside):
+                commonest = int(inside.mode().values)
+                row.append(f"{names[commonest]} ({(inside == commonest).float().mean():.0%})")
+        table.add_row(*(escape(cell) for cell in row))
+    out.print(table)
+
+
+def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Agreement of each method with the sub-folders."""
+    table = _table()
+    table.add_column("method")
+    for metric in ("acc", "nmi", "ari"):
+        table.add_column(metric.upper(), justify="right")
+    for method, row in scores.items():
+        table.add_row(method, *(f"{row[metric]:.1f}" for metric in ("acc", "nmi", "ari")))
+    out.print("\nagreement with the sub-folders, in percent")
+    out.print(table)
+
+
+def print_weights(result: FolderResult) -> None:
+    """What the fused embedding is made of on average; a modality that takes all leaves nothing to fuse."""
+    mean = {modality: float(weight.mean()) for modality, weight in result.weights().items()}
+    shares = ", ".join(f"{modality} {weight:.0%}" for modality, weight in mean.items())
+    out.print(f"mean fusion weights: {shares}", highlight=False)
+    modality, weight = max(mean.items(), key=lambda item: item[1])
+    if weight > COLLAPSED:
+        warn(f"the fusion has collapsed to the {modality} embeddings ({weight:.1%}); a larger gamma mixes more")
+
+
+def print_skipped(result: FolderResult) -> None:
+    """Name the files that could not be read."""
+    for path, reason in result.skipped.items():
+        warn(f"skipped {result.relative(path)}: {reason}")
+
+
+def warn(message: str) -> None:
+    """A line that should not be missed but stops nothing."""
+    err.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _table() -> Table:
+    return Table(box=None, header_style="bold", pad_edge=False)
