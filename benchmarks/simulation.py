@@ -3,10 +3,10 @@
 CLIP's image and text embeddings lie in two cones some way apart, an image carries style that no noun tells (medium,
 lighting, background), and a text bank rarely holds the class names themselves. Each of these is one term here:
 
-    x = unit(concept · c_y + gap · δ + style · s + noise · ε)
+    x = unit(concept · c_y + gap · δ + hub · η + style · s + noise · ε)
 
-with c_y the centred, unit text vector of the class's noun; δ one direction for all images; s a point in a few random
-directions outside the span of the nouns; ε isotropic. The bank of nouns is the same vectors without the class names
+with c_y the centred, unit text vector of the class's noun; δ and η one direction each for all images, outside and inside the
+span of the nouns; s a point in a few random directions outside that span; ε isotropic. The bank of nouns is the same vectors without the class names
 and their synonyms; a caption is a mixture of a few of them. Noun vectors may come from a file of real CLIP text vectors
 or from any encoder. Nothing measured here is a result on images: show it as simulation.
 """
@@ -28,8 +28,8 @@ from cae.text import Corpus, TextBank
 NOUN_VECTORS = Path(__file__).parents[1] / "../shared/data/clip_text/vit_b32_noun_text_vectors.npy"
 """2,146 unit text vectors of nouns by CLIP ViT-B/32, (2146, 512) float16."""
 
-SPAN = 300
-"""Principal directions of the nouns that count as their span: 97% of the variance of the file above."""
+SPAN = 0.99
+"""Share of the nouns' variance whose principal directions count as their span."""
 
 SYNONYM = 0.9
 """Nouns whose centred cosine with a class name is at least this are taken out of the bank together with the name."""
@@ -44,9 +44,11 @@ class Severity:
 
     Attributes:
         concept: of the class's noun, which texts and images share.
-        gap: of the offset between images and texts.
+        gap: of the offset between images and texts, outside the noun span.
+        hub: of the offset inside it, which brings some nouns close to all images.
         style: of the nuisance outside the noun span, on average.
         style_dims: directions of the nuisance; the fewer, the more it looks like clusters of its own.
+        habit: share of the style's variance that belongs to the class rather than to the image: the sea behind ships.
         noise: of the isotropic rest, on average.
         caption_nouns: nouns that a caption mixes.
         caption_noise: length of the isotropic part of a caption.
@@ -54,17 +56,19 @@ class Severity:
 
     concept: float
     gap: float
+    hub: float
     style: float
     style_dims: int
+    habit: float
     noise: float
     caption_nouns: int = 3
     caption_noise: float = 0.2
 
 
 SEVERITIES = {
-    "mild": Severity(concept=0.5, gap=0.8, style=0.6, style_dims=8, noise=0.4),
-    "default": Severity(concept=0.5, gap=0.8, style=1.0, style_dims=8, noise=0.4),
-    "severe": Severity(concept=0.4, gap=0.8, style=1.2, style_dims=8, noise=0.5),
+    "mild": Severity(concept=0.5, gap=0.8, hub=0.5, style=0.6, style_dims=8, habit=0.2, noise=0.4),
+    "default": Severity(concept=0.5, gap=0.8, hub=0.5, style=1.0, style_dims=8, habit=0.2, noise=0.4),
+    "severe": Severity(concept=0.4, gap=0.8, hub=0.5, style=1.2, style_dims=8, habit=0.2, noise=0.5),
 }
 
 
@@ -108,12 +112,16 @@ def simulate(
     labels = torch.arange(n_images) % n_classes
 
     style = _outside_span(torch.randn(severity.style_dims, nouns.shape[1], generator=generator), nouns)
-    coordinates = torch.randn(n_images, severity.style_dims, generator=generator) / severity.style_dims**0.5
+    habits = torch.randn(n_classes, severity.style_dims, generator=generator)
+    chance = torch.randn(n_images, severity.style_dims, generator=generator)
+    coordinates = severity.habit**0.5 * habits[labels] + (1 - severity.habit) ** 0.5 * chance
     gap = _outside_span(torch.randn(1, nouns.shape[1], generator=generator), nouns)
+    hub = normalize(torch.randn(1, len(nouns), generator=generator) @ centred, dim=1)
     x = normalize(
         severity.concept * centred[classes][labels]
         + severity.gap * gap
-        + severity.style * coordinates @ style
+        + severity.hub * hub
+        + severity.style * coordinates @ style / severity.style_dims**0.5
         + severity.noise * _isotropic(n_images, nouns.shape[1], generator),
         dim=1,
     )
@@ -121,7 +129,8 @@ def simulate(
     known = nouns[(centred @ centred[classes].T).amax(dim=1) < SYNONYM]
     mixed = torch.randint(len(known), (n_captions, severity.caption_nouns), generator=generator)
     noise = severity.caption_noise * _isotropic(n_captions, nouns.shape[1], generator)
-    captions = normalize(known[mixed].mean(dim=1) + noise, dim=1)
+    share = 1 / torch.arange(1, severity.caption_nouns + 1)
+    captions = normalize((share[:, None] * known[mixed]).sum(dim=1) / share.sum() + noise, dim=1)
     banks = {"noun": _bank("noun", known), "caption": _bank("caption", captions)}
     return Problem(x, banks, n_classes, labels=labels, class_texts=nouns[classes])
 
@@ -138,8 +147,10 @@ def _distinct_concepts(centred: Tensor, n_classes: int, generator: torch.Generat
 
 
 def _outside_span(directions: Tensor, nouns: Tensor) -> Tensor:
-    """Unit directions (R, D) orthogonal to the first `SPAN` principal directions of the nouns."""
-    basis = torch.linalg.svd(nouns - nouns.mean(dim=0), full_matrices=False).Vh[:SPAN]
+    """Unit directions (R, D) orthogonal to the span of the nouns."""
+    _, singular, basis = torch.linalg.svd(nouns - nouns.mean(dim=0), full_matrices=False)
+    variance = singular.square().cumsum(dim=0) / singular.square().sum()
+    basis = basis[: int((variance < SPAN).sum()) + 1]
     return normalize(directions - directions @ basis.T @ basis, dim=1)
 
 

@@ -1,0 +1,399 @@
+"""Labelled images, or their embeddings, from wherever they lie: folders, hubs, torchvision, files.
+
+The eight data sets of the paper keep TAC's splits (arXiv 2310.11989): `test` is what is clustered and scored, `train`
+is where TAC selects its texts.
+
+| name            | from                                                   | train     | test   | classes |
+|-----------------|--------------------------------------------------------|-----------|--------|---------|
+| `cifar10`       | torchvision, downloaded                                | 50,000    | 10,000 | 10      |
+| `cifar20`       | torchvision's CIFAR-100 by its superclasses            | 50,000    | 10,000 | 20      |
+| `stl10`         | torchvision, downloaded                                | 5,000     | 8,000  | 10      |
+| `dtd`           | torchvision, downloaded; train is train and val        | 3,760     | 1,880  | 47      |
+| `ucf101`        | ROOT/UCF-101-midframes, ROOT/ucfTrainTestlist          | 9,537     | 3,783  | 101     |
+| `imagenet`      | ROOT/imagenet/{train,val}/nXXXXXXXX                    | 1,281,167 | 50,000 | 1,000   |
+| `imagenet10`    | the same, ten synsets (Chang et al. 2017)              | 13,000    | 500    | 10      |
+| `imagenet-dogs` | the same, fifteen breeds (Chang et al. 2017)           | 19,500    | 750    | 15      |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cae.cache import cache_dir
+from cae.data import list_images, read_image
+
+Split = Literal["train", "test"]
+
+
+class DatasetError(ValueError):
+    """A data set cannot be had or used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Pictures with their classes.
+
+    Attributes:
+        name: for tables.
+        read: (index, side) to an RGB picture, see `cae.data.read_image`; picklable, so that workers can read.
+        labels: (N,) int64 in [0, C).
+        class_names: C names, as they would be said.
+        identity: differs where the pictures do; the cache of embeddings goes by it.
+    """
+
+    name: str
+    read: Callable[[int, int], Image.Image]
+    labels: Tensor
+    class_names: list[str]
+    identity: str
+
+
+@dataclass(frozen=True)
+class LabelledEmbeddings:
+    """Image embeddings that somebody computed, with their classes.
+
+    Attributes:
+        name: for tables.
+        x: (N, D) float32 unit rows.
+        labels: (N,) int64 in [0, C).
+        class_names: C names, or None where the file has none.
+        identity: hash of the embeddings.
+    """
+
+    name: str
+    x: Tensor
+    labels: Tensor
+    class_names: list[str] | None
+    identity: str
+
+
+def load_dataset(
+    spec: str, *, split: Split = "test", root: Path | None = None, labels: Path | None = None
+) -> LabelledImages | LabelledEmbeddings:
+    """Load a data set.
+
+    Args:
+        spec: a name of the table above; `hf:NAME`, a data set of the Hugging Face hub or a local folder of one; a
+            folder with a sub-folder per class, or with `train` and `test` (or `val`) above those; or a file of
+            embeddings, .npy, .safetensors (`embeddings`, `labels`) or .parquet (`embedding`, `label`).
+        split: which part, where there are two.
+        root: where the named data sets lie or are downloaded to; the cache by default.
+        labels: classes of a .npy file, a .npy file of N numbers; STEM.labels.npy beside it by default.
+
+    Raises:
+        DatasetError: no such data set or split, labels that are missing or do not fit, or one class only.
+    """
+    path = Path(spec)
+    if spec in NAMED:
+        data: LabelledImages | LabelledEmbeddings = NAMED[spec](root or cache_dir() / "datasets", split)
+    elif spec.startswith("hf:"):
+        data = _hugging_face(spec.removeprefix("hf:"), split)
+    elif path.is_dir():
+        data = _folder(path, split)
+    elif path.suffix in EMBEDDING_FILES:
+        if split == "train":
+            raise DatasetError(f"{path} holds one split; give the embeddings of the training split as a data set too")
+        data = _embeddings(path, labels)
+    else:
+        raise DatasetError(
+            f"no data set {spec!r}: expected {', '.join(NAMED)}, hf:NAME, a folder with a sub-folder per class, or a "
+            f"file of embeddings ({', '.join(EMBEDDING_FILES)})"
+        )
+    if len(data.labels.unique()) < 2:
+        raise DatasetError(f"{spec} has one class only: there is nothing to tell apart")
+    return data
+
+
+# Folders
+
+
+def _folder(root: Path, split: Split) -> LabelledImages:
+    """A folder per class; or such folders below `train`, and `test` or `val`."""
+    names = {"train": ("train",), "test": ("test", "val", "validation")}
+    below = {part: next((root / name for name in names[part] if (root / name).is_dir()), None) for part in names}
+    if below["train"] and below["test"]:
+        root = Path(*root.parts, below[split].name)  # type: ignore[union-attr]
+    elif split == "train":
+        raise DatasetError(f"{root} has no folders `train` and `test`: there is no other split to select texts on")
+    paths = list_images(root)
+    tops = [path.relative_to(root).parts for path in paths]
+    if loose := [path for path, parts in zip(paths, tops, strict=True) if len(parts) < 2]:
+        raise DatasetError(f"{loose[0]} lies in no class: {root} must hold a sub-folder per class and nothing else")
+    return _from_paths(root.name, root, paths, [parts[0] for parts in tops], _spoken)
+
+
+def _from_paths(
+    name: str, root: Path, paths: Sequence[Path], classes: Sequence[str], say: Callable[[str], str]
+) -> LabelledImages:
+    """Pictures of known paths and classes; `say` turns a class into what one would call it."""
+    order = {label: i for i, label in enumerate(sorted(set(classes)))}
+    # Size and time stand for the content: hashing a million pictures would take as long as embedding them.
+    stats = [(os.fspath(path.relative_to(root)), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
+    return LabelledImages(
+        name,
+        partial(_read_path, list(paths)),
+        torch.tensor([order[label] for label in classes]),
+        [say(label) for label in order],
+        _digest(json.dumps(stats).encode("utf-8", "surrogatepass")),
+    )
+
+
+def _read_path(paths: Sequence[Path], index: int, side: int) -> Image.Image:
+    return read_image(paths[index], side)
+
+
+def _spoken(folder: str) -> str:
+    """A folder's name as words."""
+    return " ".join(folder.replace("_", " ").split())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+# The Hugging Face hub
+
+
+def _hugging_face(name: str, split: Split) -> LabelledImages:
+    """A data set with a column of pictures and one of classes."""
+    import datasets
+
+    wanted = {"train": ("train",), "test": ("test", "validation", "valid", "val")}[split]
+    try:
+        splits = datasets.load_dataset(name)
+    except Exception as error:  # the hub's client raises its HTTP library's errors, which differ between versions
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DatasetError(f"the data set {name} cannot be loaded ({reason})") from error
+    part = next((part for part in wanted if part in splits), None)
+    if part is None:
+        raise DatasetError(f"{name} has no {split} split; its splits are {', '.join(splits)}")
+    rows = splits[part]
+    images = [key for key, kind in rows.features.items() if isinstance(kind, datasets.Image)]
+    classes = [key for key, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)]
+    if len(images) != 1 or not classes:
+        raise DatasetError(
+            f"{name} needs one column of pictures and one of classes; its columns are {', '.join(rows.features)}"
+        )
+    label = "label" if "label" in classes else classes[0]
+    return LabelledImages(
+        name,
+        partial(_read_row, rows, images[0]),
+        torch.tensor(rows[label][:]),
+        [_spoken(each) for each in rows.features[label].names],
+        f"hf:{name}/{part}/{rows._fingerprint}",
+    )
+
+
+def _read_row(rows: Any, column: str, index: int, side: int) -> Image.Image:
+    return rows[index][column].convert("RGB")
+
+
+# torchvision and the paper's data sets
+
+
+def _torchvision(
+    name: str,
+    make: Callable[..., Any],
+    parts: Mapping[str, Sequence[Mapping[str, Any]]],
+    labels_of: Callable[[Any], Sequence[int]],
+    class_names: list[str] | None,
+    root: Path,
+    split: Split,
+) -> LabelledImages:
+    """One of torchvision's data sets, of which a split may be several parts."""
+    from torch.utils.data import ConcatDataset
+
+    try:
+        sets = [make(root, download=True, **options) for options in parts[split]]
+    except (RuntimeError, OSError) as error:
+        raise DatasetError(f"{name} is not in {root} and cannot be downloaded ({error})") from error
+    return LabelledImages(
+        name,
+        partial(_read_item, ConcatDataset(sets)),
+        torch.tensor([label for part in sets for label in labels_of(part)]),
+        [_spoken(each) for each in class_names or sets[0].classes],
+        f"torchvision:{name}/{split}",
+    )
+
+
+def _read_item(items: Any, index: int, side: int) -> Image.Image:
+    return items[index][0].convert("RGB")
+
+
+def _cifar10(root: Path, split: Split) -> LabelledImages:
+    from torchvision.datasets import CIFAR10
+
+    parts = {"train": [{"train": True}], "test": [{"train": False}]}
+    return _torchvision("CIFAR-10", CIFAR10, parts, lambda part: part.targets, None, root, split)
+
+
+def _cifar20(root: Path, split: Split) -> LabelledImages:
+    from torchvision.datasets import CIFAR100
+
+    def superclasses(part: Any) -> list[int]:
+        coarse = {fine: i for i, fines in enumerate(CIFAR_SUPERCLASSES.values()) for fine in fines.split()}
+        return [coarse[part.classes[fine]] for fine in part.targets]
+
+    parts = {"train": [{"train": True}], "test": [{"train": False}]}
+    return _torchvision("CIFAR-20", CIFAR100, parts, superclasses, list(CIFAR_SUPERCLASSES), root, split)
+
+
+def _stl10(root: Path, split: Split) -> LabelledImages:
+    from torchvision.datasets import STL10
+
+    parts = {"train": [{"split": "train"}], "test": [{"split": "test"}]}
+    return _torchvision("STL-10", STL10, parts, lambda part: part.labels.tolist(), None, root, split)
+
+
+def _dtd(root: Path, split: Split) -> LabelledImages:
+    from torchvision.datasets import DTD
+
+    parts = {"train": [{"split": "train"}, {"split": "val"}], "test": [{"split": "test"}]}
+    return _torchvision("DTD", DTD, parts, lambda part: part._labels, None, root, split)
+
+
+def _ucf101(root: Path, split: Split) -> LabelledImages:
+    """The middle frame of each video as Zhou et al. (CoOp) and TAC use it, by the first of the official splits."""
+    frames, listing = root / "UCF-101-midframes", root / "ucfTrainTestlist" / f"{split}list01.txt"
+    if not frames.is_dir() or not listing.is_file():
+        raise DatasetError(f"UCF-101 needs {frames}, a folder of middle frames per class, and {listing}")
+    videos = {Path(line.split()[0]).stem for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()}
+    paths = [path for path in list_images(frames) if path.stem in videos]
+    if len(paths) != len(videos):
+        raise DatasetError(f"{frames} holds the middle frames of {len(paths)} of the {len(videos)} videos in {listing}")
+    return _from_paths("UCF-101", frames, paths, [path.parent.name for path in paths], _spoken)
+
+
+def _imagenet(name: str, synsets: str | None, root: Path, split: Split) -> LabelledImages:
+    folder = root / "imagenet" / {"train": "train", "test": "val"}[split]
+    wanted = synsets.split() if synsets else sorted(_imagenet_names())
+    if missing := [synset for synset in wanted if not (folder / synset).is_dir()]:
+        raise DatasetError(f"{name} needs a folder per synset in {folder}; {missing[0]} is missing")
+    paths = [path for synset in wanted for path in list_images(folder / synset)]
+    return _from_paths(name, folder, paths, [path.parent.name for path in paths], _imagenet_names().__getitem__)
+
+
+def _imagenet_names() -> dict[str, str]:
+    """The 1,000 synsets and the names that CLIP's authors gave them for zero-shot classification."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    timm = importlib.util.find_spec("timm")
+    assert timm is not None and timm.origin is not None, "timm is a declared dependency"
+    synsets = (Path(timm.origin).parent / "data" / "_info" / "imagenet_synsets.txt").read_text(encoding="utf-8").split()
+    return dict(zip(synsets, IMAGENET_CLASSNAMES, strict=True))
+
+
+CIFAR_SUPERCLASSES = {
+    "aquatic mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food containers": "bottle bowl can cup plate",
+    "fruit and vegetables": "apple mushroom orange pear sweet_pepper",
+    "household electrical devices": "clock keyboard lamp telephone television",
+    "household furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large carnivores": "bear leopard lion tiger wolf",
+    "large man-made outdoor things": "bridge castle house road skyscraper",
+    "large natural outdoor scenes": "cloud forest mountain plain sea",
+    "large omnivores and herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium-sized mammals": "fox porcupine possum raccoon skunk",
+    "non-insect invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles 1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles 2": "lawn_mower rocket streetcar tank tractor",
+}
+"""Krizhevsky 2009, table of superclasses; torchvision gives the fine labels only."""
+
+IMAGENET_10 = (
+    "n02056570 n02085936 n02128757 n02690373 n02692877 n03095699 n04254680 n04285008 n04467665 n07747607"
+)  # fmt: skip
+IMAGENET_DOGS = (
+    "n02085936 n02086646 n02088238 n02091467 n02097130 n02099601 n02101388 n02101556 n02102177 n02105056 n02105412 "
+    "n02105855 n02107142 n02110958 n02112137"
+)
+
+NAMED: dict[str, Callable[[Path, Split], LabelledImages]] = {
+    "cifar10": _cifar10,
+    "cifar20": _cifar20,
+    "stl10": _stl10,
+    "dtd": _dtd,
+    "ucf101": _ucf101,
+    "imagenet": partial(_imagenet, "ImageNet-1K", None),
+    "imagenet10": partial(_imagenet, "ImageNet-10", IMAGENET_10),
+    "imagenet-dogs": partial(_imagenet, "ImageNet-Dogs", IMAGENET_DOGS),
+}
+
+
+# Embeddings
+
+
+def _embeddings(path: Path, labels: Path | None) -> LabelledEmbeddings:
+    """Unit embeddings and classes of a file."""
+    if not path.is_file():
+        raise DatasetError(f"no such file: {path}")
+    try:
+        x, classes = EMBEDDING_FILES[path.suffix](path, labels)
+    except (KeyError, OSError, ValueError, SafetensorError) as error:
+        raise DatasetError(f"{path} cannot be used as labelled embeddings: {error}") from error
+    if x.ndim != 2 or len(classes) != len(x):
+        raise DatasetError(f"{path} holds embeddings of shape {tuple(x.shape)} and {len(classes)} labels")
+    if not np.isfinite(x).all() or not np.linalg.norm(x, axis=1).all():
+        raise DatasetError(f"{path} holds embeddings that are NaN, infinite or zero")
+    names, numbers = np.unique(classes, return_inverse=True)
+    rows = normalize(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)), dim=1)
+    return LabelledEmbeddings(
+        path.stem,
+        rows,
+        torch.from_numpy(numbers.astype(np.int64)),
+        # Numbers are no names: nothing to encode for zero-shot.
+        None if np.issubdtype(names.dtype, np.number) else [_spoken(str(name)) for name in names],
+        _digest(rows.numpy().tobytes()),
+    )
+
+
+def _npy(path: Path, labels: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    labels = labels or path.with_suffix(".labels.npy")
+    if not labels.is_file():
+        raise DatasetError(f"the labels of {path} are missing: expected {labels}")
+    return np.load(path, allow_pickle=False), np.load(labels, allow_pickle=False).reshape(-1)
+
+
+def _safetensors(path: Path, labels: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    tensors = load_file(path)
+    if not {"embeddings", "labels"} <= set(tensors):
+        raise ValueError(f"expected tensors `embeddings` and `labels`, found {', '.join(tensors)}")
+    return tensors["embeddings"].float().numpy(), tensors["labels"].numpy().reshape(-1)
+
+
+def _parquet(path: Path, labels: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    table = pq.read_table(path)
+    if not {"embedding", "label"} <= set(table.column_names):
+        raise ValueError(f"expected columns `embedding` and `label`, found {', '.join(table.column_names)}")
+    return np.asarray(table["embedding"].to_pylist(), dtype=np.float32), np.asarray(table["label"].to_pylist())
+
+
+EMBEDDING_FILES: dict[str, Callable[[Path, Path | None], tuple[np.ndarray, np.ndarray]]] = {
+    ".npy": _npy,
+    ".safetensors": _safetensors,
+    ".parquet": _parquet,
+}

@@ -1,0 +1,288 @@
+"""A study: methods times seeds on one data set, embedded once, with time, memory and provenance."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cae.cache import cache_dir
+from cae.data import ImageBatch, ImageError, collate_readable
+from cae.encoders import Encoder
+from cae.evaluation.datasets import DatasetError, LabelledEmbeddings, LabelledImages
+from cae.evaluation.methods import Problem, parse_method, run_method
+from cae.files import replacing
+from cae.metrics import clustering_scores, silhouette_score, stability
+from cae.module import provenance
+from cae.stopwatch import stopwatch
+from cae.text import TextBank, build_bank, load_corpus
+
+METRICS = ("nmi", "acc", "ari")
+Progress = Callable[[str], Callable[[int, int], None]]
+
+
+class _Pictures(Dataset[tuple[Tensor, int] | None]):
+    """A data set's pictures as an encoder wants them; None where one cannot be read."""
+
+    def __init__(self, data: LabelledImages, encoder: Encoder) -> None:
+        self.read, self.length = data.read, len(data.labels)
+        self.preprocess, self.side = encoder.preprocess, encoder.image_size
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
+        try:
+            return self.preprocess(self.read(index, self.side)), index
+        except ImageError:
+            return None
+
+
+def embed(
+    data: LabelledImages | LabelledEmbeddings,
+    encoder: Encoder,
+    *,
+    batch_size: int = 64,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> LabelledEmbeddings:
+    """The embeddings of a data set, from the cache where the same pictures met the same encoder before.
+
+    Pictures that cannot be read are left out, together with their labels.
+
+    Args:
+        data: pictures; embeddings are handed back as they are.
+        encoder: encodes the pictures.
+        batch_size: pictures encoded at once.
+        workers: processes that read pictures.
+        progress: called with the number of pictures embedded so far and in all.
+
+    Raises:
+        DatasetError: no picture can be read.
+    """
+    if isinstance(data, LabelledEmbeddings):
+        return data
+    key = hashlib.sha256(json.dumps([encoder.fingerprint, data.identity]).encode()).hexdigest()[:32]
+    file = cache_dir() / "embeddings" / f"{key}.safetensors"
+    try:
+        cached = load_file(file)
+        x, index = cached["x"], cached["index"]
+    except (OSError, SafetensorError, KeyError):
+        x, index = _encode(data, encoder, batch_size, workers, progress)
+        with replacing(file) as (target,):
+            save_file({"x": x, "index": index}, target)
+    return LabelledEmbeddings(data.name, x, data.labels[index], data.class_names, data.identity)
+
+
+def _encode(
+    data: LabelledImages,
+    encoder: Encoder,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[Tensor, Tensor]:
+    """(N', D) float32 unit rows on the CPU and (N',) int64 positions of the pictures that could be read."""
+    loader: DataLoader[ImageBatch] = DataLoader(
+        _Pictures(data, encoder),  # type: ignore[arg-type]  # collate makes batches of what the data set yields
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=partial(collate_readable, encoder.image_size),
+    )
+    rows, positions = [], []
+    for batch in loader:
+        if len(batch["index"]):
+            rows.append(encoder.encode_images(batch["image"]).cpu())
+            positions.append(batch["index"])
+        if progress:
+            progress(int(batch["index"][-1]) + 1 if len(batch["index"]) else 0, len(data.labels))
+    if not rows:
+        raise DatasetError(f"none of the {len(data.labels)} pictures of {data.name} can be read")
+    return torch.cat(rows), torch.cat(positions)
+
+
+def load_banks(
+    methods: Sequence[str], encoder: Encoder, *, nouns: str, captions: str, progress: Progress | None = None
+) -> dict[str, TextBank]:
+    """The text banks that some of the methods need.
+
+    Raises:
+        TextError: a corpus cannot be had.
+    """
+    needed: set[str] = set()
+    for name in methods:
+        method, config = parse_method(name, 2)
+        if method.kind == "fit":
+            needed.update(config.modalities)
+    sources: dict[Literal["noun", "caption"], str] = {"noun": nouns, "caption": captions}
+    return {
+        modality: build_bank(
+            load_corpus(modality, source), encoder, progress=progress(f"{modality}s") if progress else None
+        )
+        for modality, source in sources.items()
+        if modality in needed
+    }
+
+
+def make_problem(
+    data: LabelledEmbeddings,
+    encoder: Encoder,
+    banks: Mapping[str, TextBank],
+    *,
+    device: torch.device | str = "cpu",
+    class_names: Sequence[str] | None = None,
+    select_on: LabelledEmbeddings | None = None,
+) -> Problem:
+    """Put together what the methods are given.
+
+    Args:
+        data: embeddings and classes.
+        encoder: says the class names.
+        banks: texts.
+        device: where the work is done.
+        class_names: in place of the data set's own, in the order of its labels.
+        select_on: the training split, where texts are to be selected there.
+
+    Raises:
+        DatasetError: class names that are not as many as the classes.
+    """
+    names = list(class_names) if class_names is not None else data.class_names
+    n_classes = int(data.labels.max()) + 1 if data.class_names is None else len(data.class_names)
+    if names is not None and len(names) != n_classes:
+        raise DatasetError(f"{len(names)} class names for the {n_classes} classes of {data.name}")
+    said = None if names is None else encoder.encode_texts([encoder.prompt.replace("{}", name) for name in names])
+    return Problem(
+        data.x.to(device),
+        banks,
+        # As many clusters as there are classes in the split: a class without pictures cannot be found.
+        len(data.labels.unique()),
+        data.labels,
+        None if said is None else said.to(device),
+        None if select_on is None else select_on.x.to(device),
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one seed."""
+
+    seed: int
+    labels: Tensor
+    scores: dict[str, float]
+    seconds: dict[str, float]
+
+
+def run_study(
+    problem: Problem,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Score methods over seeds.
+
+    Args:
+        problem: embeddings, banks and classes.
+        methods: as `cae.evaluation.run_method` takes them.
+        seeds: one run each.
+        progress: called with the number of runs done and in all.
+
+    Returns:
+        A record per method, as plain values: `method`, `about`, `config`; `nmi`, `acc`, `ari` with mean and standard
+        deviation over seeds in percent; `seconds`, the mean of each stage and in `total`; `silhouette` in image space
+        and `stability`, which need no labels; and its `runs`.
+
+    Raises:
+        ValueError: an unknown method or setting, before anything runs.
+    """
+    for name in methods:
+        parse_method(name, problem.n_clusters)
+    results = []
+    for i, name in enumerate(methods):
+        runs = []
+        for j, seed in enumerate(seeds):
+            runs.append(_run(name, problem, seed))
+            if progress:
+                progress(i * len(seeds) + j + 1, len(methods) * len(seeds))
+        results.append(_record(name, problem, runs))
+    return results
+
+
+def _run(name: str, problem: Problem, seed: int) -> Run:
+    start = time.perf_counter()
+    with stopwatch() as stages:
+        labels = run_method(name, problem, seed)
+    seconds = {**stages, "total": time.perf_counter() - start}
+    return Run(seed, labels, clustering_scores(labels, problem.labels), seconds)
+
+
+def _record(name: str, problem: Problem, runs: Sequence[Run]) -> dict[str, Any]:
+    method, config = parse_method(name, problem.n_clusters)
+    totals: Counter[str] = Counter()
+    for run in runs:
+        totals.update(run.seconds)
+    return {
+        "method": name,
+        "about": method.about,
+        "config": asdict(config) if method.kind == "fit" else {},
+        **{metric: _spread([run.scores[metric] for run in runs]) for metric in METRICS},
+        "seconds": {stage: total / len(runs) for stage, total in totals.items()},
+        "silhouette": statistics.fmean(silhouette_score(problem.x, run.labels) for run in runs),
+        "stability": stability([run.labels for run in runs]) if len(runs) > 1 else None,
+        "runs": [{"seed": run.seed, **run.scores, "seconds": run.seconds} for run in runs],
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}
+
+
+def conditions(
+    problem: Problem, data: LabelledEmbeddings, encoder: Encoder, seeds: Sequence[int], fit_on: str
+) -> dict[str, Any]:
+    """What a result was made from and on: data, encoder, corpora, seeds, versions, machine, peak memory."""
+    return {
+        "dataset": {
+            "name": data.name,
+            "images": len(data.labels),
+            "classes": problem.n_clusters,
+            "identity": data.identity,
+            "texts_selected_on": fit_on,
+        },
+        **provenance(encoder, problem.banks),
+        "seeds": list(seeds),
+        "machine": machine(),
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The hardware in words."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
+
+
+def peak_memory() -> dict[str, int]:
+    """The most memory this process had at a time, on the host where the system tells, and on the GPU."""
+    peak = {}
+    if sys.platform != "win32":
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak["host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if torch.cuda.is_initialized():
+        peak["gpu"] = torch.cuda.max_memory_allocated()
+    return peak
