@@ -38,7 +38,7 @@ class OpenCLIPEncoder:
 
     Vectors do not depend on the batch: images are encoded in micro-batches of one fixed size, texts in batches of one
     length (see `encode_by_length`) where the tower is causal and read out at its end-of-text token, else as open_clip
-    does it. Without the fixed size ViT-B/32 differs by up to 2e-7 between batch sizes; with it the vectors are equal to
+    does it. Without the fixed size ViT-B/32 differs by up to 3e-7 between batch sizes; with it the vectors are equal to
     the bit.
 
     Args:
