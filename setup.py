@@ -61,7 +61,7 @@ setup(
     },
     install_requires=[
         "datasets>=2.20",
-        "faiss-cpu>=1.8",
+        "faiss-cpu>=1.14.2",
         "filelock>=3.13",
         "lightning>=2.4,<3",
         "nltk>=3.8.2",
