@@ -29,7 +29,7 @@ def sort_keys(scores: Tensor) -> Tensor:
     bits = (scores + 0.0).view(torch.int32)  # adding 0 turns -0 into +0: the two compare equal
     ordered = torch.where(bits < 0, bits.bitwise_xor(0x7FFFFFFF), bits).to(torch.int64)
     column = torch.arange(scores.shape[1], device=scores.device)
-    return ordered.bitwise_left_shift(32).bitwise_or(_LOW - column)
+    return ordered.bitwise_left_shift_(32).bitwise_or_(_LOW - column)
 
 
 _LOW = 0xFFFFFFFF

@@ -43,8 +43,9 @@ def counterparts(
     checks.matrix("x", x)
     checks.matrix("u", u)
     checks.alike("x", x, "u", u)
-    checks.unit_rows("x", x)
-    checks.unit_rows("u", u)
+    for name, matrix in (("x", x), ("u", u)):
+        checks.finite(name, matrix)
+        checks.unit_rows(name, matrix)
     checks.positive("epsilon", epsilon)
     run = implementation("counterparts", "counterparts", backend, x.device)
     if g is None:

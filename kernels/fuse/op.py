@@ -41,5 +41,7 @@ def fuse(parts: Sequence[Tensor], *, gamma: float, backend: Backend = "auto") ->
                 f"parts[{i}]: expected the shape of parts[0], {tuple(parts[0].shape)}, got {tuple(part.shape)}; "
                 "row i of every part must be of the same image"
             )
+    for i, part in enumerate(parts):
+        checks.finite(f"parts[{i}]", part)
     checks.positive("gamma", gamma)
     return implementation("fuse", "fuse", backend, parts[0].device)(parts, gamma=gamma)

@@ -45,6 +45,8 @@ def nearest(
     checks.matrix("x", x)
     checks.matrix("centroids", centroids)
     checks.alike("x", x, "centroids", centroids)
+    checks.finite("x", x)
+    checks.finite("centroids", centroids)
     checks.count("k", k)
     C = centroids.shape[0]
     if k > C:

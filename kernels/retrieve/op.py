@@ -38,6 +38,8 @@ def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: Mode = "all", 
     checks.matrix("texts", texts)
     checks.matrix("centers", centers)
     checks.alike("texts", texts, "centers", centers, dtype=False)
+    checks.finite("texts", texts)
+    checks.finite("centers", centers)
     checks.count("top_k", top_k)
     if mode not in get_args(Mode):
         raise ValueError(f"mode: expected one of {get_args(Mode)}, got {mode!r}")

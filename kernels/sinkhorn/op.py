@@ -67,25 +67,34 @@ def cosine_sinkhorn(
     checks.matrix("x", x)
     checks.matrix("u", u)
     checks.alike("x", x, "u", u)
-    checks.unit_rows("x", x)
-    checks.unit_rows("u", u)
+    for name, matrix in (("x", x), ("u", u)):
+        checks.finite(name, matrix)
+        checks.unit_rows(name, matrix)
     checks.positive("epsilon", epsilon)
     checks.positive("tol", tol)
     checks.count("max_iter", max_iter)
     N, M = x.shape[0], u.shape[0]
     solve = implementation("sinkhorn", "cosine_sinkhorn", backend, x.device)
+    # Weights are float64 and summed to 1 again, so that no rounding of theirs is left over as a marginal error.
     if row_weights is None:
-        row_weights = x.new_full((N,), 1 / total(x.new_tensor(N, dtype=torch.float64), group), dtype=torch.float32)
+        row_weights = x.new_ones(N, dtype=torch.float64)
+        row_weights /= total(row_weights.sum(), group)
     else:
         checks.vector("row_weights", row_weights, N, "x", x)
         checks.non_negative("row_weights", row_weights)
-        checks.sums_to_one("row_weights", total(row_weights.sum(dtype=torch.float64), group))
+        row_weights = row_weights.double()
+        mass = total(row_weights.sum(), group)
+        checks.sums_to_one("row_weights", mass)
+        row_weights = row_weights / mass
     if col_weights is None:
         col_weights = u.new_full((M,), 1 / M, dtype=torch.float64)
     else:
         checks.vector("col_weights", col_weights, M, "u", u)
         checks.non_negative("col_weights", col_weights)
-        checks.sums_to_one("col_weights", float(col_weights.sum(dtype=torch.float64)))
+        col_weights = col_weights.double()
+        mass = float(col_weights.sum())
+        checks.sums_to_one("col_weights", mass)
+        col_weights = col_weights / mass
     if init is not None:
         checks.vector("init", init, M, "u", u)
     # A text of weight 0 takes no part: the backends see only the others.

@@ -86,15 +86,17 @@ def solve(
         error = float((columns - b).abs().sum())
         residual = b.log() - columns.clamp_min(_TINY).log()
         if error < lowest:
-            lowest, best, plain = error, log_v, log_v + residual
+            lowest, best, best_residual = error, log_v, residual
         if error <= tol or n_iter == max_iter:
             break
-        if error > _SLACK * lowest:
-            # Only an accelerated step gets here: a plain one never raises the error. Take the plain one instead.
+        if not acceleration or lowest > _START or columns.min() <= _TINY:
+            log_v = log_v + residual
+        elif error > _SLACK * lowest:
+            # Only an accelerated step gets here: a plain one never raises the error. Go back to take a plain one.
             anderson.forget()
-            log_v = plain
+            log_v = best + best_residual
         else:
-            log_v = anderson.step(log_v, residual) if acceleration else plain
+            log_v = anderson.step(log_v, residual)
     if best is not log_v:
         log_u, _ = sweep(best)
     shift = b @ best
@@ -135,6 +137,9 @@ class Anderson:
 # rejected. A strict safeguard (1) rejects steps that pay off later, none (inf) can diverge. Figures: kernels/README.md.
 _MEMORY = 5
 _SLACK = 2.0
+# The marginal error, 2 at most, from which on steps are accelerated: while most of the mass is in the wrong place the
+# residual is nothing like linear. Nor is it where a column sum was clamped.
+_START = 1.0
 # The least column sum taken at its word. A text far from every image can get less than float32 holds: it then climbs
 # by at most log(b / tiny), about 80, a step, which is less than the exact update and so never overshoots.
 _TINY = torch.finfo(torch.float32).tiny

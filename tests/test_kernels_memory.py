@@ -1,0 +1,45 @@
+"""No op but the reference allocates N x M: what a call adds stays flat per row when N grows eightfold."""
+
+import pytest
+import torch
+from kernel_cases import BACKENDS, DEVICE, peak_bytes, unit
+
+from cae.kernels import cosine_sinkhorn, counterparts, fuse, nearest, retrieve
+
+N, M, D = 4096, 3000, 16
+SLACK = 48 * 2**20  # a panel and the allocator's own; N x M at 8N is 375 MiB
+ROW = {  # bytes a row that the ops' results and vectors of length N may take, twice over for temporaries
+    "sinkhorn": 2 * 4 * 8,
+    "counterparts": 2 * 4 * D,
+    "retrieve all": 2 * 8,
+    "retrieve assigned": 2 * 8 * 8,
+    "fuse": 2 * 4 * (D + 3),
+    "nearest": 2 * 12,
+    "nearest 5": 2 * 12 * 5,
+}
+
+
+def calls(rows: int, backend: str):
+    x, u = unit(rows, D, seed=1), unit(M, D, seed=2)
+    return {
+        "sinkhorn": lambda: cosine_sinkhorn(x, u, epsilon=0.5, tol=0.1, backend=backend),
+        "counterparts": lambda: counterparts(x, u, None, epsilon=0.1, backend=backend),
+        "retrieve all": lambda: retrieve(x, u, top_k=5, mode="all", backend=backend),
+        "retrieve assigned": lambda: retrieve(x, u, top_k=5, mode="assigned", backend=backend),
+        "fuse": lambda: fuse([x, x, x], gamma=0.1, backend=backend),
+        "nearest": lambda: nearest(x, u, backend=backend),
+        "nearest 5": lambda: nearest(x, u, k=5, backend=backend),
+    }
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("op", ROW)
+def test_peak_memory_is_flat_in_n(backend, op):
+    calls(256, backend)[op]()  # what a first call sets up for good
+    small = peak_bytes(calls(N, backend)[op])
+    large = peak_bytes(calls(8 * N, backend)[op])
+    assert large - small <= 7 * N * ROW[op] + SLACK
+
+
+def test_the_measure_sees_a_dense_matrix():
+    assert peak_bytes(lambda: torch.ones(8 * N, M, device=DEVICE)) > 300 * 2**20

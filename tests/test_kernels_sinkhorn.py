@@ -1,0 +1,213 @@
+"""cosine_sinkhorn: against the float64 reference and POT, its convergence, its symmetries, its process group."""
+
+import socket
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import BACKENDS, DEVICE, DTYPES, GEOMETRIES, SHAPES, pair, poison, unit  # noqa: F401
+from torch import Tensor
+
+from cae.kernels import ConvergenceWarning, SinkhornResult, cosine_sinkhorn
+from cae.kernels.sinkhorn.torch import PanelSweep
+
+pytestmark = pytest.mark.usefixtures("poison")
+
+
+def plan(x: Tensor, u: Tensor, result: SinkhornResult, epsilon: float, a: Tensor | None = None) -> Tensor:
+    """(N, M) transport plan in float64, as the docstring gives it."""
+    f, g = result.f.double(), result.g.double()
+    a = torch.full_like(f, 1 / len(f)) if a is None else a.double()
+    return a[:, None] * ((f[:, None] + g - (1 - x.double() @ u.double().T)) / epsilon).exp()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "M", "D"), SHAPES)
+def test_potentials_are_the_references(backend, dtype, N, M, D):
+    """Every dtype is exact in float32, so that one tolerance, float32's at exponents of 1/epsilon, serves all."""
+    x, u = unit(N, D, dtype, seed=1), unit(M, D, dtype, seed=2)
+    expected = cosine_sinkhorn(x, u, epsilon=0.1, tol=1e-9, max_iter=20_000, backend="reference")
+    result = cosine_sinkhorn(x, u, epsilon=0.1, tol=2e-6, backend=backend)
+    torch.testing.assert_close(result.g.double(), expected.g, atol=2e-5, rtol=0)
+    torch.testing.assert_close(result.f.double(), expected.f, atol=2e-5, rtol=0)
+    assert result.g.dtype == result.f.dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("epsilon", [0.01, 0.1])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_marginals_hold_in_every_geometry(backend, epsilon, geometry):
+    x, u = pair(geometry, 301, 130)
+    result = cosine_sinkhorn(x, u, epsilon=epsilon, tol=1e-3, max_iter=3000, backend=backend)
+    P = plan(x, u, result, epsilon)
+    assert result.converged
+    # The potentials are float32 numbers near 1: half a unit in the last place over epsilon is 6e-6 at 0.01.
+    torch.testing.assert_close(P.sum(dim=1) * 301, torch.ones_like(P[:, 0]), atol=5e-5, rtol=0)
+    error = float((P.sum(dim=0) - 1 / 130).abs().sum())
+    assert error == pytest.approx(result.marginal_error, abs=5e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("epsilon", [1e-3, 3e-3, 0.03, 0.3, 1.0])
+def test_stable_from_small_to_large_epsilon(backend, epsilon):
+    x, u = pair("clustered", 400, 100)
+    result = cosine_sinkhorn(x, u, epsilon=epsilon, tol=0.01, max_iter=3000, backend=backend)
+    P = plan(x, u, result, epsilon)
+    assert result.converged
+    assert float((P.sum(dim=0) - 1 / 100).abs().sum()) <= 0.011
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_text_far_from_every_image_gets_its_share(backend):
+    """Its first column sum is exp(-1000): nothing in float32, and no reason for an Inf."""
+    x = torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.6, 0.0]], device=DEVICE)
+    u = torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]], device=DEVICE)
+    result = cosine_sinkhorn(x, u, epsilon=2e-3, tol=1e-3, backend=backend)
+    assert result.converged
+    assert result.n_iter < 30
+    assert float((plan(x, u, result, 2e-3).sum(dim=0) - 0.5).abs().sum()) < 2e-3
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_agrees_with_pot(backend):
+    ot = pytest.importorskip("ot")
+    x, u = pair("clustered", 90, 40)
+    a, b = (torch.rand(n, generator=torch.Generator().manual_seed(n)).double() + 0.1 for n in (90, 40))
+    a, b = a / a.sum(), b / b.sum()
+    cost = 1 - (x.double() @ u.double().T).cpu()
+    expected = ot.sinkhorn(a, b, cost, 0.05, method="sinkhorn_log", stopThr=1e-10, numItermax=20_000)
+    result = cosine_sinkhorn(
+        x, u, epsilon=0.05, row_weights=a.to(DEVICE), col_weights=b.to(DEVICE), tol=3e-6, backend=backend
+    )
+    P = plan(x, u, result, 0.05, a.to(DEVICE)).cpu()
+    assert float((P - expected).abs().sum()) < 3e-5
+    assert float((P * cost).sum()) == pytest.approx(float((expected * cost).sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_weight_zero_takes_no_part(backend):
+    x, u = pair("random", 60, 20)
+    a, b = torch.ones(60, device=DEVICE), torch.ones(20, device=DEVICE)
+    a[::3], b[:5] = 0, 0
+    keep_x, keep_u = a > 0, b > 0
+    with_zeros = cosine_sinkhorn(
+        x, u, epsilon=0.1, tol=1e-5, row_weights=a / a.sum(), col_weights=b / b.sum(), backend=backend
+    )
+    without = cosine_sinkhorn(x[keep_x], u[keep_u], epsilon=0.1, tol=1e-5, backend=backend)
+    assert (with_zeros.g[~keep_u] == -torch.inf).all()
+    assert with_zeros.f.isfinite().all()
+    torch.testing.assert_close(with_zeros.g[keep_u], without.g, atol=1e-6, rtol=0)
+    torch.testing.assert_close(with_zeros.f[keep_x], without.f, atol=1e-6, rtol=0)
+    weights = {"row_weights": a / a.sum(), "col_weights": b / b.sum()}
+    again = cosine_sinkhorn(x, u, epsilon=0.1, tol=1e-4, **weights, init=with_zeros.g, backend=backend)
+    assert again.n_iter == 1
+
+
+@pytest.mark.parametrize("geometry", ["random", "clustered", "clip"])
+@pytest.mark.parametrize("epsilon", [0.003, 0.01, 0.05])
+def test_acceleration_is_never_worse_than_the_plain_iteration(geometry, epsilon):
+    x, u = pair(geometry, 500, 120)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for max_iter in (1, 3, 10, 30, 100):
+            plain, accelerated = (
+                cosine_sinkhorn(x, u, epsilon=epsilon, tol=1e-4, max_iter=max_iter, acceleration=on, backend="torch")
+                for on in (False, True)
+            )
+            assert accelerated.marginal_error <= 1.05 * plain.marginal_error or accelerated.converged
+            assert accelerated.n_iter <= plain.n_iter + 1
+
+
+def test_one_product_per_iteration(monkeypatch):
+    calls = []
+    sweep = PanelSweep.__call__
+    monkeypatch.setattr(PanelSweep, "__call__", lambda self, log_v: calls.append(1) or sweep(self, log_v))
+    x, u = pair("clustered", 300, 100)
+    result = cosine_sinkhorn(x, u, epsilon=0.02, backend="torch")
+    assert len(calls) == result.n_iter
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_stopping_short_is_said(backend):
+    x, u = pair("clustered", 300, 100)
+    with pytest.warns(ConvergenceWarning, match="above tol=1e-05 after 3 iterations") as caught:
+        result = cosine_sinkhorn(x, u, epsilon=0.01, tol=1e-5, max_iter=3, backend=backend)
+    assert caught[0].filename == __file__
+    assert not result.converged
+    assert result.n_iter == 3
+    error = float((plan(x, u, result, 0.01).sum(dim=0) - 1 / 100).abs().sum())
+    assert error == pytest.approx(result.marginal_error, rel=1e-3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_results_repeat_bit_for_bit_and_are_detached(backend):
+    x, u = pair("clustered", 3000, 1000)  # several panels
+    first, second = (cosine_sinkhorn(x.requires_grad_(), u, epsilon=0.02, backend=backend) for _ in range(2))
+    assert torch.equal(first.g, second.g)
+    assert torch.equal(first.f, second.f)
+    assert not first.g.requires_grad
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([0.2, 0.5, 1.0]), st.integers(0, 10**6))
+def test_order_does_not_matter_and_g_is_unique(backend, N, M, epsilon, seed):
+    generator = torch.Generator().manual_seed(seed)
+    rows, cols = torch.randperm(N, generator=generator), torch.randperm(M, generator=generator)
+    x, u = unit(N, 16, seed=seed), unit(M, 16, seed=seed + 1)
+    options = {"epsilon": epsilon, "tol": 1e-5, "max_iter": 5000, "backend": backend}
+    result = cosine_sinkhorn(x, u, **options)
+    permuted = cosine_sinkhorn(x[rows], u[cols], **options)
+    shifted = cosine_sinkhorn(x, u, init=torch.randn(M, generator=generator).to(DEVICE) * epsilon + 3, **options)
+    # Two solutions to an error of 1e-5 differ by as much times the conditioning of the problem, exp(2 / epsilon) at
+    # worst: at a small epsilon and a few rows g is unique in theory alone.
+    for other in (permuted.g, shifted.g[cols]):
+        torch.testing.assert_close(other, result.g[cols], atol=0.02 * epsilon, rtol=0)
+    torch.testing.assert_close(permuted.f, result.f[rows], atol=0.02 * epsilon, rtol=0)
+    assert abs(float(result.g.mean())) < 1e-6
+
+
+def _shard(rank: int, world: int, port: int, weighted: bool, results) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    x, u = pair("clustered", 301, 60)
+    weights = torch.arange(1.0, 302)
+    weights = weights / weights.sum()
+    mine = torch.arange(301).tensor_split(world)[rank]
+    result = cosine_sinkhorn(
+        x.cpu()[mine],
+        u.cpu(),
+        epsilon=0.02,
+        row_weights=weights[mine] if weighted else None,
+        group=dist.group.WORLD,
+        backend="torch",
+    )
+    results[rank] = tuple(value.numpy() if isinstance(value, Tensor) else value for value in result)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("world", "weighted"), [(2, True), (3, False)])
+def test_rows_spread_over_processes(world, weighted):
+    x, u = pair("clustered", 301, 60)
+    weights = torch.arange(1.0, 302)
+    expected = cosine_sinkhorn(
+        x.cpu(), u.cpu(), epsilon=0.02, row_weights=weights / weights.sum() if weighted else None, backend="torch"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        results = manager.dict()
+        torch.multiprocessing.spawn(_shard, (world, port, weighted, results), nprocs=world)
+        shards = [SinkhornResult(*results[rank]) for rank in range(world)]
+    f = torch.cat([torch.from_numpy(shard.f) for shard in shards])
+    torch.testing.assert_close(f, expected.f, atol=1e-5, rtol=0)
+    for shard in shards:
+        assert (shard.g == shards[0].g).all()
+        torch.testing.assert_close(torch.from_numpy(shard.g), expected.g, atol=1e-5, rtol=0)
+        assert shard.n_iter == expected.n_iter
