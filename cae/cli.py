@@ -1,4 +1,4 @@
-"""The command line: `cae cluster`, `cae predict`, `cae demo`, `cae texts build`."""
+"""The command line: `cae cluster`, `cae predict`, `cae demo`, `cae evaluate`, `cae texts build`."""
 
 from __future__ import annotations
 
@@ -155,6 +155,69 @@ def predict(
     if not quiet:
         terminal.print_clusters(result)
         terminal.out.print(f"assignments: {out / 'assignments.csv'}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    dataset: Annotated[
+        str,
+        typer.Option(
+            help="A folder with a sub-folder per class, a file of embeddings (.npy, .safetensors, .parquet), hf:NAME, "
+            "or cifar10, cifar20, stl10, dtd, ucf101, imagenet, imagenet10, imagenet-dogs.",
+        ),
+    ],
+    methods: Annotated[
+        str, typer.Option(help="Separated by commas; settings behind colons, as in default:gamma=0.05:top_k=10.")
+    ] = "kmeans,zero-shot,tac,paper,default",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 5,
+    out: Annotated[Path, typer.Option(help="Where results.json, results.md and plots go.")] = Path("cae-evaluation"),
+    fit_on: Annotated[
+        Literal["test", "train"], typer.Option(help="Split on which texts are selected; TAC's protocol: train.")
+    ] = "test",
+    encoder: EncoderSpec = DEFAULT_ENCODER,
+    encoder_weights: Weights = None,
+    nouns: Nouns = "imagenet22k",
+    captions: Captions = "glosses",
+    data_root: Annotated[Path | None, typer.Option(help="Where named data sets lie, or are downloaded to.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Classes of a .npy file: a .npy file of numbers.")] = None,
+    class_names: Annotated[Path | None, typer.Option(help="For zero-shot: a text file, one name a line.")] = None,
+    tsne: Annotated[bool, typer.Option("--tsne", help="Draw the embeddings, coloured by class.")] = False,
+    device: Device = "auto",
+    batch_size: BatchSize = 64,
+    workers: Workers = 2,
+    quiet: Quiet = False,
+) -> None:
+    """Score methods against known classes: NMI, ACC and ARI over seeds, with tables and plots."""
+    from cae import evaluation
+    from cae.devices import find_device
+    from cae.results import check_writable
+
+    check_writable(out)
+    with terminal.progress_bars(quiet=quiet) as reporter:
+        results = evaluation.evaluate(
+            dataset,
+            [method.strip() for method in methods.split(",") if method.strip()],
+            out,
+            encoder=encoder,
+            encoder_weights=encoder_weights,
+            nouns=nouns,
+            captions=captions,
+            seeds=range(seeds),
+            fit_on=fit_on,
+            root=data_root,
+            labels=labels,
+            class_names=class_names,
+            tsne=tsne,
+            device=find_device(device),
+            batch_size=batch_size,
+            workers=workers,
+            reporter=reporter,
+        )
+    if not quiet:
+        terminal.print_study(results)
+        if encoder == "lite":
+            terminal.out.print("lite encoder: it is not CLIP, and its scores are not comparable to the paper's")
+        terminal.out.print(f"results: {out / 'results.md'}", soft_wrap=True)
 
 
 @texts_app.command("build")

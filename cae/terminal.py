@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -85,6 +85,19 @@ def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
     for method, row in scores.items():
         table.add_row(method, *(f"{row[metric]:.1f}" for metric in ("acc", "nmi", "ari")))
     out.print("\nagreement with the sub-folders, in percent")
+    out.print(table)
+
+
+def print_study(results: Sequence[Mapping[str, Any]]) -> None:
+    """Mean and standard deviation over seeds of each method of a study."""
+    table = _table()
+    table.add_column("method")
+    for column in ("NMI", "ACC", "ARI", "seconds"):
+        table.add_column(column, justify="right")
+    for result in results:
+        scores = (f"{result[metric]['mean']:.1f} ± {result[metric]['std']:.1f}" for metric in ("nmi", "acc", "ari"))
+        table.add_row(escape(result["method"]), *scores, f"{result['seconds']['total']:.1f}")
+    out.print("agreement with the classes, in percent; seconds of one run after embedding")
     out.print(table)
 
 
