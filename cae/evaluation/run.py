@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +69,8 @@ def evaluate(
     """
     if not methods or not seeds:
         raise ValueError("name at least one method and one seed")
+    if tsne and find_spec("matplotlib") is None:
+        raise ValueError("drawing embeddings needs matplotlib: pip install 'cae-clustering[plots]'")
     for method in methods:
         parse_method(method, 2)
     splits: tuple[Split, ...] = ("test",) if fit_on == "test" else ("test", "train")

@@ -187,7 +187,7 @@ class Run:
 
 
 def run_study(
-    problem: Problem,
+    problem: Problem | Sequence[Problem],
     methods: Sequence[str],
     seeds: Sequence[int],
     progress: Callable[[int, int], None] | None = None,
@@ -195,7 +195,7 @@ def run_study(
     """Score methods over seeds.
 
     Args:
-        problem: embeddings, banks and classes.
+        problem: embeddings, banks and classes; or one such for each seed, where the data are drawn at random as well.
         methods: as `cae.evaluation.run_method` takes them.
         seeds: one run each.
         progress: called with the number of runs done and in all.
@@ -203,21 +203,22 @@ def run_study(
     Returns:
         A record per method, as plain values: `method`, `about`, `config`; `nmi`, `acc`, `ari` with mean and standard
         deviation over seeds in percent; `seconds`, the mean of each stage and in `total`; `silhouette` in image space
-        and `stability`, which need no labels; and its `runs`.
+        and `stability` over seeds on the same data, which need no labels; and its `runs`.
 
     Raises:
         ValueError: an unknown method or setting, before anything runs.
     """
+    problems = [problem] * len(seeds) if isinstance(problem, Problem) else list(problem)
     for name in methods:
-        parse_method(name, problem.n_clusters)
+        parse_method(name, problems[0].n_clusters)
     results = []
     for i, name in enumerate(methods):
         runs = []
-        for j, seed in enumerate(seeds):
-            runs.append(_run(name, problem, seed))
+        for j, (each, seed) in enumerate(zip(problems, seeds, strict=True)):
+            runs.append(_run(name, each, seed))
             if progress:
                 progress(i * len(seeds) + j + 1, len(methods) * len(seeds))
-        results.append(_record(name, problem, runs))
+        results.append(_record(name, problems, runs))
     return results
 
 
@@ -229,8 +230,9 @@ def _run(name: str, problem: Problem, seed: int) -> Run:
     return Run(seed, labels, clustering_scores(labels, problem.labels), seconds)
 
 
-def _record(name: str, problem: Problem, runs: Sequence[Run]) -> dict[str, Any]:
-    method, config = parse_method(name, problem.n_clusters)
+def _record(name: str, problems: Sequence[Problem], runs: Sequence[Run]) -> dict[str, Any]:
+    method, config = parse_method(name, problems[0].n_clusters)
+    same_images = len(runs) > 1 and all(problem is problems[0] for problem in problems)
     totals: Counter[str] = Counter()
     for run in runs:
         totals.update(run.seconds)
@@ -240,8 +242,10 @@ def _record(name: str, problem: Problem, runs: Sequence[Run]) -> dict[str, Any]:
         "config": asdict(config) if method.kind == "fit" else {},
         **{metric: _spread([run.scores[metric] for run in runs]) for metric in METRICS},
         "seconds": {stage: total / len(runs) for stage, total in totals.items()},
-        "silhouette": statistics.fmean(silhouette_score(problem.x, run.labels) for run in runs),
-        "stability": stability([run.labels for run in runs]) if len(runs) > 1 else None,
+        "silhouette": statistics.fmean(
+            silhouette_score(problem.x, run.labels) for problem, run in zip(problems, runs, strict=True)
+        ),
+        "stability": stability([run.labels for run in runs]) if same_images else None,
         "runs": [{"seed": run.seed, **run.scores, "seconds": run.seconds} for run in runs],
     }
 
