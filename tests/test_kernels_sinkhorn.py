@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,6 +121,16 @@ def test_acceleration_is_never_worse_than_the_plain_iteration(geometry, epsilon)
             )
             assert accelerated.marginal_error <= 1.05 * plain.marginal_error or accelerated.converged
             assert accelerated.n_iter <= plain.n_iter + 1
+
+
+def test_acceleration_gets_across_a_plateau():
+    """Two clusters of images and twice the texts near one of them: no plain step lowers the error until mass crosses."""
+    x = torch.eye(8)[:2].repeat_interleave(10, dim=0)
+    u = normalize(torch.eye(8)[[0, 0, 0, 0, 1, 1]] + 0.1 * torch.eye(8)[2:], dim=1)
+    plain, accelerated = (cosine_sinkhorn(x, u, epsilon=0.01, acceleration=on) for on in (False, True))
+    assert plain.n_iter > 50
+    assert accelerated.converged
+    assert accelerated.n_iter < 2 * plain.n_iter
 
 
 def test_one_product_per_iteration(monkeypatch):

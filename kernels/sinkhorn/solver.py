@@ -77,7 +77,8 @@ def solve(
     b = col_weights.double().cpu()
     log_v = b.log() if init is None else init.double().cpu() / epsilon
     anderson = Anderson(b)
-    lowest = math.inf
+    lowest, stale = math.inf, 0
+    plain, penalty = 0, 1  # plain steps to take now, and at the next rejection
     for n_iter in range(1, max_iter + 1):
         log_u, columns = sweep(log_v)
         if group is not None:
@@ -85,16 +86,22 @@ def solve(
         columns = columns.cpu()
         error = float((columns - b).abs().sum())
         residual = b.log() - columns.clamp_min(_TINY).log()
-        if error < lowest:
-            lowest, best, best_residual = error, log_v, residual
+        # A plain step from the best potentials never raises the error, but may leave it where it was for long (a
+        # cluster's mass cannot get out): it is progress all the same.
+        if error < lowest or plain:
+            lowest, best, best_residual, stale = error, log_v, residual, 0
+        else:
+            stale += 1
         if error <= tol or n_iter == max_iter:
             break
-        if not acceleration or lowest > _START or columns.min() <= _TINY:
+        plain = max(plain - 1, 0)
+        if plain or not acceleration or lowest > _START or columns.min() <= _TINY:
             log_v = log_v + residual
-        elif error > _SLACK * lowest:
-            # Only an accelerated step gets here: a plain one never raises the error. Go back to take a plain one.
+        elif error > _SLACK * lowest or stale > _PATIENCE:
+            # Back to the best potentials, and on from there with more plain steps each time.
             anderson.forget()
             log_v = best + best_residual
+            plain, penalty = penalty, 4 * penalty
         else:
             log_v = anderson.step(log_v, residual)
     if best is not log_v:
@@ -137,6 +144,8 @@ class Anderson:
 # rejected. A strict safeguard (1) rejects steps that pay off later, none (inf) can diverge. Figures: kernels/README.md.
 _MEMORY = 5
 _SLACK = 2.0
+# Accelerated steps without a new lowest error before the same happens.
+_PATIENCE = 10
 # The marginal error, 2 at most, from which on steps are accelerated: while most of the mass is in the wrong place the
 # residual is nothing like linear. Nor is it where a column sum was clamped.
 _START = 1.0
