@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from simulation import NOUN_VECTORS, SEVERITIES, load_noun_vectors, simulate
+from simulation import SEVERITIES, load_noun_vectors, simulate
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -118,9 +118,12 @@ def inputs(geometry: str, N: int, M: int) -> tuple[Tensor, Tensor]:
 
 def gate(x: Tensor, u: Tensor, epsilon: float) -> None:
     """Stop here if the ops are wrong."""
-    expected = cosine_sinkhorn(x, u, epsilon=epsilon, tol=1e-6, max_iter=5000, backend="reference")
-    result = cosine_sinkhorn(x, u, epsilon=epsilon, tol=5e-6, max_iter=5000)
-    torch.testing.assert_close(result.g.double(), expected.g, atol=0.01 * epsilon, rtol=0)
+    result = cosine_sinkhorn(x, u, epsilon=epsilon, tol=TOLERANCE, max_iter=5000)
+    cost = 1 - x.double() @ u.double().T
+    plan = ((result.f.double()[:, None] + result.g.double() - cost) / epsilon).exp() / len(x)
+    uniform = torch.full((len(u),), 1 / len(u), dtype=torch.float64)
+    torch.testing.assert_close(plan.sum(dim=1) * len(x), torch.ones(len(x)).double(), atol=1e-4, rtol=0)
+    assert float((plan.sum(dim=0) - uniform).abs().sum()) <= 1.1 * TOLERANCE
     y = counterparts(x, u, result.g, epsilon=epsilon)
     torch.testing.assert_close(
         y.double(), counterparts(x, u, result.g, epsilon=epsilon, backend="reference"), atol=1e-5, rtol=0
