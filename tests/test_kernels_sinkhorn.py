@@ -5,12 +5,12 @@ import warnings
 
 import pytest
 import torch
-from torch.nn.functional import normalize
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import BACKENDS, DEVICE, DTYPES, GEOMETRIES, SHAPES, pair, poison, unit  # noqa: F401
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from cae.kernels import ConvergenceWarning, SinkhornResult, cosine_sinkhorn
 from cae.kernels.sinkhorn.torch import PanelSweep
@@ -124,7 +124,7 @@ def test_acceleration_is_never_worse_than_the_plain_iteration(geometry, epsilon)
 
 
 def test_acceleration_gets_across_a_plateau():
-    """Two clusters of images and twice the texts near one of them: no plain step lowers the error until mass crosses."""
+    """Two clusters of images, twice the texts near one of them: no plain step lowers the error until mass crosses."""
     x = torch.eye(8)[:2].repeat_interleave(10, dim=0)
     u = normalize(torch.eye(8)[[0, 0, 0, 0, 1, 1]] + 0.1 * torch.eye(8)[2:], dim=1)
     plain, accelerated = (cosine_sinkhorn(x, u, epsilon=0.01, acceleration=on) for on in (False, True))
