@@ -1,10 +1,9 @@
 """The Triton backends against the float64 reference: compiled on CUDA, in Triton's interpreter elsewhere."""
 
-from pathlib import Path
-
 import numpy
 import pytest
 import torch
+from kernel_cases import CLIP, DEVICE, DTYPES, SHAPES, poison, relative_error, unit  # noqa: F401
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -15,50 +14,17 @@ from cae.kernels import cosine_sinkhorn, counterparts, fuse, launch, nearest, re
 from cae.kernels.sinkhorn.triton import TritonSweep  # noqa: E402
 from cae.kernels.triton import SoftmaxPanel, product  # noqa: E402
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CLIP = Path(__file__).parents[2] / "shared/data/clip_text/vit_b32_noun_text_vectors.npy"
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-# Every N and M of 1, 2, 15, 127, 129 and every width that an encoder in use has, without their product.
-SHAPES = [
-    (1, 1, 64),
-    (1, 129, 3),
-    (2, 15, 384),
-    (15, 2, 64),
-    (15, 127, 768),
-    (127, 1, 512),
-    (127, 129, 3),
-    (129, 127, 64),
-    (15, 129, 1280),
-]
+pytestmark = pytest.mark.usefixtures("poison")
+
 # Largest relative error ||y - y'|| / ||y'|| of a result kept in a dtype. What the reference gets is the same inputs, so
 # what counts is the rounding of the softmax between two kernels and of the result. The interpreter truncates bfloat16.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1.2e-2}
-
-
-@pytest.fixture(autouse=True)
-def poison(monkeypatch):
-    """Memory that nobody wrote reads as NaN, or as a label far outside."""
-
-    def poisoned(allocate):
-        def empty(*args, **kwargs):
-            out = allocate(*args, **kwargs)
-            return out.fill_(torch.nan if out.is_floating_point() else -(2**40))
-
-        return empty
-
-    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
 
 
 @pytest.fixture
 def one_tile_panels(monkeypatch):
     """The least scratch: every tile of rows is a panel of its own."""
     monkeypatch.setattr(launch, "_PANEL_BYTES", {"cpu": 1, "cuda": 1})
-
-
-def unit(rows: int, width: int, dtype: torch.dtype = torch.float32, *, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return normalize(torch.randn(rows, width, generator=generator), dim=1).to(DEVICE, dtype)
 
 
 def geometry(kind: str, rows: int, width: int, dtype: torch.dtype, *, seed: int) -> Tensor:
@@ -71,10 +37,6 @@ def geometry(kind: str, rows: int, width: int, dtype: torch.dtype, *, seed: int)
     centers = unit(4, width, seed=7)[torch.arange(rows, device=DEVICE) % 4]
     spread = {"clustered": 0.3, "collinear": 1e-3}[kind]
     return normalize(centers + spread * noise, dim=1).to(dtype)
-
-
-def relative_error(value: Tensor, reference: Tensor) -> float:
-    return float((value.double() - reference).norm() / reference.norm())
 
 
 def check_sweep(x: Tensor, u: Tensor, epsilon: float) -> None:

@@ -8,9 +8,7 @@ breeds lie, and a text that is like no noun of the table is drawn to the nouns t
 from __future__ import annotations
 
 import csv
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +19,7 @@ from torch.nn.functional import normalize
 from cae.cache import cache_dir
 from cae.encoders.lite.image_tower import class_rows
 from cae.encoders.lite.text_tower import TextTower
+from cae.files import replacing
 
 TABLE = Path(__file__).with_name("hypernyms.tsv")
 SHARPNESS = 8.0
@@ -66,7 +65,8 @@ def load_text_map(tower: TextTower, fingerprint: str) -> TextMap:
         return TextMap(weights["anchors"], weights["coefficients"])
     except (FileNotFoundError, SafetensorError, KeyError):
         fitted = fit_text_map(tower)
-        _save(path, fitted.state_dict())
+        with replacing(path) as (draft,):
+            save_file(fitted.state_dict(), draft)
         return fitted
 
 
@@ -86,12 +86,3 @@ def fit_text_map(tower: TextTower) -> TextMap:
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     return torch.exp(SHARPNESS * (a @ b.T - 1))
-
-
-def _save(path: Path, tensors: dict[str, Any]) -> None:
-    """Write in one step, so that an interrupted or concurrent run leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        draft = Path(folder) / path.name
-        save_file(tensors, draft)
-        draft.replace(path)
