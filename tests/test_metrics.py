@@ -1,5 +1,7 @@
 """Scores against scikit-learn and scipy, on one process and on two."""
 
+import socket
+
 import numpy as np
 import pytest
 import torch
@@ -109,7 +111,7 @@ def test_nothing_to_score_is_an_error():
 
 
 def _score_half(rank: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     preds, target = labelings(8, 3)
     collection = clustering_metrics(8, 3)
     collection.update(preds[rank::2], target[rank::2])
@@ -118,12 +120,11 @@ def _score_half(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_processes_agree_with_one(tmp_path):
-    import socket
-
     with socket.socket() as probe:
-        probe.bind(("localhost", 0))
+        probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(_score_half, (port, str(tmp_path)), nprocs=2, start_method="fork")
+    # Spawned: a fork of a process whose OpenMP threads have run hangs in its first parallel loop.
+    mp.spawn(_score_half, (port, str(tmp_path)), nprocs=2)
     expected = expected_scores(*labelings(8, 3))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
