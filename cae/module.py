@@ -97,8 +97,18 @@ class CAE(pl.LightningModule):
         return self._encoder
 
     def on_predict_start(self) -> None:
-        """Bring the encoder and the state to the trainer's device, and refuse a state of another encoder."""
+        """Bring the encoder and the state to the trainer's device, and refuse a state of another encoder.
+
+        Raises:
+            ModelError: fitted with another encoder.
+            RuntimeError: a fresh module on several processes, each of which would fit to its own share of the images.
+        """
         self._collected = []
+        if self.fitted is None and self.trainer.world_size > 1:
+            raise RuntimeError(
+                f"a CAE cannot be fitted on {self.trainer.world_size} processes yet; fit with devices=1, then predict "
+                "with as many as you like"
+            )
         self.encoder.to(self.device)
         if self.fitted is not None:
             check_encoder(self.fitted, self.encoder)
@@ -112,12 +122,14 @@ class CAE(pl.LightningModule):
             one; `embedding` (B, D) float32 unit rows with `return_embeddings=True`.
         """
         x = self.embed(_images_of(batch))
-        if self.fitted is not None:
-            found = pipeline.predict(x, self.fitted) if len(x) else _placeholder(0, self.config)
-            result = _on_cpu(found)
+        if self.fitted is not None and len(x):
+            # The trainer's precision is for the encoder: labels must not depend on it beyond that.
+            with torch.autocast(self.device.type, enabled=False):
+                result = _on_cpu(pipeline.predict(x, self.fitted))
         else:
             result = _on_cpu(_placeholder(len(x), self.config))
-            self._collected.append((x, result))
+            if self.fitted is None:
+                self._collected.append((x, result))
         if isinstance(batch, Mapping) and "index" in batch:
             result["index"] = batch["index"].cpu()
         if self.return_embeddings:
@@ -145,7 +157,11 @@ class CAE(pl.LightningModule):
             ValueError: neither images nor embeddings, or embeddings of another width than the fitted ones.
         """
         if images.ndim == 4:
-            return self.encoder.encode_images(images) if len(images) else torch.empty(0, self.encoder.dim)
+            return (
+                self.encoder.encode_images(images)
+                if len(images)
+                else torch.empty(0, self.encoder.dim, device=self.device)
+            )
         if images.ndim == 2 and images.is_floating_point():
             return normalize(images.to(self.device).float(), dim=1)
         raise ValueError(

@@ -101,6 +101,23 @@ def test_takes_embeddings_however_they_are_packed(module, pack):
     assert set(labels.tolist()) == set(range(K))
 
 
+def test_a_fresh_module_refuses_several_processes(module, monkeypatch):
+    runner = trainer()
+    monkeypatch.setattr(type(runner), "world_size", 2)
+    with pytest.raises(RuntimeError, match="fit with devices=1"):
+        runner.predict(module, DataLoader(torch.eye(module.encoder.dim), batch_size=8))
+
+
+def test_precision_of_the_trainer_does_not_change_labels_of_embeddings(module):
+    x = torch.nn.functional.normalize(torch.randn(40, module.encoder.dim, generator=torch.Generator().manual_seed(0)))
+    loader = DataLoader(x, batch_size=16)
+    expected = predict(module, loader)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        found = trainer(precision="bf16-mixed").predict(module, loader)
+    assert torch.equal(joined(found, "confidence"), joined(expected, "confidence"))
+
+
 def test_several_loaders_are_fitted_together(module):
     x = torch.nn.functional.normalize(torch.randn(40, module.encoder.dim, generator=torch.Generator().manual_seed(0)))
     first, second = predict(module, [DataLoader(x[:16], batch_size=8), DataLoader(x[16:], batch_size=8)])
