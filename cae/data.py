@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -78,8 +78,10 @@ def read_image(path: str | os.PathLike[str], side: int | None = None) -> Image.I
             return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise ImageError("not a picture in any format that Pillow reads") from error
     except Exception as error:  # Pillow's plugins raise whatever the bytes make them raise
-        raise ImageError(str(error).replace(repr(os.fspath(path)), "the file") or type(error).__name__) from error
+        raise ImageError(str(error) or type(error).__name__) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
