@@ -120,6 +120,7 @@ def main() -> None:
         "inputs": f"{args.geometry}, N={len(x)}, M={len(u)}, D={x.shape[1]}, float32",
         "epsilon": args.epsilon,
         "threads": args.threads,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "unset: NumPy's and KeOps' threads are not held"),
         "rounds": args.rounds,
         "cpus": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
