@@ -33,7 +33,7 @@ _HALF = {
 # Exact float32 products run outside the tensor cores, from registers: smaller tiles.
 _SINGLE = {
     _INTERPRETER: Tile(32, 64, 128, 4, 1),
-    80: Tile(64, 64, 32, 4, 2),
+    80: Tile(64, 64, 16, 4, 2),
 }
 
 
