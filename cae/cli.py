@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from cae import terminal
+from cae.config import DEFAULT_ENCODER
 
 # Whatever needs torch is imported inside the commands: `cae --help` answers at once.
 
@@ -55,8 +56,6 @@ Seed = Annotated[int, typer.Option(help="Same seed, same groups.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read pictures.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
-
-DEFAULT_ENCODER = "open_clip:ViT-B-32/openai"
 
 
 def main() -> None:
@@ -268,12 +267,13 @@ def _cluster(
             module, folder, device=find_device(device), batch_size=batch_size, workers=workers, reporter=reporter
         )
     seconds = time.perf_counter() - start
-    config = module.config
-    baseline = image_kmeans(
-        result.embeddings, config.n_clusters, n_init=config.n_init, max_iter=config.kmeans_iter, seed=config.seed
-    )
-    labels = {"image k-means": baseline, "CAE": result.prediction.cluster}
-    scores = {method: score for method, found in labels.items() if (score := result.scores(found)) is not None}
+    scores = {}
+    if result.folder_labels() is not None:
+        config = module.config
+        baseline = image_kmeans(
+            result.embeddings, config.n_clusters, n_init=config.n_init, max_iter=config.kmeans_iter, seed=config.seed
+        )
+        scores = {"image k-means": result.scores(baseline), "CAE": result.scores(result.prediction.cluster)}
     write_result(result, out, {"scores": scores, "seconds": round(seconds, 1)})
     terminal.print_skipped(result)
     if quiet:

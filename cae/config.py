@@ -9,6 +9,9 @@ from typing import Any, Literal, Self, get_args
 Preset = Literal["default", "paper", "tac"]
 Modality = Literal["noun", "caption"]
 
+DEFAULT_ENCODER = "open_clip:ViT-B-32/openai"
+"""The paper's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CAEConfig:

@@ -62,12 +62,13 @@ class FolderResult:
         names = sorted({parts[0] for parts in tops})
         if len(names) < 2 or any(len(parts) < 2 for parts in tops):
             return None
-        return names, torch.tensor([names.index(parts[0]) for parts in tops])
+        number = {name: i for i, name in enumerate(names)}
+        return names, torch.tensor([number[parts[0]] for parts in tops])
 
-    def scores(self, labels: Tensor) -> dict[str, float] | None:
-        """NMI, ACC and ARI in percent of any labels (N,) against the sub-folders; None without `folder_labels`."""
+    def scores(self, labels: Tensor) -> dict[str, float]:
+        """NMI, ACC and ARI in percent of any labels (N,) against the sub-folders; empty without `folder_labels`."""
         folders = self.folder_labels()
-        return None if folders is None else clustering_scores(labels, folders[1])
+        return {} if folders is None else clustering_scores(labels, folders[1])
 
     def weights(self) -> dict[str, Tensor]:
         """Beta of Eq. 16 by modality, each (N,) float32; zero for a modality that the settings leave out."""

@@ -15,13 +15,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae import pipeline
-from cae.config import CAEConfig, Preset
+from cae.config import DEFAULT_ENCODER, CAEConfig, Preset
 from cae.encoders import Encoder, load_encoder
 from cae.state import FittedCAE, ModelError
 from cae.text import TextBank, build_bank, load_corpus
 
 IMAGE_KEYS = ("image", "images", "pixel_values", "embedding", "embeddings")
-DEFAULT_ENCODER = "open_clip:ViT-B-32/openai"
 
 
 class CAE(pl.LightningModule):

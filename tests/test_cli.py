@@ -61,6 +61,17 @@ def test_cluster_writes_what_it_promises(clustered, picture_folder):
     assert "image k-means" in stdout
 
 
+def test_a_folder_without_sub_folders_has_no_scores(run, monkeypatch, picture_folder, text_files, tmp_path):
+    monkeypatch.setattr("cae.clustering.image_kmeans", lambda *_, **__: pytest.fail("a baseline that nobody sees"))
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
+    code, stdout, stderr = run(
+        "cluster", picture_folder / "red", "-k", 2, "--out", tmp_path / "out", "--workers", 0, *texts
+    )
+    assert code == 0, stderr
+    assert json.loads((tmp_path / "out/run.json").read_text())["scores"] == {}
+    assert "image k-means" not in stdout
+
+
 def test_predict_gives_the_same_clusters_without_refitting(clustered, run, picture_folder, tmp_path):
     out, *_ = clustered
     for model in (out, out / "model"):
