@@ -29,21 +29,29 @@ def fuse_modalities(parts: Sequence[Tensor], means: Tensor, config: CAEConfig) -
     Args:
         parts: image embeddings and counterparts, m tensors (N, D) float32.
         means: (m, D) from `modality_means`, taken on the fitted images.
-        config: gives fusion, gamma and the geometry of the last k-means.
+        config: gives fusion, gamma, the weight of the texts and the geometry of the last k-means.
 
     Returns:
         z (N, D), or for `concat` (N, D) times the modalities that take part, with unit rows if `config.spherical`; and
-        the modality weights beta (N, m), whose rows sum to 1: 0 for an image that is left out, 1 / m for `concat` and
-        `sum`.
+        the modality weights beta (N, m) with `config.text_weight` in them, whose rows sum to 1: 0 for an image that is
+        left out, the same in each row for `concat` and `sum`.
     """
     if config.center_modalities:
         parts = [normalize(part - mean, dim=1) for part, mean in zip(parts, means, strict=True)]
-    left_out = 0 if config.image else 1
-    parts = list(parts)[left_out:]
+    if not config.image:
+        parts = parts[1:]
+    # What each modality counts for before its similarity does; texts beside no image count in full.
+    weight = torch.full((len(parts),), config.text_weight if config.image else 1.0).to(parts[0])
+    weight[0] = 1.0
     if config.fusion == "prototype":
         z, beta = fuse(parts, gamma=config.gamma)
+        if config.image:
+            # sum_m weight_m beta_m x_m, out of the sum without weights
+            z = config.text_weight * z + (1 - config.text_weight) * beta[:, :1] * parts[0]
+        beta = beta * weight
     else:
-        z = torch.cat(parts, dim=1) if config.fusion == "concat" else torch.stack(parts).sum(dim=0)
-        beta = torch.full((len(z), len(parts)), 1 / len(parts)).to(z)
-    beta = torch.nn.functional.pad(beta, (left_out, 0))
+        weighted = [factor * part for factor, part in zip(weight, parts, strict=True)]
+        z = torch.cat(weighted, dim=1) if config.fusion == "concat" else torch.stack(weighted).sum(dim=0)
+        beta = weight.expand(len(z), -1)
+    beta = torch.nn.functional.pad(beta / beta.sum(dim=1, keepdim=True), (0 if config.image else 1, 0))
     return (normalize(z, dim=1) if config.spherical else z), beta

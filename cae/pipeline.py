@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cae.auto import choose
 from cae.blocks import blockwise
 from cae.clustering import assign, kmeans
 from cae.config import CAEConfig
@@ -76,24 +77,20 @@ def fit(
         ValueError: fewer images than clusters, rows that are not finite or not unit, or a bank of another width.
     """
     _check(x, banks, config)
+    provenance = dict(provenance or {})
     centers = semantic_centers(x if select_on is None else select_on, config)
-    selected: dict[str, SelectedTexts] = {
-        modality: _select(x, centers, banks[modality], config) for modality in config.modalities
-    }
-    parts = _counterparts(x, selected, config, n_fitted=len(x))
-    means = modality_means(parts, config)
-    (z,) = blockwise(lambda *rows: fuse_modalities(rows, means, config)[:1], *parts)
-    centroids = kmeans(
-        z,
-        config.n_clusters,
-        spherical=config.spherical,
-        n_init=config.n_init,
-        max_iter=config.kmeans_iter,
-        seed=config.seed,
-    )
-    prediction = _place(parts, means, centroids, config)
+    texts = {modality: _select(centers, banks[modality], config) for modality in config.modalities}
+    if config.fusion == "auto":
+        config, provenance["auto"] = choose(
+            x,
+            config,
+            transport=lambda sample, candidate: _transport(sample, texts, candidate)[1],
+            group=lambda parts, candidate: _group(parts, candidate)[2].cluster,
+        )
+    selected, parts = _transport(x, texts, config)
+    means, centroids, prediction = _group(parts, config)
     clusters = describe_clusters(x, prediction.cluster, selected, banks, config)
-    return FittedCAE(config, len(x), selected, means, centroids, clusters, dict(provenance or {})), prediction
+    return FittedCAE(config, len(x), selected, means, centroids, clusters, provenance), prediction
 
 
 def predict(x: Tensor, fitted: FittedCAE) -> Prediction:
@@ -156,11 +153,36 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig) -> None:
             )
 
 
-def _select(x: Tensor, centers: Tensor, bank: TextBank, config: CAEConfig) -> SelectedTexts:
-    """U and g_u, or V and g_v."""
+def _select(centers: Tensor, bank: TextBank, config: CAEConfig) -> tuple[list[str], Tensor]:
+    """The texts of U or V, and their unit embeddings (M, D) on the centers' device."""
     chosen = select_texts(bank.embeddings, centers, config).cpu()
-    u = torch.nn.functional.normalize(bank.embeddings[chosen].float(), dim=1).to(x.device)
-    return SelectedTexts([bank.texts[j] for j in chosen.tolist()], u, column_potentials(x, u, config))
+    u = torch.nn.functional.normalize(bank.embeddings[chosen].float(), dim=1).to(centers.device)
+    return [bank.texts[j] for j in chosen.tolist()], u
+
+
+def _transport(
+    x: Tensor, texts: Mapping[str, tuple[list[str], Tensor]], config: CAEConfig
+) -> tuple[dict[str, SelectedTexts], tuple[Tensor, ...]]:
+    """Eq. 4-11: the texts with their potentials, and x with its counterparts."""
+    selected = {
+        modality: SelectedTexts(names, u, column_potentials(x, u, config)) for modality, (names, u) in texts.items()
+    }
+    return selected, _counterparts(x, selected, config, n_fitted=len(x))
+
+
+def _group(parts: tuple[Tensor, ...], config: CAEConfig) -> tuple[Tensor, Tensor, Prediction]:
+    """Eq. 14-18: modality means, centroids and where each image goes."""
+    means = modality_means(parts, config)
+    (z,) = blockwise(lambda *rows: fuse_modalities(rows, means, config)[:1], *parts)
+    centroids = kmeans(
+        z,
+        config.n_clusters,
+        spherical=config.spherical,
+        n_init=config.n_init,
+        max_iter=config.kmeans_iter,
+        seed=config.seed,
+    )
+    return means, centroids, _place(parts, means, centroids, config)
 
 
 def _counterparts(

@@ -33,7 +33,7 @@ class SelectedTexts:
     Attributes:
         texts: M strings.
         embeddings: (M, D) float32 unit rows, U or V of the paper.
-        g: (M,) float32 column potentials of Eq. 10, zeros for softmax coupling.
+        g: (M,) float32 column potentials of Eq. 10, zeros for `balance=0`.
 
     Raises:
         ValueError: the three differ in length.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cae.blocks import BLOCK_ROWS
 from cae.config import CAEConfig
 from cae.kernels import cosine_sinkhorn, counterparts
 from cae.stopwatch import stage
@@ -15,19 +16,47 @@ def column_potentials(x: Tensor, u: Tensor, config: CAEConfig) -> Tensor:
     """Eq. 4-6 and 10-11: the column potentials of entropic optimal transport between images and texts.
 
     They are all that is kept of the plan: a row's plan is softmax_j((x.u_j + g_j) / epsilon), so a new image needs
-    no other image. For `coupling="softmax"` (Eq. 9) the columns are free and g is zero.
+    no other image. For `balance=0` (Eq. 9) the columns are free and g is zero.
 
     Args:
         x: (N, D) float32 unit image embeddings.
         u: (M, D) float32 unit embeddings of the selected texts.
-        config: gives coupling, epsilon, iterations and tolerance.
+        config: gives balance, epsilon, iterations and tolerance.
 
     Returns:
         g (M,) float32.
     """
-    if config.coupling == "softmax":
+    if config.balance == 0:
         return torch.zeros(len(u), dtype=torch.float32, device=u.device)
-    return cosine_sinkhorn(x, u, epsilon=config.epsilon, max_iter=config.sinkhorn_iter, tol=config.sinkhorn_tol).g
+    # Even marginals force mass onto texts that fit no image; the softmax's let hubs draw all of it. See
+    # benchmarks/README.md for what lies between.
+    b = popularity(x, u, config.epsilon) ** (1 - config.balance)
+    return cosine_sinkhorn(
+        x,
+        u,
+        epsilon=config.epsilon,
+        col_weights=b / b.sum(),
+        max_iter=config.sinkhorn_iter,
+        tol=config.sinkhorn_tol,
+    ).g
+
+
+def popularity(x: Tensor, u: Tensor, epsilon: float) -> Tensor:
+    """The mass that each text gets when every image chooses freely: the column means of the softmax of Eq. 9.
+
+    Args:
+        x: (N, D) float32 unit image embeddings.
+        u: (M, D) float32 unit text embeddings.
+        epsilon: temperature.
+
+    Returns:
+        (M,) float64, sum 1; at least the smallest float32, so that no text is ruled out for good.
+    """
+    mass = torch.zeros(len(u), dtype=torch.float64, device=u.device)
+    for rows in x.split(BLOCK_ROWS):
+        mass += torch.softmax(rows @ u.T / epsilon, dim=1).sum(dim=0, dtype=torch.float64)
+    mass = mass.clamp_min(torch.finfo(torch.float32).tiny)
+    return mass / mass.sum()
 
 
 @stage("counterparts")

@@ -54,7 +54,7 @@ def oracle_plan(x: np.ndarray, u: np.ndarray, config: CAEConfig) -> np.ndarray:
     cost = 1 - x @ u.T  # Eq. 6
     n, m = cost.shape
     f, g = np.zeros(n), np.zeros(m)
-    if config.coupling == "softmax":
+    if config.balance == 0:
         return softmax(-cost / config.epsilon, axis=1) / n  # Eq. 12
     for _ in range(1000):
         f = -config.epsilon * (logsumexp((g - cost) / config.epsilon, axis=1) + np.log(n))

@@ -63,6 +63,7 @@ METHODS: dict[str, Method] = {
     "tac": Method("TAC without training (Li et al. 2024)", "tac"),
     "paper": Method("CAE by the letter of the equations", "paper"),
     "default": Method("CAE with the defaults of this package"),
+    "auto": Method("CAE that decides without labels what the texts may weigh", "auto"),
     # Table 3 of the paper, which semantics are clustered.
     "noun-only": Method("noun counterparts alone", settings={"image": False, "modalities": ("noun",)}),
     "caption-only": Method("caption counterparts alone", settings={"image": False, "modalities": ("caption",)}),
@@ -71,7 +72,8 @@ METHODS: dict[str, Method] = {
     "concat": Method("image and counterparts side by side", settings={"fusion": "concat"}),
     "sum": Method("image and counterparts added up", settings={"fusion": "sum"}),
     # Eq. 9 against Eq. 5.
-    "softmax": Method("softmax in place of optimal transport", settings={"coupling": "softmax"}),
+    "softmax": Method("softmax in place of optimal transport", settings={"balance": 0.0}),
+    "uniform": Method("texts used evenly, as in Eq. 5", settings={"balance": 1.0}),
 }
 
 
