@@ -1,12 +1,12 @@
 """`fusion="auto"`: how much the texts may weigh, decided without labels.
 
-Whether texts help depends on what the text encoder knows beyond the image encoder, and on the pictures; no fixed setting
-is right for all (figures: benchmarks/README.md). The criterion is a held-out probe: a partition that means something can
-be told from the image embeddings of pictures that the probe has not seen. So
+Whether texts help depends on what the text encoder knows beyond the image encoder, and on the pictures; no fixed
+setting is right for all (figures: benchmarks/README.md). The criterion is a held-out probe: a partition that means
+something can be told from the image embeddings of pictures that the probe has not seen. So
 
 1. cluster a sample of the images under each candidate, image k-means among them;
-2. fit a ridge regression from the image embeddings to the clusters on one half of the sample, predict the clusters of the
-   other half, and the other way round;
+2. fit a ridge regression from the image embeddings to the clusters on one half of the sample, predict the clusters of
+   the other half, and the other way round;
 3. take the candidate whose clusters agree best with their predictions, by NMI.
 
 Arbitrary cuts through a continuum, which k-means makes where style outweighs content, and partitions by texts that know
@@ -67,9 +67,7 @@ def choose(
         The settings to use, and a record for people: `chosen`, `criterion`, `sample` and `scores` by candidate in
         percent.
     """
-    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(config.seed))
-    rows = rows[: max(SAMPLE, PER_CLUSTER * config.n_clusters)]
-    sample = x[rows.to(x.device)]
+    sample = random_rows(x, max(SAMPLE, PER_CLUSTER * config.n_clusters), config.seed)
     probe = Probe(sample)
     configs = {name: replace(config, **changes) for name, changes in CANDIDATES.items()}
     transported, scores = {}, {}
@@ -87,6 +85,12 @@ def choose(
         "scores": {name: round(100 * score, 2) for name, score in scores.items()},
     }
     return configs[chosen], record
+
+
+def random_rows(x: Tensor, n: int, seed: int) -> Tensor:
+    """(min(n, N), D) rows of x (N, D) in random order, the same for the same seed."""
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    return x[order[:n].to(x.device)]
 
 
 class Probe:

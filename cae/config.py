@@ -10,6 +10,9 @@ Preset = Literal["auto", "default", "paper", "tac"]
 Modality = Literal["noun", "caption"]
 Fusion = Literal["auto", "prototype", "concat", "sum"]
 
+UNKNOWN = 0
+"""The number of clusters that stands for: find it out."""
+
 DEFAULT_ENCODER = "open_clip:ViT-B-32/openai"
 """The paper's."""
 
@@ -19,16 +22,16 @@ class CAEConfig:
     """Every setting of the method; symbols as in the paper (arXiv 2512.00904).
 
     Attributes:
-        n_clusters: K of Eq. 18, at least 2.
+        n_clusters: K of Eq. 18, at least 2; or `UNKNOWN` to find it out (`cae.cluster_count`).
         images_per_center: the semantic centers of Eq. 1 number N / images_per_center (the paper and TAC: 300).
         top_k: texts retrieved per center, K of Eq. 3. The paper sweeps 1-30 without stating its choice; TAC uses 5.
         retrieval: `all` ranks every text for every center (Eq. 2-3); `assigned` gives each text to its best center
             first and ranks inside it, as TAC's code does.
         modalities: which text counterparts join the image.
         image: let the image embedding take part in the fusion; False clusters the counterparts alone (Table 3).
-        balance: how evenly the texts are used, from 0 to 1. 1 is Eq. 5, where every text gets the same mass; at 0 a text
-            gets what a softmax over the texts gives it (Eq. 9); between them the column marginal is the softmax's to the
-            power 1 - balance.
+        balance: how evenly the texts are used, from 0 to 1. 1 is Eq. 5, where every text gets the same mass; at 0 a
+            text gets what a softmax over the texts gives it (Eq. 9); between them the column marginal is the softmax's
+            to the power 1 - balance.
         epsilon: entropic regularisation of Eq. 10, or the temperature of the softmax.
         similarity_weight: multiply the plan by the similarity as in Eq. 7-8; False aggregates as in Eq. 9. A negative
             similarity turns its text round, which unit counterparts do not forgive.
@@ -84,6 +87,8 @@ class CAEConfig:
             "kmeans_iter": 1,
             "sinkhorn_iter": 1,
         }
+        if self.n_clusters == UNKNOWN:
+            del minima["n_clusters"]
         for name, least in minima.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -106,14 +111,14 @@ class CAEConfig:
             raise ValueError(f"modalities must name noun, caption or both, got {self.modalities!r}")
 
     @classmethod
-    def from_preset(cls, preset: Preset, n_clusters: int, **overrides: Any) -> Self:
+    def from_preset(cls, preset: Preset, n_clusters: int | Literal["auto"], **overrides: Any) -> Self:
         """A named configuration with single settings changed.
 
         Args:
             preset: `auto` decides from the data, without labels, what the texts may weigh; `default` is our fixed
                 setting; `paper` is the letter of the equations; `tac` is the training-free baseline of Li et al. 2024
                 (arXiv 2310.11989).
-            n_clusters: K.
+            n_clusters: K, or `auto` for `UNKNOWN`.
             overrides: any other field of this class.
 
         Raises:
@@ -127,7 +132,7 @@ class CAEConfig:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; settings are {', '.join(known)}"
                 raise ValueError(f"unknown setting {name!r}{hint}")
-        return cls(n_clusters=n_clusters, **{**PRESETS[preset], **overrides})
+        return cls(n_clusters=UNKNOWN if n_clusters == "auto" else n_clusters, **{**PRESETS[preset], **overrides})
 
 
 PRESETS: dict[str, dict[str, Any]] = {

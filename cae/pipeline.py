@@ -16,15 +16,18 @@ labels that `predict` gives, for any batch size and order.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from cae.auto import choose
+from cae.auto import SAMPLE, Probe, choose, random_rows
 from cae.blocks import blockwise
+from cae.cluster_count import count_clusters
 from cae.clustering import assign, kmeans
-from cae.config import CAEConfig
+from cae.config import UNKNOWN, CAEConfig
 from cae.fusion import fuse_modalities, modality_means
 from cae.kernels import nearest
 from cae.naming import describe_clusters
@@ -78,8 +81,9 @@ def fit(
     """
     _check(x, banks, config)
     provenance = dict(provenance or {})
-    centers = semantic_centers(x if select_on is None else select_on, config)
-    texts = {modality: _select(centers, banks[modality], config) for modality in config.modalities}
+    if config.n_clusters == UNKNOWN:
+        config, provenance["cluster_count"] = _find_cluster_count(x, banks, config, select_on)
+    texts = _select(x if select_on is None else select_on, banks, config)
     if config.fusion == "auto":
         config, provenance["auto"] = choose(
             x,
@@ -153,11 +157,45 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig) -> None:
             )
 
 
-def _select(centers: Tensor, bank: TextBank, config: CAEConfig) -> tuple[list[str], Tensor]:
-    """The texts of U or V, and their unit embeddings (M, D) on the centers' device."""
-    chosen = select_texts(bank.embeddings, centers, config).cpu()
-    u = torch.nn.functional.normalize(bank.embeddings[chosen].float(), dim=1).to(centers.device)
-    return [bank.texts[j] for j in chosen.tolist()], u
+def _find_cluster_count(
+    x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, select_on: Tensor | None
+) -> tuple[CAEConfig, dict[str, Any]]:
+    """The settings with K filled in, and a record for people: `chosen`, `from` and the `curves`.
+
+    The images alone and the fused embeddings each have a K of their own; the held-out probe of `cae.auto` says whose to
+    believe.
+    """
+    sample = random_rows(x, SAMPLE, config.seed)
+    counts = {"image": count_clusters(sample, max_iter=config.kmeans_iter, seed=config.seed)}
+    config = replace(config, n_clusters=counts["image"].n_clusters)
+    fixed = replace(config, fusion="prototype") if config.fusion == "auto" else config
+    texts = _select(x if select_on is None else select_on, banks, config)
+    _, parts = _transport(sample, texts, fixed)
+    means = modality_means(parts, fixed)
+    (z,) = blockwise(lambda *rows: fuse_modalities(rows, means, fixed)[:1], *parts)
+    counts["fused"] = count_clusters(normalize(z, dim=1), max_iter=config.kmeans_iter, seed=config.seed)
+    probe = Probe(sample)
+    scores = {source: probe.score(count.labels, count.n_clusters) for source, count in counts.items()}
+    source = max(scores, key=lambda name: scores[name])
+    record = {
+        "chosen": counts[source].n_clusters,
+        "from": source,
+        "criterion": "modularity of the partition on the graph of nearest neighbours, by number of clusters",
+        "curves": {name: {str(k): round(q, 4) for k, q in count.curve.items()} for name, count in counts.items()},
+    }
+    return replace(config, n_clusters=counts[source].n_clusters), record
+
+
+def _select(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig) -> dict[str, tuple[list[str], Tensor]]:
+    """Eq. 1-3: the texts of U and V, and their unit embeddings (M, D) on the images' device."""
+    centers = semantic_centers(x, config)
+    selected = {}
+    for modality in config.modalities:
+        bank = banks[modality]
+        chosen = select_texts(bank.embeddings, centers, config).cpu()
+        u = normalize(bank.embeddings[chosen].float(), dim=1).to(x.device)
+        selected[modality] = [bank.texts[j] for j in chosen.tolist()], u
+    return selected
 
 
 def _transport(
