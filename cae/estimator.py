@@ -115,6 +115,9 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
             )
             labels = _nearest(x, centroids)
         else:
+            zero = int((x == 0).all(dim=1).sum())
+            if zero:
+                raise ValueError(f"{zero} of {len(x)} rows are zero and have no direction to compare with texts")
             self.fitted_, found = pipeline.fit(x, banks, config)
             self.beta_ = found.beta.cpu().numpy()
             centroids, labels = self.fitted_.centroids, found.cluster

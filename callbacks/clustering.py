@@ -71,8 +71,8 @@ class ClusteringCallback(Callback):
     the least they can be, while loggers get measured values only. `clustering` holds the last result, in which clusters
     keep their ids from one run to the next.
 
-    Without texts the clusters are those of spherical k-means; with `banks` or an `encoder` of the embeddings' space they
-    are CAE's. On several processes rank 0 clusters a sample of all ranks' embeddings; rows that a DistributedSampler
+    Without texts the clusters are those of spherical k-means; with `banks` or an `encoder` of the same space they are
+    CAE's. On several processes rank 0 clusters a sample of all ranks' embeddings; rows that a DistributedSampler
     repeats to even out the ranks, at most one a rank, are part of it. Several validation loaders are clustered as one.
 
     The model's weights, gradients and mode, and the global random generators, stay as they are. A failure is a warning,
@@ -207,24 +207,18 @@ class ClusteringCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect the batch's embeddings.
-
-        Raises:
-            ClusteringError: with `strict=True`, they are not there or not of the right shape.
-        """
+        """Collect the batch's embeddings; a failure is told at the end, where all ranks hear of it and none waits."""
         if self._reservoir is None or self._failure is not None:
             return
         _, error = attempt(lambda: self._collect(trainer, pl_module, outputs, batch))
         if error is not None:
             self._failure = f"on_validation_batch_end, batch {batch_idx}: {error}"
-            if self.strict:
-                raise ClusteringError(self._failure) from error
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Cluster what was collected and log the scores.
 
         Raises:
-            ClusteringError: with `strict=True`, for embeddings that cannot be clustered.
+            ClusteringError: with `strict=True`, embeddings could not be collected or clustered.
         """
         if self._reservoir is None:
             return
@@ -252,7 +246,7 @@ class ClusteringCallback(Callback):
             return self.clustering.scores
         return {name: least for name, least in LOWEST.items() if self.label or name not in ("nmi", "acc", "ari")}
 
-    def _log(self, pl_module: pl.LightningModule, scores: Mapping[str, float], *, logger: bool = True) -> None:
+    def _log(self, pl_module: pl.LightningModule, scores: Mapping[str, float], *, logger: bool | None = None) -> None:
         # Every rank logs the same number, and the largest of them is that number exactly; a mean could round.
         pl_module.log_dict(
             {self.prefix + name: score for name, score in scores.items()},

@@ -35,10 +35,10 @@ class PredictionWriter(BasePredictionWriter):
     `index` if it has one, else what Lightning knows of the sampler; data sets without positions have no such column.
     With several loaders, `dataloader` tells them apart.
 
-    Each process writes a file of its own in a hidden folder beside the target; at the end rank 0 merges them, sorted by
-    index, each index once. All processes must see the same file system. The target appears complete, or stays as it was
-    if the run fails. Memory does not grow with the number of samples but in two cases: the rows of a shuffled loader are
-    sorted all at once, and a fresh `CAE` knows its predictions at the end of the epoch only, so they are held until then.
+    Each process writes a file of its own in a hidden folder beside the target; at the end rank 0 merges them, sorted
+    by index, each index once. All processes must see the same file system. The target appears complete, or stays as it
+    was if the run fails. Memory does not grow with the number of samples but in two cases: the rows of a shuffled loader
+    are sorted all at once, and a fresh `CAE` knows its predictions only at the end, so they are held until then.
 
     Args:
         path: the target.

@@ -40,8 +40,8 @@ class Reservoir:
             self._limit = float(self._parts[0][0].max())
 
     def sample(self) -> tuple[Tensor, ...] | None:
-        """Keys (n,) float64, positions in the stream (n,) int64, and the columns; None if no row was added."""
-        return smallest(self._parts, self.capacity) if self._seen else None
+        """Keys (n,) float64, positions in the stream (n,) int64, and the columns; None if nothing was added."""
+        return smallest(self._parts, self.capacity) if self._parts else None
 
 
 def smallest(parts: Sequence[tuple[Tensor, ...]], capacity: int) -> tuple[Tensor, ...]:
