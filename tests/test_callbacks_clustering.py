@@ -97,7 +97,7 @@ def fit(run, module=None, train=None, val=None, **options):
 def validate(run, module=None, val=None):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        run.validate(module or Classifier(), val or loader(), verbose=False)
+        run.validate(module or Classifier(), loader() if val is None else val, verbose=False)
 
 
 def test_scores_are_those_of_the_clusters():
@@ -216,15 +216,15 @@ def trained(*callbacks, **options):
 
 @pytest.mark.parametrize("options", [{"method": "noisy", "embedding": "z"}, {"embedding": "nowhere"}])
 def test_training_is_bit_for_bit_the_same(options):
-    class Watch(pl.Callback):
-        modes = set()
+    modes = set()
 
+    class Watch(pl.Callback):
         def on_validation_end(self, trainer, pl_module):
             # Lightning clears gradients before validation; none must have come since.
             assert all(weight.grad is None for weight in pl_module.parameters())
 
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            self.modes.add((pl_module.training, pl_module.head.training, torch.is_grad_enabled()))
+            modes.add((pl_module.training, pl_module.head.training, torch.is_grad_enabled()))
 
     (expected, states), callback = trained(), ClusteringCallback(K, **options)
     if "method" in options:
@@ -236,7 +236,7 @@ def test_training_is_bit_for_bit_the_same(options):
     assert found == states
     for name, weight in expected.state_dict().items():
         assert torch.equal(weight, module.state_dict()[name])
-    assert Watch.modes == {(True, True, True)}
+    assert modes == {(True, True, True)}
 
 
 BAD = {
