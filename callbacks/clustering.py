@@ -31,7 +31,11 @@ from cae.text import TextBank
 T = TypeVar("T")
 
 LOWEST = {"nmi": 0.0, "acc": 0.0, "ari": -0.5, "silhouette": -1.0, "stability": -0.5}
-"""What monitors see of each score before the first clustering: the least it can be."""
+"""What monitors see of each score until there is one: the least it can be."""
+
+
+RESTARTS = 5
+"""Of k-means, unless `n_init` is given: this runs epoch after epoch, and a fit for good does more."""
 
 
 class ClusteringError(RuntimeError):
@@ -97,7 +101,7 @@ class ClusteringCallback(Callback):
             to TensorBoard, a table to W&B.
         strict: raise `ClusteringError` in place of the warning.
         preset: of `cae.config.CAEConfig`.
-        settings: any field of `CAEConfig`, such as `n_init` or `seed`.
+        settings: any field of `CAEConfig`, such as `seed`; `n_init` is 5 unless given.
 
     Raises:
         ValueError: a setting is unknown or out of range, or settings exclude each other.
@@ -124,6 +128,7 @@ class ClusteringCallback(Callback):
         preset: Preset = "default",
         **settings: Any,
     ) -> None:
+        settings = {"n_init": RESTARTS, **settings}
         self.config = CAEConfig.from_preset(preset, n_clusters, **settings)
         if every_n_epochs is not None and every_n_train_steps is not None:
             raise ValueError("give every_n_epochs or every_n_train_steps, not both")
@@ -242,9 +247,8 @@ class ClusteringCallback(Callback):
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _standing_scores(self) -> dict[str, float]:
-        if self.clustering is not None:
-            return self.clustering.scores
-        return {name: least for name, least in LOWEST.items() if self.label or name not in ("nmi", "acc", "ari")}
+        known = LOWEST if self.label else {name: LOWEST[name] for name in ("silhouette", "stability")}
+        return {**known, **(self.clustering.scores if self.clustering else {})}
 
     def _log(self, pl_module: pl.LightningModule, scores: Mapping[str, float], *, logger: bool | None = None) -> None:
         # Every rank logs the same number, and the largest of them is that number exactly; a mean could round.
