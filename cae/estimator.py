@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
-from sklearn.utils import Tags
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -41,7 +42,7 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         captions: corpus for `encoder`: `glosses`, `flickr30k` or a text file.
         preset: of `cae.config.CAEConfig`.
         settings: further fields of `CAEConfig`, such as `{"n_init": 5}`.
-        random_state: seed of every k-means.
+        random_state: seed of every k-means; None for another one each time.
         device: where to work: `auto`, `cpu`, `cuda`, …
 
     Attributes:
@@ -67,7 +68,7 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         captions: str = "glosses",
         preset: Preset = "default",
         settings: Mapping[str, Any] | None = None,
-        random_state: int = 0,
+        random_state: int | np.random.RandomState | None = 0,
         device: str = "cpu",
     ) -> None:
         self.n_clusters = n_clusters
@@ -98,9 +99,9 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
                 rows.
             EncoderError, TextError: the encoder or its texts cannot be had.
         """
-        config = CAEConfig.from_preset(
-            self.preset, self.n_clusters, **{"seed": self.random_state, **(self.settings or {})}
-        )
+        # A search over parameters brings NumPy's integers, which are no int.
+        n_clusters = int(self.n_clusters) if isinstance(self.n_clusters, Integral) else self.n_clusters
+        config = CAEConfig.from_preset(self.preset, n_clusters, **{"seed": self._seed(), **(self.settings or {})})
         x = self._unit_rows(X, reset=True, ensure_min_samples=self.n_clusters)
         banks = text_banks(config, self.banks, self.encoder, nouns=self.nouns, captions=self.captions)
         if banks is None:
@@ -145,9 +146,15 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         )
         return distance.cpu().numpy()
 
+    def _seed(self) -> int:
+        if isinstance(self.random_state, Integral):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
     def _unit_rows(self, X: ArrayLike, **checks: Any) -> Tensor:
-        checked = validate_data(self, X, dtype=np.float32, order="C", copy=True, **checks)
-        return normalize(torch.from_numpy(checked).to(find_device(self.device)), dim=1)
+        copied = validate_data(self, X, dtype=np.float32, order="C", copy=True, **checks)
+        x = torch.from_numpy(copied).to(find_device(self.device))
+        return normalize(x, dim=1, out=x)
 
     def _centroids(self, x: Tensor) -> Tensor:
         return torch.from_numpy(self.cluster_centers_).to(x.device)

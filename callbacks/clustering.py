@@ -33,7 +33,6 @@ T = TypeVar("T")
 LOWEST = {"nmi": 0.0, "acc": 0.0, "ari": -0.5, "silhouette": -1.0, "stability": -0.5}
 """What monitors see of each score until there is one: the least it can be."""
 
-
 RESTARTS = 5
 """Of k-means, unless `n_init` is given: this runs epoch after epoch, and a fit for good does more."""
 

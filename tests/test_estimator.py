@@ -144,6 +144,12 @@ def test_it_works_in_pipelines_and_clones(blobs):
     assert clone(model[-1]).get_params() == model[-1].get_params()
 
 
+def test_parameters_may_be_what_scikit_learn_hands_out(blobs):
+    x, y = blobs
+    for seed in (None, np.int64(3), np.random.RandomState(0)):
+        assert adjusted_rand_score(CAEClusterer(np.int64(3), random_state=seed).fit_predict(x), y) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
