@@ -246,8 +246,10 @@ class ClusteringCallback(Callback):
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _standing_scores(self) -> dict[str, float]:
-        known = LOWEST if self.label else {name: LOWEST[name] for name in ("silhouette", "stability")}
-        return {**known, **(self.clustering.scores if self.clustering else {})}
+        # The same names in every run: a name that is new to Lightning later than its measured score would replace it.
+        last = self.clustering.scores if self.clustering else {}
+        names = LOWEST if self.label else ("silhouette", "stability")
+        return {name: last.get(name, LOWEST[name]) for name in names}
 
     def _log(self, pl_module: pl.LightningModule, scores: Mapping[str, float], *, logger: bool | None = None) -> None:
         # Every rank logs the same number, and the largest of them is that number exactly; a mean could round.

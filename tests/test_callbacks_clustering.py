@@ -115,6 +115,18 @@ def test_scores_are_those_of_the_clusters():
     assert len(logger.values("cluster_stability")) == 1  # from the second epoch on
 
 
+@pytest.mark.parametrize("label", ["label", None])
+def test_monitors_and_loggers_see_each_score_of_the_last_run(label):
+    generator = torch.Generator().manual_seed(0)
+    module = Classifier(lambda z, y: {"embedding": torch.randn(z.shape, generator=generator), "label": y})
+    callback, logger = ClusteringCallback(K, label=label, max_samples=40), Recorder()
+    run = trainer(callback, logger=logger, max_epochs=4)
+    fit(run, module)
+    for name, score in callback.clustering.scores.items():
+        assert run.callback_metrics[f"cluster_{name}"] == pytest.approx(score, abs=1e-6)
+        assert logger.values(f"cluster_{name}")[-1] == pytest.approx(score, abs=1e-6)
+
+
 def test_without_labels_there_are_label_free_scores_only():
     run = trainer(ClusteringCallback(K))
     fit(run)

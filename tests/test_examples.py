@@ -170,7 +170,9 @@ def test_a_data_module_of_ones_own_is_clustered_during_and_after_training(tmp_pa
     run.predict(model, datamodule=data, return_predictions=False)
     table = pq.read_table(tmp_path / "embeddings.parquet")
     assert table["name"].to_pylist() == [f"record {i}" for i in range(60)]
-    after = CAEClusterer(CLASSES).fit(np.stack(table["embedding"].to_numpy()))
+    after = CAEClusterer(CLASSES, settings={"n_init": during.config.n_init}).fit(
+        np.stack(table["embedding"].to_numpy())
+    )
     # The same features, the same k-means: the callback's last clusters, by other numbers perhaps.
     pairs = set(zip(after.labels_.tolist(), during.clustering.labels.tolist(), strict=True))
     assert len(pairs) == CLASSES
@@ -192,8 +194,9 @@ def test_the_readmes_lines_run_as_they_are(tmp_path, monkeypatch, fake_encoder, 
 
         predict_dataloader = val_dataloader
 
-    # Two things that the README cannot know: a model's name, and that the encoder's weights cannot be had in a test.
-    monkeypatch.setattr("cae.module.load_encoder", lambda *_, **__: fake_encoder)
+    pytest.importorskip("cae.encoders.lite")
+    # A small one, so that it takes no minute.
+    monkeypatch.setattr("cae.encoders.lite.LiteEncoder", lambda: fake_encoder)
     X = np.random.default_rng(0).normal(size=(200, fake_encoder.dim))
     names = {"model": FineTuned(), "data": Data(), "X": X, **text_files}
     monkeypatch.setattr(
