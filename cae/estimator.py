@@ -32,7 +32,8 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
     that embeds them. With neither, the estimator clusters the directions of the rows of `X` by spherical k-means: CAE's
     last step alone, the baseline that `cae evaluate` calls k-means.
 
-    Parameters are checked in `fit`, as scikit-learn wants it.
+    Parameters are checked in `fit`, as scikit-learn wants it. `check_estimator` passes, except for the checks that ask
+    for a single cluster, and with texts for the one whose rows may be zero.
 
     Args:
         n_clusters: K, at least 2.

@@ -92,7 +92,7 @@ class ClusteringCallback(Callback):
         encoder: in place of `banks`, what embeds the corpora: a spec for `cae.encoders.load_encoder` or an `Encoder`.
         nouns: corpus for `encoder`.
         captions: corpus for `encoder`.
-        every_n_epochs: cluster when this many epochs have passed; 1 unless `every_n_train_steps` is given.
+        every_n_epochs: cluster the validation runs of every n-th epoch; 1 unless `every_n_train_steps` is given.
         every_n_train_steps: in place of epochs, cluster at the first validation run after this many more steps.
         max_samples: cluster a uniform sample of at most so many embeddings.
         prefix: of the logged names; tells several of these callbacks apart.
