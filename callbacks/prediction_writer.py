@@ -57,12 +57,14 @@ class PredictionWriter(BasePredictionWriter):
             raise IsADirectoryError(f"{self.path} is a folder; give the name of a file, such as predictions.parquet")
         self._folder = self.path.parent / f".{self.path.name}.parts"
         self._part: Part | None = None
+        self._stale: Sequence[int] | None = None
         self._held: list[tuple[Any, list[int], str, int | None]] | None = None
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make room for the parts, which also finds out whether anything can be written there."""
         on_rank_zero(trainer, self._make_folder)
         self._part = Part(self._folder / f"rank-{trainer.global_rank:05d}.parquet")
+        self._stale = trainer.predict_loop.current_batch_indices
         self._held = [] if isinstance(pl_module, CAE) and pl_module.fitted is None else None
 
     def write_on_batch_end(
@@ -83,7 +85,10 @@ class PredictionWriter(BasePredictionWriter):
         assert self._part is not None  # since the start
         where = f"prediction of batch {batch_idx}"
         loader = dataloader_idx if len(trainer.num_predict_batches) > 1 else None
-        rows = (prediction, list(batch_indices or ()), where, loader)
+        # For a loader without indices Lightning hands out those of the last batch that had some.
+        indices = [] if batch_indices is None or batch_indices is self._stale else list(batch_indices)
+        self._stale = batch_indices
+        rows = (prediction, indices, where, loader)
         if self._held is None:
             self._part.write(to_table(*rows), where)
         else:

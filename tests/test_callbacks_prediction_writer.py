@@ -24,8 +24,8 @@ class Model(pl.LightningModule):
         return self.predict(batch)
 
 
-def predict(writer, module=None, data=None, return_predictions=False, **options):
-    runner = pl.Trainer(
+def trainer(writer, **options):
+    return pl.Trainer(
         accelerator="cpu",
         callbacks=[writer],
         logger=False,
@@ -33,6 +33,10 @@ def predict(writer, module=None, data=None, return_predictions=False, **options)
         enable_progress_bar=False,
         **options,
     )
+
+
+def predict(writer, module=None, data=None, return_predictions=False, runner=None, **options):
+    runner = runner or trainer(writer, **options)
     loaders = data if data is not None else DataLoader(torch.arange(10.0), batch_size=4)
     with warnings.catch_warnings():
         # A hint about speed, which a test on a few samples does not need.
@@ -107,6 +111,15 @@ def test_a_stream_is_written_in_the_order_it_comes(path):
     table = pq.read_table(path)
     assert table.column_names == ["double", "pair"]
     assert table["double"].to_pylist() == [2.0 * i for i in range(10)]
+
+
+def test_a_stream_does_not_take_the_indices_of_the_run_before(path):
+    writer = PredictionWriter(path)
+    runner = trainer(writer)
+    predict(writer, runner=runner)
+    with pytest.warns(UserWarning, match="Couldn't infer the batch indices"):
+        predict(writer, data=DataLoader(Stream(), batch_size=2), runner=runner)
+    assert pq.read_table(path)["double"].to_pylist() == [2.0 * i for i in range(10)]
 
 
 def test_limits_and_fast_dev_run_write_what_was_predicted(path):
