@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
 from cae.data import ImageError, ImageFolderData, list_images, read_image
+from cae.files import content_hashes
 from cae.metrics import clustering_scores
 from cae.module import CAE
 from cae.pipeline import Prediction, top_texts
@@ -39,6 +40,7 @@ class FolderResult:
         embeddings: (N, D) float32 unit rows on the CPU.
         prediction: of the same N pictures, on the CPU.
         fitted: the state behind it, on the CPU.
+        sha256: of the files' bytes, by which a picture is known wherever it goes (`cae.files.content_hash`).
         skipped: pictures that could not be read, with the reason.
     """
 
@@ -47,6 +49,7 @@ class FolderResult:
     embeddings: Tensor
     prediction: Prediction
     fitted: FittedCAE
+    sha256: Sequence[str | None]
     skipped: dict[Path, str]
 
     def relative(self, path: Path) -> str:
@@ -77,18 +80,21 @@ class FolderResult:
         return {modality: present.get(modality, absent) for modality in ("image", "noun", "caption")}
 
     def assignments(self) -> pa.Table:
-        """A row a picture: path, cluster, name, confidence, weights of Eq. 16, and its own top texts."""
+        """A row a picture: its path, where it goes and how surely, weights of Eq. 16, its own top texts, its hash."""
         fitted, prediction = self.fitted, self.prediction
         columns: dict[str, Any] = {
             "path": [self.relative(path) for path in self.paths],
             "cluster": prediction.cluster.numpy(),
             "name": [fitted.clusters[k].name for k in prediction.cluster.tolist()],
             "confidence": prediction.confidence.numpy(),
+            "similarity": prediction.similarity.numpy(),
+            "runner_up": prediction.runner_up.numpy(),
         }
         for modality, weight in self.weights().items():
             columns[f"beta_{modality}"] = weight.numpy()
         columns["top_nouns"] = self._top_texts("noun", N_TOP_NOUNS)
         columns["top_caption"] = [texts[0] if texts else "" for texts in self._top_texts("caption", 1)]
+        columns["sha256"] = pa.array(self.sha256, pa.string())
         return pa.table(columns)
 
     def _top_texts(self, modality: str, k: int) -> list[list[str]]:
@@ -146,12 +152,14 @@ def run_folder(
     columns = _predict(module, data, device, reporter)
     readable = columns["index"].tolist()
     assert module.fitted is not None  # by predicting
+    found = [paths[i] for i in readable]
     return FolderResult(
         root=root,
-        paths=[paths[i] for i in readable],
+        paths=found,
         embeddings=columns["embedding"],
         prediction=Prediction(**{field: columns[field] for field in Prediction._fields}),
         fitted=module.fitted.to("cpu"),
+        sha256=content_hashes(found),
         skipped={paths[i]: _why_unreadable(paths[i]) for i in sorted(set(range(len(paths))) - set(readable))},
     )
 

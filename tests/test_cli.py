@@ -42,7 +42,8 @@ def test_cluster_writes_what_it_promises(clustered, picture_folder):
     out, stdout, _ = clustered
     table = pq.read_table(out / "assignments.parquet")
     assert table.column_names == [
-        "path", "cluster", "name", "confidence", "beta_image", "beta_noun", "beta_caption", "top_nouns", "top_caption"
+        "path", "cluster", "name", "confidence", "similarity", "runner_up", "beta_image", "beta_noun", "beta_caption",
+        "top_nouns", "top_caption", "sha256",
     ]  # fmt: skip
     assert len(pacsv.read_csv(out / "assignments.csv")) == len(table)
     rows = table.to_pylist()
