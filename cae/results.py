@@ -30,7 +30,7 @@ from torch import Tensor
 
 from cae.edits import Edit, Edited, apply_edits, load_edits
 from cae.files import content_hashes, dump_json, replacing
-from cae.folder import FolderResult
+from cae.folder import FolderResult, shown_path
 from cae.state import FittedCAE, ModelError
 
 FORMAT_VERSION = 1
@@ -229,8 +229,17 @@ class SavedResult:
     @cached_property
     def pictures(self) -> list[Path | None]:
         """Where each of the N pictures lies now; None where there is no file any more."""
-        places = (self.root / path for path in self.assignments["path"].to_pylist())
+        paths = self.assignments["path"].to_pylist()
+        # A name that is no UTF-8 is shown with a replacement character, and found by listing the folder again.
+        listed = self.root.rglob("*") if any("\ufffd" in path for path in paths) else ()
+        undecodable = {shown_path(path, self.root): path for path in listed}
+        places = (undecodable.get(path, self.root / path) for path in paths)
         return [place if place.is_file() else None for place in places]
+
+    def present(self) -> list[tuple[dict[str, Any], Path]]:
+        """The rows whose picture is still there, as dicts, with its place."""
+        rows = zip(self.assignments.to_pylist(), self.pictures, strict=True)
+        return [(row, place) for row, place in rows if place is not None]
 
     def changed(self) -> list[int]:
         """Rows whose file is still there but holds other bytes than those that were clustered. Reads every file."""
