@@ -159,6 +159,66 @@ def predict(
 
 
 @app.command()
+def update(
+    result: Result,
+    folder: Folder,
+    images: Images = None,
+    encoder_weights: Weights = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 64,
+    workers: Workers = 2,
+    quiet: Quiet = False,
+) -> None:
+    """Add the new pictures of a folder to a result; what was assigned stays. Says what fits no group."""
+    from cae.devices import find_device
+    from cae.folder import run_folder
+    from cae.module import CAE
+    from cae.results import MODEL_FOLDER, SavedResult
+    from cae.update import add_pictures, find_news, why_refit
+
+    saved = SavedResult.load(result, images=images)
+    news = find_news(saved, folder)
+    added: list[dict[str, Any]] = []
+    if news.paths:
+        module = CAE.from_pretrained(result / MODEL_FOLDER, encoder_weights=encoder_weights, return_embeddings=True)
+        with terminal.progress_bars(quiet=quiet) as reporter:
+            found = run_folder(
+                module,
+                folder,
+                device=find_device(device),
+                batch_size=batch_size,
+                workers=workers,
+                reporter=reporter,
+                paths=news.paths,
+            )
+        terminal.print_skipped(found)
+        added = add_pictures(saved, found)
+        saved = SavedResult.load(result, images=images)
+    if not quiet:
+        terminal.print_added(added, news)
+    terminal.print_refit(why_refit(saved, len(news.changed)), news.changed)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="A")],
+    b: Annotated[Path, typer.Argument(help="Another, with pictures in common.", metavar="B")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the pictures that moved.")] = False,
+) -> None:
+    """Say how far two results agree, and what lies elsewhere in the second."""
+    from dataclasses import asdict
+
+    from cae.compare import compare
+    from cae.results import SavedResult
+
+    comparison = compare(SavedResult.load(a), SavedResult.load(b))
+    if as_json:
+        terminal.print_json(asdict(comparison))
+    else:
+        terminal.print_comparison(comparison)
+
+
+@app.command()
 def export(
     result: Result,
     to: Annotated[
@@ -181,7 +241,7 @@ def export(
     with terminal.progress_bars(quiet=quiet) as reporter:
         done = export(saved, to, place, by=by, progress=reporter("files"))
     terminal.print_unmatched_edits(saved)
-    terminal.print_missing(done.missing, saved)
+    terminal.print_missing(done.missing)
     if not quiet:
         removed = f", {done.removed:,} of an earlier export removed" if done.removed else ""
         terminal.out.print(f"{done.written:,} files in {place}{removed}", highlight=False, soft_wrap=True)
