@@ -1,4 +1,4 @@
-"""The command line: `cae cluster`, `cae predict`, `cae demo`, `cae evaluate`, `cae texts build`."""
+"""The command line: a command each, thin. `cae.cli_edit` has the commands below `cae edit`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from cae import terminal
+from cae.cli_edit import edit_app
 from cae.config import DEFAULT_ENCODER
 
 # Whatever needs torch is imported inside the commands: `cae --help` answers at once.
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 texts_app = typer.Typer(help="Text banks: nouns and captions, embedded once and cached.", no_args_is_help=True)
 app.add_typer(texts_app, name="texts")
+app.add_typer(edit_app, name="edit")
 
 Folder = Annotated[Path, typer.Argument(help="Pictures, in any depth of sub-folders.", metavar="DIR")]
 EncoderSpec = Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, or lite (no download; not CLIP).")]
@@ -346,11 +348,13 @@ def _cluster(
     """Fit on a folder, write down what came out and print it."""
     from cae.clustering import image_kmeans
     from cae.devices import find_device
+    from cae.edits import load_edits
     from cae.folder import run_folder
     from cae.module import CAE
-    from cae.results import check_writable, write_result
+    from cae.results import SavedResult, check_writable, write_result
 
     check_writable(out)
+    load_edits(out)  # if they cannot be read, now is the time to say so
     start = time.perf_counter()
     module = CAE(**settings, return_embeddings=True)
     with terminal.progress_bars(quiet=quiet) as reporter:
@@ -376,3 +380,7 @@ def _cluster(
     if settings["encoder"] == "lite":
         terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")
     terminal.out.print(f"{len(result.paths):,} pictures in {seconds:.0f} s; result: {out}", soft_wrap=True)
+    saved = SavedResult.load(out)
+    if saved.edits:
+        terminal.out.print("\nwith the edits beside the result")
+        terminal.print_edits(saved)

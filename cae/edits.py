@@ -40,7 +40,9 @@ show, and its anchors. For a part, `name` is what it will be called; for a pin, 
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -294,6 +296,61 @@ def split_into(result: SavedResult, id: int, n: int) -> tuple[Anchors, ...]:
         view.anchors(view.most_typical(part), name)
         for part, name in zip(parts, view.part_names(id, parts), strict=True)
     )
+
+
+def find_cluster(result: SavedResult, text: str) -> int:
+    """The id of the cluster that a person means by its name or number.
+
+    Raises:
+        EditError: there is none, or several are called so.
+    """
+    names = {record["id"]: record["name"] for record in result.clusters}
+    called = [id for id, name in names.items() if name == text]
+    if len(called) > 1:
+        raise EditError(
+            f"{len(called)} clusters are called {text!r}; say which by number: {', '.join(map(str, called))}"
+        )
+    if called:
+        return called[0]
+    if text.isdecimal() and int(text) in names:
+        return int(text)
+    near = difflib.get_close_matches(text, names.values(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(names.values())}"
+    raise EditError(f"no cluster is called {text!r}; {hint}")
+
+
+def find_pictures(result: SavedResult, paths: Sequence[str]) -> tuple[str, ...]:
+    """The hashes of pictures named by their path, in the result or on disk.
+
+    Raises:
+        EditError: a path is not in the result, or its picture has no hash.
+    """
+    rows = result.assignments.select(["path", "sha256"]).to_pylist()
+    hash_of = {row["path"]: row["sha256"] for row in rows}
+    root = Path(os.path.abspath(result.root))  # noqa: PTH100 (keeps links as they are)
+    hash_of |= {os.fspath(root / path): sha256 for path, sha256 in hash_of.items()}
+    found = [hash_of.get(path) or hash_of.get(os.path.abspath(path)) for path in paths]  # noqa: PTH100
+    unknown = [path for path, sha256 in zip(paths, found, strict=True) if sha256 is None]
+    if unknown:
+        raise EditError(f"not in the result: {', '.join(unknown)}; paths are those of assignments.csv, or on disk")
+    return tuple(sha256 for sha256 in found if sha256 is not None)
+
+
+def check_name(result: SavedResult, name: str, ids: Sequence[int]) -> str:
+    """A name for some clusters, unless it is empty or another cluster's.
+
+    Raises:
+        EditError: it is.
+    """
+    name = name.strip()
+    if not name:
+        raise EditError("a name cannot be empty")
+    other = next(
+        (record["id"] for record in result.clusters if record["name"] == name and record["id"] not in ids), None
+    )
+    if other is not None:
+        raise EditError(f"cluster {other} is called {name!r} already; merge the two, or choose another name")
+    return name
 
 
 class _UnmatchedError(Exception):

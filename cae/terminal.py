@@ -186,6 +186,22 @@ def print_json(value: Any) -> None:
     out.print_json(data=value)
 
 
+def print_edits(result: SavedResult) -> None:
+    """The clusters of a result as its edits show them, and the edits."""
+    table = _table()
+    table.add_column("#", justify="right")
+    table.add_column("name", style="cyan")
+    table.add_column("size", justify="right")
+    table.add_column("typical nouns")
+    for record in result.edited.clusters:
+        row = (str(record["id"]), record["name"], f"{record['size']:,}", ", ".join(record["nouns"]))
+        table.add_row(*(escape(cell) for cell in row))
+    out.print(table)
+    for number, edit in enumerate(result.edits, 1):
+        out.print(f"{number}. {edit}", markup=False, highlight=False, soft_wrap=True)
+    print_unmatched_edits(result)
+
+
 def print_unmatched_edits(result: SavedResult) -> None:
     """Name the edits that do not fit the result any more."""
     for line in result.unmatched_edits:
