@@ -345,11 +345,9 @@ def check_name(result: SavedResult, name: str, ids: Sequence[int]) -> str:
     name = name.strip()
     if not name:
         raise EditError("a name cannot be empty")
-    other = next(
-        (record["id"] for record in result.clusters if record["name"] == name and record["id"] not in ids), None
-    )
-    if other is not None:
-        raise EditError(f"cluster {other} is called {name!r} already; merge the two, or choose another name")
+    taken = {record["name"]: record["id"] for record in result.clusters if record["id"] not in ids}
+    if name in taken:
+        raise EditError(f"cluster {taken[name]} is called {name!r} already; merge the two, or choose another name")
     return name
 
 

@@ -26,8 +26,8 @@ COLLAPSED = 0.99
 """Mean weight from which one modality is said to have taken over the fusion."""
 
 
-SHOWN = 5
-"""How many of a long list are named."""
+SHOWN, MOVES = 5, 12
+"""How many of a long list are named, and how many moves of pictures between clusters."""
 
 
 class _Rate(ProgressColumn):
@@ -173,9 +173,12 @@ def print_comparison(comparison: Comparison) -> None:
         table.add_column("moved", justify="right")
         table.add_column("from", style="cyan")
         table.add_column("to", style="cyan")
-        for move in comparison.moves:
+        for move in comparison.moves[:MOVES]:
             table.add_row(f"{len(move.paths):,}", escape(move.a.name), escape(move.b.name))
         out.print(table)
+        if len(comparison.moves) > MOVES:
+            rest = sum(len(move.paths) for move in comparison.moves[MOVES:])
+            out.print(f"and {rest:,} more in smaller moves; --json lists them", highlight=False)
     alone = f"{comparison.only_a:,} in A alone, {comparison.only_b:,} in B alone"
     out.print(f"{comparison.pictures:,} pictures in both, {alone}", highlight=False)
     out.print(f"agreement in percent: ARI {comparison.ari:.1f}, NMI {comparison.nmi:.1f}", highlight=False)
