@@ -179,8 +179,8 @@ def update(
     from cae.update import add_pictures, find_news, why_refit
 
     saved = SavedResult.load(result, images=images)
+    before = len(saved.assignments)
     news = find_news(saved, folder)
-    added: list[dict[str, Any]] = []
     if news.paths:
         module = CAE.from_pretrained(result / MODEL_FOLDER, encoder_weights=encoder_weights, return_embeddings=True)
         with terminal.progress_bars(quiet=quiet) as reporter:
@@ -194,11 +194,12 @@ def update(
                 paths=news.paths,
             )
         terminal.print_skipped(found)
-        added = add_pictures(saved, found)
+        add_pictures(saved, found)
         saved = SavedResult.load(result, images=images)
     if not quiet:
-        terminal.print_added(added, news)
-    terminal.print_refit(why_refit(saved, len(news.changed)), news.changed)
+        terminal.print_added(saved.edited.assignments.slice(before).to_pylist(), news)
+    terminal.print_changed(news.changed)
+    terminal.print_refit(why_refit(saved, len(news.changed)))
 
 
 @app.command()
@@ -244,6 +245,7 @@ def export(
         done = export(saved, to, place, by=by, progress=reporter("files"))
     terminal.print_unmatched_edits(saved)
     terminal.print_missing(done.missing)
+    terminal.print_changed(done.changed)
     if not quiet:
         removed = f", {done.removed:,} of an earlier export removed" if done.removed else ""
         terminal.out.print(f"{done.written:,} files in {place}{removed}", highlight=False, soft_wrap=True)

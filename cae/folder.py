@@ -121,9 +121,10 @@ class FolderResult:
         return records
 
 
-def shown_path(path: Path, root: Path) -> str:
-    """A path below `root` as text with slashes; bytes that are no UTF-8 show as the replacement character."""
-    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace")
+def shown_path(path: Path, root: Path | None = None) -> str:
+    """A path, below `root` if given, as text with slashes; bytes that are no UTF-8 show as replacement characters."""
+    path = path if root is None else path.relative_to(root)
+    return os.fsencode(path.as_posix()).decode("utf-8", "replace")
 
 
 def run_folder(

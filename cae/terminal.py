@@ -149,10 +149,14 @@ def print_added(rows: Sequence[Mapping[str, Any]], news: News) -> None:
             out.print(f"  {row['path']} (nearest: {row['name']})", markup=False, highlight=False, soft_wrap=True)
 
 
-def print_refit(reasons: Sequence[str], changed: Sequence[str]) -> None:
+def print_changed(paths: Sequence[str]) -> None:
+    """Say which pictures hold something else than what was clustered."""
+    if paths:
+        warn(f"{len(paths):,} pictures have changed since; their rows speak of what they were ({_few(paths)})")
+
+
+def print_refit(reasons: Sequence[str]) -> None:
     """Say when a result is out of date."""
-    if changed:
-        warn(f"{len(changed):,} pictures have changed; their rows speak of what they were ({_few(changed)})")
     for reason in reasons:
         warn(f"a refit is due, run `cae cluster` again: {reason}")
 

@@ -90,7 +90,7 @@ def find_news(result: SavedResult, folder: Path) -> News:
     return News(new, len(paths) - len(new) - len(changed), changed)
 
 
-def add_pictures(result: SavedResult, found: FolderResult) -> list[dict[str, Any]]:
+def add_pictures(result: SavedResult, found: FolderResult) -> None:
     """Append the predictions for new pictures to a result, on disk.
 
     The rows that were there stay as they are; all rows get a column `outlier`, false for the fitted ones.
@@ -98,9 +98,6 @@ def add_pictures(result: SavedResult, found: FolderResult) -> list[dict[str, Any
     Args:
         result: as the fit and earlier updates left it, without edits applied.
         found: predictions by the result's own model for pictures that are not in it.
-
-    Returns:
-        The rows added.
     """
     assignments, n_fitted = result.assignments, result.fitted.n_images
     if "outlier" not in assignments.column_names:
@@ -124,7 +121,6 @@ def add_pictures(result: SavedResult, found: FolderResult) -> list[dict[str, Any
             "updates": [*result.run.get("updates", []), update],
         },
     )
-    return new.to_pylist()
 
 
 def fits_no_cluster(x: Tensor, fitted: Tensor) -> Flags:
@@ -168,4 +164,4 @@ def why_refit(result: SavedResult, n_changed: int) -> list[str]:
 def _place_in(result: SavedResult, path: Path) -> str:
     """A path as the assignments have it: below the folder of the result's pictures, or absolute."""
     path, root = Path(os.path.abspath(path)), Path(os.path.abspath(result.root))  # noqa: PTH100 (keeps links as they are)
-    return shown_path(path, root) if path.is_relative_to(root) else path.as_posix()
+    return shown_path(path, root if path.is_relative_to(root) else None)

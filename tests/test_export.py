@@ -82,7 +82,7 @@ def test_folders_hold_every_picture_once_and_originals_stay(result, picture_fold
     before = tree(picture_folder)
     out = tmp_path / "out"
     done = export(result, "folders", out, by=by)
-    assert done == (30, 0, [])
+    assert done == (30, 0, [], [])
     assert tree(picture_folder) == before
     content = sorted(content for name, content in tree(out).items() if not name.startswith("."))
     assert content == sorted(before.values())
@@ -140,7 +140,7 @@ def test_clusters_with_dangerous_names(result, tmp_path):
 def test_a_picture_that_changed_is_copied_again(result, picture_folder, tmp_path):
     export(result, "folders", tmp_path / "out")
     (picture_folder / "red/0.png").write_bytes((picture_folder / "red/1.png").read_bytes() + b"tail")
-    export(result, "folders", tmp_path / "out")
+    assert export(result, "folders", tmp_path / "out").changed == ["red/0.png"]
     assert (picture_folder / "red/0.png").read_bytes() in tree(tmp_path / "out").values()
 
 
@@ -207,9 +207,12 @@ def test_one_folder_holds_one_kind_of_export(result, tmp_path):
 
 
 def test_pictures_are_not_exported_among_the_originals(result, picture_folder):
-    with pytest.raises(ExportError, match="lies among the pictures"):
+    with pytest.raises(ExportError, match="mix with the original pictures"):
         export(result, "folders", picture_folder / "sorted")
     assert not (picture_folder / "sorted").exists()
+    # A group that is called like the folder of the originals, beside it.
+    with pytest.raises(ExportError, match="mix with the original pictures"):
+        export(rename(result, picture_folder.name), "folders", picture_folder.parent)
 
 
 @pytest.mark.parametrize(

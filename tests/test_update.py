@@ -42,7 +42,8 @@ def update(result_folder, fake_encoder):
             module, folder, device=torch.device("cpu"), batch_size=4, workers=0, reporter=lambda _: lambda *_: None,
             paths=news.paths,
         )  # fmt: skip
-        return add_pictures(result, found)
+        add_pictures(result, found)
+        return SavedResult.load(result_folder).assignments.slice(len(result.assignments)).to_pylist()
 
     return update
 
