@@ -11,7 +11,8 @@ kept, and tried again at the next look.
 rename  The cluster shows `name`, and no gloss.
         After a new fit: so does the cluster that its anchors went to.
 merge   The clusters become one, called `name`.
-        After a new fit: so do the clusters that their anchors went to, if they are still apart.
+        After a new fit: so do the clusters that their anchors went to, if they are still apart; one whose anchors are
+        all gone is left out.
 split   The cluster falls into parts: a picture goes to the part that lists it, else to the part whose listed pictures
         have the most similar mean image embedding.
         After a new fit: the same for the cluster that its anchors went to.
@@ -116,7 +117,8 @@ class Merge:
 
     def apply(self, view: _View) -> None:
         """Change the view."""
-        first, *others = dict.fromkeys(view.find(cluster) for cluster in self.clusters)
+        there = [cluster for cluster in self.clusters if len(view.rows(cluster.pictures))] or self.clusters
+        first, *others = dict.fromkeys(view.find(cluster) for cluster in there)
         for other in others:
             view.absorb(first, other)
         view.rename(first, self.name)
