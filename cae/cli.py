@@ -373,7 +373,9 @@ def _cluster(
         scores = {"image k-means": result.scores(baseline), "CAE": result.scores(result.prediction.cluster)}
     write_result(result, out, {"scores": scores, "seconds": round(seconds, 1)})
     terminal.print_skipped(result)
+    saved = SavedResult.load(out)
     if quiet:
+        terminal.print_unmatched_edits(saved)
         return
     terminal.print_clusters(result)
     if scores:
@@ -382,7 +384,6 @@ def _cluster(
     if settings["encoder"] == "lite":
         terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")
     terminal.out.print(f"{len(result.paths):,} pictures in {seconds:.0f} s; result: {out}", soft_wrap=True)
-    saved = SavedResult.load(out)
     if saved.edits:
         terminal.out.print("\nwith the edits beside the result")
         terminal.print_edits(saved)

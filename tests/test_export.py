@@ -71,6 +71,7 @@ def test_names_that_differ_in_case_alone_are_numbered():
     assert distinct_names(["cat", "Cat", "CAT", "dog"]) == ["cat", "Cat (2)", "CAT (3)", "dog"]
     assert distinct_names(["a.jpg", "a (2).jpg", "a.jpg"]) == ["a.jpg", "a (2).jpg", "a (3).jpg"]
     assert distinct_names(["a.jpg", "A.png"], by_stem=True) == ["a.jpg", "A (2).png"]
+    assert distinct_names(["a"] * 2000)[-1] == "a (2000)"
     assert distinct_names(["a.jpg", "a.png"]) == ["a.jpg", "a.png"]
 
 
@@ -222,6 +223,7 @@ def test_pictures_are_not_exported_among_the_originals(result, picture_folder):
         ('{"format_version": 1, "target": "folders", "files": ["../pictures/red/0.png"]}', "outside of the export"),
         ('{"format_version": 1, "target": "folders", "files": ["/etc/passwd"]}', "outside of the export"),
         ('{"format_version": 9, "target": "folders", "files": []}', "upgrade cae"),
+        ('{"format_version": "x", "target": "folders", "files": []}', "is damaged"),
     ],
 )
 def test_a_manifest_that_is_not_right_removes_nothing(result, picture_folder, tmp_path, manifest, message):
