@@ -216,7 +216,7 @@ def compare(
 
     comparison = compare(SavedResult.load(a), SavedResult.load(b))
     if as_json:
-        terminal.print_json(asdict(comparison))
+        terminal.out.print_json(data=asdict(comparison))
     else:
         terminal.print_comparison(comparison)
 

@@ -188,11 +188,6 @@ def print_comparison(comparison: Comparison) -> None:
     out.print(f"agreement in percent: ARI {comparison.ari:.1f}, NMI {comparison.nmi:.1f}", highlight=False)
 
 
-def print_json(value: Any) -> None:
-    """JSON for other programs."""
-    out.print_json(data=value)
-
-
 def print_edits(result: SavedResult) -> None:
     """The clusters of a result as its edits show them, and the edits."""
     table = _table()
