@@ -26,7 +26,7 @@ from cae.state import FittedCAE
 N_REPRESENTATIVES = 9
 N_TOP_NOUNS = 3
 
-# Takes what is being worked on (`nouns`, `captions`, `pictures`); returns what takes its progress as (done, total).
+# Takes what is being worked on (`nouns`, `captions`, `pictures`, `hashes`); returns what takes its progress as (done, total).
 Reporter = Callable[[str], Callable[[int, int], None]]
 
 
@@ -173,7 +173,7 @@ def run_folder(
         embeddings=columns["embedding"],
         prediction=Prediction(**{field: columns[field] for field in Prediction._fields}),
         fitted=module.fitted.to("cpu"),
-        sha256=content_hashes(found),
+        sha256=content_hashes(found, reporter("hashes")),
         skipped={paths[i]: _why_unreadable(paths[i]) for i in sorted(set(range(len(paths))) - set(readable))},
     )
 
