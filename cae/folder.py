@@ -26,7 +26,8 @@ from cae.state import FittedCAE
 N_REPRESENTATIVES = 9
 N_TOP_NOUNS = 3
 
-# Takes what is being worked on (`nouns`, `captions`, `pictures`, `hashes`); returns what takes its progress as (done, total).
+# Takes what is being worked on (`nouns`, `captions`, `pictures`, `hashes`); returns what takes its progress as
+# (done, total).
 Reporter = Callable[[str], Callable[[int, int], None]]
 
 
