@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cae.data import ImageFolderData
     from cae.estimator import CAEClusterer
     from cae.module import CAE
+    from cae.results import SavedResult
     from cae.state import FittedCAE
 
 _HOMES = {
@@ -21,9 +22,10 @@ _HOMES = {
     "CAEConfig": "cae.config",
     "FittedCAE": "cae.state",
     "ImageFolderData": "cae.data",
+    "SavedResult": "cae.results",
 }
 
-__all__ = ["CAE", "CAEClusterer", "CAEConfig", "FittedCAE", "ImageFolderData"]
+__all__ = ["CAE", "CAEClusterer", "CAEConfig", "FittedCAE", "ImageFolderData", "SavedResult"]
 
 
 def __getattr__(name: str) -> Any:
