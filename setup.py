@@ -6,9 +6,9 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
-# `kernels/` stands at the top of the tree but installs as `cae.kernels`: a top-level package of that name
+# `kernels/` and `callbacks/` stand at the top of the tree but install below `cae`: a top-level package called kernels
 # would overwrite the one that transformers uses. The links in cae/ let type checkers and editors find it.
-MAPPED = {"cae.kernels": "kernels"}
+MAPPED = {"cae.kernels": "kernels", "cae.callbacks": "callbacks"}
 
 
 def packages() -> list[str]:
@@ -44,6 +44,7 @@ EXTRAS = {
         "pytest>=8.0",
         "pytest-timeout>=2.3",
         "ruff>=0.6",
+        "tensorboard>=2.14",
     ],
 }
 
@@ -71,11 +72,12 @@ setup(
         "numpy>=1.26",
         "open_clip_torch>=3.0",
         "pillow>=10.3",
+        "pathvalidate>=3.2",
         "platformdirs>=4.0",
         "pyarrow>=15",
         "rich>=13.5",
         "safetensors>=0.4.3",
-        "scikit-learn>=1.4",
+        "scikit-learn>=1.6",
         "scipy>=1.11",
         "timm>=1.0",
         "torch>=2.6,<3",

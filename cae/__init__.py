@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cae.config import CAEConfig
     from cae.data import ImageFolderData
+    from cae.estimator import CAEClusterer
     from cae.module import CAE
+    from cae.results import SavedResult
     from cae.state import FittedCAE
 
 _HOMES = {
     "CAE": "cae.module",
+    "CAEClusterer": "cae.estimator",
     "CAEConfig": "cae.config",
     "FittedCAE": "cae.state",
     "ImageFolderData": "cae.data",
+    "SavedResult": "cae.results",
 }
 
-__all__ = ["CAE", "CAEConfig", "FittedCAE", "ImageFolderData"]
+__all__ = ["CAE", "CAEClusterer", "CAEConfig", "FittedCAE", "ImageFolderData", "SavedResult"]
 
 
 def __getattr__(name: str) -> Any:

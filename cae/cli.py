@@ -1,4 +1,4 @@
-"""The command line: `cae cluster`, `cae predict`, `cae demo`, `cae evaluate`, `cae texts build`."""
+"""The command line: a command each, thin. `cae.cli_edit` has the commands below `cae edit`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from cae import terminal
+from cae.cli_edit import edit_app
 from cae.config import DEFAULT_ENCODER
 
 # Whatever needs torch is imported inside the commands: `cae --help` answers at once.
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 texts_app = typer.Typer(help="Text banks: nouns and captions, embedded once and cached.", no_args_is_help=True)
 app.add_typer(texts_app, name="texts")
+app.add_typer(edit_app, name="edit")
 
 Folder = Annotated[Path, typer.Argument(help="Pictures, in any depth of sub-folders.", metavar="DIR")]
 EncoderSpec = Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, or lite (no download; not CLIP).")]
@@ -55,6 +57,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same groups.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read pictures.")]
+Result = Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")]
+Images = Annotated[Path | None, typer.Option(help="Where the pictures lie now, if they have moved.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
 
 
@@ -157,6 +161,98 @@ def predict(
 
 
 @app.command()
+def update(
+    result: Result,
+    folder: Folder,
+    images: Images = None,
+    encoder_weights: Weights = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 64,
+    workers: Workers = 2,
+    quiet: Quiet = False,
+) -> None:
+    """Add the new pictures of a folder to a result; what was assigned stays. Says what fits no group."""
+    from cae.devices import find_device
+    from cae.folder import run_folder
+    from cae.module import CAE
+    from cae.results import MODEL_FOLDER, SavedResult
+    from cae.update import add_pictures, find_news, why_refit
+
+    saved = SavedResult.load(result, images=images)
+    before = len(saved.assignments)
+    with terminal.progress_bars(quiet=quiet) as reporter:
+        news = find_news(saved, folder, reporter("hashes"))
+    if news.paths:
+        module = CAE.from_pretrained(result / MODEL_FOLDER, encoder_weights=encoder_weights, return_embeddings=True)
+        with terminal.progress_bars(quiet=quiet) as reporter:
+            found = run_folder(
+                module,
+                folder,
+                device=find_device(device),
+                batch_size=batch_size,
+                workers=workers,
+                reporter=reporter,
+                paths=news.paths,
+            )
+        terminal.print_skipped(found)
+        add_pictures(saved, found)
+        saved = SavedResult.load(result, images=images)
+    if not quiet:
+        terminal.print_added(saved.edited.assignments.slice(before).to_pylist(), news)
+    terminal.print_changed(news.changed)
+    terminal.print_refit(why_refit(saved, len(news.changed)))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="A")],
+    b: Annotated[Path, typer.Argument(help="Another, with pictures in common.", metavar="B")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the pictures that moved.")] = False,
+) -> None:
+    """Say how far two results agree, and what lies elsewhere in the second."""
+    from dataclasses import asdict
+
+    from cae.compare import compare
+    from cae.results import SavedResult
+
+    comparison = compare(SavedResult.load(a), SavedResult.load(b))
+    if as_json:
+        terminal.out.print_json(data=asdict(comparison))
+    else:
+        terminal.print_comparison(comparison)
+
+
+@app.command()
+def export(
+    result: Result,
+    to: Annotated[
+        Literal["folders", "csv", "parquet", "json", "hf", "fiftyone", "coco"],
+        typer.Option(help="hf: for Hugging Face datasets; fiftyone: FiftyOneImageClassificationDataset."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where it goes; by default cae-export/TO.")] = None,
+    by: Annotated[
+        Literal["copy", "hardlink", "symlink"], typer.Option(help="How pictures get there; originals stay as they are.")
+    ] = "copy",
+    images: Images = None,
+    quiet: Quiet = False,
+) -> None:
+    """Take a result away: pictures in folders named by meaning, tables, or a data set for other tools."""
+    from cae.export import export
+    from cae.results import SavedResult
+
+    saved = SavedResult.load(result, images=images)
+    place = out or Path("cae-export") / to
+    with terminal.progress_bars(quiet=quiet) as reporter:
+        done = export(saved, to, place, by=by, progress=reporter("files"))
+    terminal.print_unmatched_edits(saved)
+    terminal.print_missing(done.missing)
+    terminal.print_changed(done.changed)
+    if not quiet:
+        removed = f", {done.removed:,} of an earlier export removed" if done.removed else ""
+        terminal.out.print(f"{done.written:,} files in {place}{removed}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def evaluate(
     dataset: Annotated[
         str,
@@ -255,11 +351,13 @@ def _cluster(
     """Fit on a folder, write down what came out and print it."""
     from cae.clustering import image_kmeans
     from cae.devices import find_device
+    from cae.edits import load_edits
     from cae.folder import run_folder
     from cae.module import CAE
-    from cae.results import check_writable, write_result
+    from cae.results import SavedResult, check_writable, write_result
 
     check_writable(out)
+    load_edits(out)  # if they cannot be read, now is the time to say so
     start = time.perf_counter()
     module = CAE(**settings, return_embeddings=True)
     with terminal.progress_bars(quiet=quiet) as reporter:
@@ -276,7 +374,9 @@ def _cluster(
         scores = {"image k-means": result.scores(baseline), "CAE": result.scores(result.prediction.cluster)}
     write_result(result, out, {"scores": scores, "seconds": round(seconds, 1)})
     terminal.print_skipped(result)
+    saved = SavedResult.load(out)
     if quiet:
+        terminal.print_unmatched_edits(saved)
         return
     terminal.print_clusters(result)
     if scores:
@@ -285,3 +385,6 @@ def _cluster(
     if settings["encoder"] == "lite":
         terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")
     terminal.out.print(f"{len(result.paths):,} pictures in {seconds:.0f} s; result: {out}", soft_wrap=True)
+    if saved.edits:
+        terminal.out.print("\nwith the edits beside the result")
+        terminal.print_edits(saved)

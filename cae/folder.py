@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
 from cae.data import ImageError, ImageFolderData, list_images, read_image
+from cae.files import content_hashes
 from cae.metrics import clustering_scores
 from cae.module import CAE
 from cae.pipeline import Prediction, top_texts
@@ -25,7 +26,8 @@ from cae.state import FittedCAE
 N_REPRESENTATIVES = 9
 N_TOP_NOUNS = 3
 
-# Takes what is being worked on (`nouns`, `captions`, `pictures`); returns what takes its progress as (done, total).
+# Takes what is being worked on (`nouns`, `captions`, `pictures`, `hashes`); returns what takes its progress as
+# (done, total).
 Reporter = Callable[[str], Callable[[int, int], None]]
 
 
@@ -39,6 +41,7 @@ class FolderResult:
         embeddings: (N, D) float32 unit rows on the CPU.
         prediction: of the same N pictures, on the CPU.
         fitted: the state behind it, on the CPU.
+        sha256: of the files' bytes, by which a picture is known wherever it goes (`cae.files.content_hash`).
         skipped: pictures that could not be read, with the reason.
     """
 
@@ -47,11 +50,12 @@ class FolderResult:
     embeddings: Tensor
     prediction: Prediction
     fitted: FittedCAE
+    sha256: Sequence[str | None]
     skipped: dict[Path, str]
 
     def relative(self, path: Path) -> str:
-        """A path below the root as text; bytes that are no UTF-8 show as the replacement character."""
-        return os.fsencode(path.relative_to(self.root).as_posix()).decode("utf-8", "replace")
+        """A path below the root as text."""
+        return shown_path(path, self.root)
 
     def folder_labels(self) -> tuple[list[str], Tensor] | None:
         """The top sub-folder of each picture as its class: (names, (N,) int64).
@@ -77,23 +81,26 @@ class FolderResult:
         return {modality: present.get(modality, absent) for modality in ("image", "noun", "caption")}
 
     def assignments(self) -> pa.Table:
-        """A row a picture: path, cluster, name, confidence, weights of Eq. 16, and its own top texts."""
+        """A row a picture: its path, where it goes and how surely, weights of Eq. 16, its own top texts, its hash."""
         fitted, prediction = self.fitted, self.prediction
         columns: dict[str, Any] = {
             "path": [self.relative(path) for path in self.paths],
             "cluster": prediction.cluster.numpy(),
             "name": [fitted.clusters[k].name for k in prediction.cluster.tolist()],
             "confidence": prediction.confidence.numpy(),
+            "similarity": prediction.similarity.numpy(),
+            "runner_up": prediction.runner_up.numpy(),
         }
         for modality, weight in self.weights().items():
             columns[f"beta_{modality}"] = weight.numpy()
         columns["top_nouns"] = self._top_texts("noun", N_TOP_NOUNS)
         columns["top_caption"] = [texts[0] if texts else "" for texts in self._top_texts("caption", 1)]
+        columns["sha256"] = pa.array(self.sha256, pa.string())
         return pa.table(columns)
 
     def _top_texts(self, modality: str, k: int) -> list[list[str]]:
         selected = self.fitted.selected.get(modality)
-        if selected is None:
+        if selected is None or not self.paths:
             return [[] for _ in self.paths]
         rows = top_texts(self.embeddings, selected, min(k, len(selected.texts))).tolist()
         return [[selected.texts[j] for j in row] for row in rows]
@@ -115,8 +122,21 @@ class FolderResult:
         return records
 
 
+def shown_path(path: Path, root: Path | None = None) -> str:
+    """A path, below `root` if given, as text with slashes; bytes that are no UTF-8 show as replacement characters."""
+    path = path if root is None else path.relative_to(root)
+    return os.fsencode(path.as_posix()).decode("utf-8", "replace")
+
+
 def run_folder(
-    module: CAE, root: Path, *, device: torch.device, batch_size: int, workers: int, reporter: Reporter
+    module: CAE,
+    root: Path,
+    *,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    reporter: Reporter,
+    paths: Sequence[Path] | None = None,
 ) -> FolderResult:
     """Predict on a folder, fitting the module first if it is fresh. Texts come before pictures: they fail sooner.
 
@@ -127,13 +147,14 @@ def run_folder(
         batch_size: pictures encoded at once.
         workers: processes that read pictures.
         reporter: hears of progress.
+        paths: take only these pictures of the folder.
 
     Raises:
         ImageError: no such folder, or no picture in it.
         ValueError: fewer pictures than clusters.
         EncoderError, TextError, ModelError: as the module raises them.
     """
-    paths = list_images(root)
+    paths = list_images(root) if paths is None else paths
     if module.fitted is None and len(paths) < module.config.n_clusters:
         raise ValueError(
             f"{root} holds {len(paths)} pictures, too few for {module.config.n_clusters} clusters; "
@@ -146,12 +167,14 @@ def run_folder(
     columns = _predict(module, data, device, reporter)
     readable = columns["index"].tolist()
     assert module.fitted is not None  # by predicting
+    found = [paths[i] for i in readable]
     return FolderResult(
         root=root,
-        paths=[paths[i] for i in readable],
+        paths=found,
         embeddings=columns["embedding"],
         prediction=Prediction(**{field: columns[field] for field in Prediction._fields}),
         fitted=module.fitted.to("cpu"),
+        sha256=content_hashes(found, reporter("hashes")),
         skipped={paths[i]: _why_unreadable(paths[i]) for i in sorted(set(range(len(paths))) - set(readable))},
     )
 
