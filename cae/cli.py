@@ -84,13 +84,17 @@ def root(
 @app.command()
 def cluster(
     folder: Folder,
-    clusters: Annotated[int, typer.Option("--clusters", "-k", min=2, help="Number of groups.")],
+    clusters: Annotated[
+        str, typer.Option("--clusters", "-k", help="Number of groups, or auto to find it out.", metavar="N|auto")
+    ],
     out: Annotated[Path, typer.Option(help="Where the result goes.")] = Path("cae-result"),
     encoder: EncoderSpec = DEFAULT_ENCODER,
     encoder_weights: Weights = None,
     nouns: Nouns = "imagenet22k",
     captions: Captions = "glosses",
-    preset: Annotated[Literal["default", "paper", "tac"], typer.Option(help="Settings of the method.")] = "default",
+    preset: Annotated[
+        Literal["auto", "default", "paper", "tac"], typer.Option(help="Settings of the method.")
+    ] = "auto",
     device: Device = "auto",
     seed: Seed = 0,
     batch_size: BatchSize = 64,
@@ -99,7 +103,7 @@ def cluster(
 ) -> None:
     """Sort the pictures of a folder into named groups."""
     settings = {
-        "n_clusters": clusters,
+        "n_clusters": _cluster_count(clusters),
         "preset": preset,
         "encoder": encoder,
         "encoder_weights": encoder_weights,
@@ -338,6 +342,15 @@ def texts_build(
             terminal.out.print(f"{kind}s: {len(corpus.texts):,} texts of {corpus.name}, cached", highlight=False)
 
 
+def _cluster_count(text: str) -> int | Literal["auto"]:
+    """The value of --clusters."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 2:
+        raise typer.BadParameter(f"{text!r} is neither a whole number of at least 2 nor auto", param_hint="--clusters")
+    return int(text)
+
+
 def _cluster(
     folder: Path,
     out: Path,
@@ -367,7 +380,7 @@ def _cluster(
     seconds = time.perf_counter() - start
     scores = {}
     if result.folder_labels() is not None:
-        config = module.config
+        config = result.fitted.config
         baseline = image_kmeans(
             result.embeddings, config.n_clusters, n_init=config.n_init, max_iter=config.kmeans_iter, seed=config.seed
         )
@@ -381,6 +394,7 @@ def _cluster(
     terminal.print_clusters(result)
     if scores:
         terminal.print_scores(scores)
+    terminal.print_choices(result)
     terminal.print_weights(result)
     if settings["encoder"] == "lite":
         terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")

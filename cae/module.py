@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import lightning.pytorch as pl
 import torch
@@ -35,8 +35,9 @@ class CAE(pl.LightningModule):
     one of them under `image`, `images`, `pixel_values`, `embedding` or `embeddings`.
 
     Args:
-        n_clusters: K.
-        preset: `default`, `paper` (the letter of the equations) or `tac` (the training-free baseline).
+        n_clusters: K, or "auto" to find it out.
+        preset: `auto` (decides from the images what the texts may weigh), `default` (our fixed setting), `paper` (the
+            letter of the equations) or `tac` (the training-free baseline).
         encoder: a spec for `cae.encoders.load_encoder`, or an `Encoder`.
         encoder_weights: a local weights file for `open_clip` encoders, in place of a download.
         nouns: `wordnet`, `imagenet22k` or a text file, one noun a line.
@@ -51,9 +52,9 @@ class CAE(pl.LightningModule):
 
     def __init__(
         self,
-        n_clusters: int,
+        n_clusters: int | Literal["auto"],
         *,
-        preset: Preset = "default",
+        preset: Preset = "auto",
         encoder: str | Encoder = DEFAULT_ENCODER,
         encoder_weights: str | os.PathLike[str] | None = None,
         nouns: str = "imagenet22k",

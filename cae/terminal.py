@@ -109,13 +109,30 @@ def print_study(results: Sequence[Mapping[str, Any]]) -> None:
     out.print(table)
 
 
+def print_choices(result: FolderResult) -> None:
+    """What was decided from the data: the number of groups, and how much the texts may weigh."""
+    provenance = result.fitted.provenance
+    if "cluster_count" in provenance:
+        count = provenance["cluster_count"]
+        curve = count["curves"][count["from"]]
+        around = ", ".join(
+            f"{k}: {curve[k]:.3f}" for k in curve if abs(int(k) - count["chosen"]) <= 2 and int(k) != count["chosen"]
+        )
+        chosen = f"{count['chosen']} groups, modularity {curve[str(count['chosen'])]:.3f}"
+        out.print(f"number of groups: {chosen} (others: {around})", highlight=False)
+    if "auto" in provenance:
+        scores = provenance["auto"]["scores"]
+        table = ", ".join(f"{name} {score:.0f}" for name, score in scores.items())
+        out.print(f"texts: {provenance['auto']['chosen']}; held-out probe: {table}", highlight=False, soft_wrap=True)
+
+
 def print_weights(result: FolderResult) -> None:
     """What the fused embedding is made of on average; a modality that takes all leaves nothing to fuse."""
     mean = {modality: float(weight.mean()) for modality, weight in result.weights().items()}
     shares = ", ".join(f"{modality} {weight:.0%}" for modality, weight in mean.items())
     out.print(f"mean fusion weights: {shares}", highlight=False)
     modality, weight = max(mean.items(), key=lambda item: item[1])
-    if weight > COLLAPSED:
+    if weight > COLLAPSED and result.fitted.config.text_weight:
         warn(f"the fusion has collapsed to the {modality} embeddings ({weight:.1%}); a larger gamma mixes more")
 
 
