@@ -4,30 +4,47 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from cae.config import CAEConfig
+from cae.distributed import total
 from cae.kernels import cosine_sinkhorn, counterparts
 from cae.stopwatch import stage
 
 
 @stage("transport")
-def column_potentials(x: Tensor, u: Tensor, config: CAEConfig) -> Tensor:
+def column_potentials(x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGroup | None = None) -> Tensor:
     """Eq. 4-6 and 10-11: the column potentials of entropic optimal transport between images and texts.
 
     They are all that is kept of the plan: a row's plan is softmax_j((x.u_j + g_j) / epsilon), so a new image needs
     no other image. For `coupling="softmax"` (Eq. 9) the columns are free and g is zero.
 
     Args:
-        x: (N, D) float32 unit image embeddings.
+        x: (N, D) float32 or float16 unit image embeddings, of a group this rank's share.
         u: (M, D) float32 unit embeddings of the selected texts.
         config: gives coupling, epsilon, iterations and tolerance.
+        group: the processes that share the images.
 
     Returns:
-        g (M,) float32.
+        g (M,) float32, the same on every rank.
     """
     if config.coupling == "softmax":
         return torch.zeros(len(u), dtype=torch.float32, device=u.device)
-    return cosine_sinkhorn(x, u, epsilon=config.epsilon, max_iter=config.sinkhorn_iter, tol=config.sinkhorn_tol).g
+    u = u.to(x.dtype)
+    weights = None
+    if group is not None:
+        weights = x.new_full((len(x),), 1 / total(len(x), group), dtype=torch.float64)
+        if not len(x):  # the kernels take no empty matrix: any row will do, with no weight
+            x, weights = u[:1], weights.new_zeros(1)
+    return cosine_sinkhorn(
+        x,
+        u,
+        epsilon=config.epsilon,
+        row_weights=weights,
+        max_iter=config.sinkhorn_iter,
+        tol=config.sinkhorn_tol,
+        group=group,
+    ).g
 
 
 @stage("counterparts")
