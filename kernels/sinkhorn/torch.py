@@ -48,7 +48,7 @@ class PanelSweep:
         """See `solver.Sweep`."""
         (N, M), device = (self.x.shape[0], self.u.shape[0]), self.x.device
         bias = log_v.to(device, torch.float32)
-        # Float64 also inside panels: the sums neither drift with N nor tell in what order, or on which ranks, rows lie.
+        # Float64 across panels, so that the sums do not drift with N.
         columns = torch.zeros(M, dtype=torch.float64, device=device)
         for rows in panels(N, M, device):
             x = self.x[rows].float()
@@ -56,6 +56,6 @@ class PanelSweep:
             top = p.amax(dim=1)
             p.sub_(top[:, None]).exp_()
             z = p.sum(dim=1)
-            columns += (self.a[rows] / z).double() @ p.double()
+            columns += (self.a[rows] / z) @ p
             self.log_u[rows] = z.log_().add_(top).neg_()
         return self.log_u, columns
