@@ -127,9 +127,10 @@ class Embedder(pl.LightningModule):
         self.collect(batch)
 
     def on_train_epoch_end(self) -> None:
-        """One epoch is all there is to do."""
+        """One epoch is all there is to do, and one step, by which ModelCheckpoint sees that something has changed."""
         assert self.store is not None  # since setup
         self.store.finish()
+        self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.increment_completed()
         self.trainer.should_stop = True
 
     def open_store(self) -> None:
@@ -180,7 +181,8 @@ class Embedder(pl.LightningModule):
         if images.ndim == 4:
             if not len(images):
                 return torch.empty(0, self.encoder.dim, dtype=dtype, device=self.device)
-            return self.encoder.encode_images(images).to(dtype)
+            # The trainer's precision may have gone for the last digits of both.
+            return normalize(self.encoder.encode_images(images.float()).float(), dim=1).to(dtype)
         if images.ndim == 2 and images.is_floating_point():
             return normalize(images.to(self.device).float(), dim=1).to(dtype)
         raise ValueError(
@@ -195,23 +197,24 @@ class Embedder(pl.LightningModule):
             if index.shape != (n,):
                 raise ValueError(f"`index` of the batch has shape {tuple(index.shape)}, but there are {n} images in it")
         else:
-            ranks = self.trainer.world_size
-            index = torch.arange(self._counted[dataloader_idx], self._counted[dataloader_idx] + n)
+            start = self._counted[dataloader_idx]
             self._counted[dataloader_idx] += n
-            index = index * ranks + self.trainer.global_rank
-            if (size := self._padded_size(dataloader_idx)) is not None:
-                index %= size  # what a DistributedSampler fills up with begins at the front again
+            index = self._drawn(start, n, dataloader_idx)
         return index + (dataloader_idx << LOADER_SHIFT)
 
-    def _padded_size(self, dataloader_idx: int) -> int | None:
-        """The samples of a loader that a `DistributedSampler` shares out."""
+    def _drawn(self, start: int, n: int, dataloader_idx: int) -> Tensor:
+        """Which samples a loader's sampler has drawn for this rank from the `start`-th on."""
         trainer = self.trainer
         loaders = {"fit": trainer.train_dataloader, "predict": trainer.predict_dataloaders}.get(
             trainer.state.fn or "", trainer.test_dataloaders
         )
         loader = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
         sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-        return len(sampler.dataset) if isinstance(sampler, DistributedSampler) else None  # type: ignore[arg-type]
+        if type(sampler) is DistributedSampler and sampler.shuffle:  # as Lightning makes them for training
+            return torch.tensor(list(sampler)[start : start + n])
+        index = torch.arange(start, start + n) * trainer.world_size + trainer.global_rank
+        # What a DistributedSampler fills up with begins at the front again.
+        return index % len(sampler.dataset) if isinstance(sampler, DistributedSampler) else index  # type: ignore[arg-type]
 
     def _close_store(self) -> None:
         if self.store is not None:

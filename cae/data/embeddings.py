@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cae.data.base import Data
 
 Arrays = tuple[np.ndarray, np.ndarray | None]
 
@@ -90,15 +92,14 @@ READERS: dict[str, Callable[[Path, Path | None], Arrays]] = {
 }
 
 
-class EmbeddingData(pl.LightningDataModule):
+class EmbeddingData(Data):
     """Embeddings for `trainer.fit`, `predict` and `test` of a `CAE`: dicts of `embedding`, `index` and perhaps `label`.
-
-    Of several processes each gets a stretch of its own, so nothing is repeated.
 
     Args:
         source: (N, D) as tensor or array, or a file that `read_embeddings` reads.
         labels: (N,) classes, whole numbers; or for a .npy file another one.
         batch_size: rows per batch.
+        num_workers: processes that read; None for as many as there are cores for, up to 8.
 
     Raises:
         EmbeddingError: the file cannot be used, or shapes do not fit.
@@ -110,8 +111,9 @@ class EmbeddingData(pl.LightningDataModule):
         labels: Tensor | np.ndarray | str | os.PathLike[str] | None = None,
         *,
         batch_size: int = 4096,
+        num_workers: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers)
         if isinstance(source, str | os.PathLike):
             path = labels if isinstance(labels, str | os.PathLike) else None
             x, classes = read_embeddings(source, path)
@@ -127,37 +129,33 @@ class EmbeddingData(pl.LightningDataModule):
         self.labels = None if labels is None else torch.as_tensor(labels).long()
         if self.labels is not None and self.labels.shape != (len(self.x),):
             raise EmbeddingError(f"{len(self.x)} embeddings, but labels of shape {tuple(self.labels.shape)}")
-        self.batch_size = batch_size
 
-    def train_dataloader(self) -> EmbeddingBatches:
+    def loader(self) -> DataLoader[Any]:
         """All rows."""
-        assert self.trainer is not None, "a data module has loaders only inside a trainer"
-        return EmbeddingBatches(self, self.trainer.global_rank, self.trainer.world_size)
-
-    def predict_dataloader(self) -> EmbeddingBatches:
-        """All rows."""
-        return self.train_dataloader()
-
-    def test_dataloader(self) -> EmbeddingBatches:
-        """All rows."""
-        return self.train_dataloader()
+        dataset = _Rows(self.x, self.labels)
+        return DataLoader(
+            dataset,
+            sampler=self.sampler(dataset),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+        )
 
 
-class EmbeddingBatches:
-    """One process's batches. No DataLoader: there is nothing for workers to do but to send memory about."""
+class _Rows(Dataset[Any]):
+    """Fetches a whole batch at once: row by row, collating would take longer than all the rest."""
 
-    def __init__(self, data: EmbeddingData, rank: int, ranks: int) -> None:
-        self.data = data
-        n = len(data.x)
-        self.rows = range(n * rank // ranks, n * (rank + 1) // ranks)
+    def __init__(self, x: Tensor, labels: Tensor | None) -> None:
+        self.x, self.labels = x, labels
 
     def __len__(self) -> int:
-        """Batches of this process."""
-        return -(-len(self.rows) // self.data.batch_size)
+        return len(self.x)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Dicts of `embedding` (B, D), `index` (B,) and perhaps `label` (B,)."""
-        for start in self.rows[:: self.data.batch_size]:
-            stop = min(start + self.data.batch_size, self.rows.stop)
-            batch = {"embedding": self.data.x[start:stop], "index": torch.arange(start, stop)}
-            yield batch if self.data.labels is None else {**batch, "label": self.data.labels[start:stop]}
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        index = torch.tensor(rows)
+        batch = {"embedding": self.x[index], "index": index}
+        return batch if self.labels is None else {**batch, "label": self.labels[index]}
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

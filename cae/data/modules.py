@@ -14,14 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.fabric.utilities import suggested_max_num_workers
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from cae.data.base import Data
 from cae.data.pictures import (
     ImageError,
     PictureDataset,
@@ -35,25 +34,19 @@ from cae.data.pictures import (
 if TYPE_CHECKING:
     from cae.embedder import Embedder
 
-MOST_WORKERS = 8
-"""Processes that read pictures, unless told otherwise, where there are that many cores."""
 
-
-class ImageData(pl.LightningDataModule):
+class ImageData(Data):
     """Pictures for `trainer.fit`, `predict` and `test`, by an `Embedder` or `CAE`.
 
     Args:
         pictures: what there is.
         batch_size: pictures per batch.
-        num_workers: processes that read and preprocess, so that decoding overlaps with encoding; None for as many as
-            there are cores for, up to 8.
+        num_workers: processes that read and preprocess; None for as many as there are cores for, up to 8.
     """
 
     def __init__(self, pictures: Pictures, *, batch_size: int = 64, num_workers: int | None = None) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers)
         self.pictures = pictures
-        self.batch_size = batch_size
-        self.num_workers = num_workers
 
     @property
     def identity(self) -> str | None:
@@ -63,40 +56,25 @@ class ImageData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """The pictures that the module's store lacks."""
         # At least one for each process: Lightning passes over an epoch without batches, and with it over the fit.
-        last = len(self.pictures) - self._trainer.world_size
-        return self._loader(max(min(self._embedder.done(), last), 0))
+        last = len(self.pictures) - self.attached.world_size
+        return self.loader(max(min(self.embedder.done(), last), 0))
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """All pictures."""
-        return self._loader()
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """All pictures."""
-        return self._loader()
-
-    def _loader(self, start: int = 0) -> DataLoader[Any]:
-        encoder = self._embedder.encoder
+    def loader(self, start: int = 0) -> DataLoader[Any]:
+        """The pictures from `start` on."""
+        encoder = self.embedder.encoder
+        dataset = PictureDataset(self.pictures, encoder.preprocess, encoder.image_size, start)
         return DataLoader(
-            PictureDataset(self.pictures, encoder.preprocess, encoder.image_size, start),
+            dataset,
+            sampler=self.sampler(dataset),
             batch_size=self.batch_size,
-            num_workers=self._workers,
+            num_workers=self.num_workers,
             collate_fn=partial(collate_readable, self.pictures, encoder.image_size),
         )
 
     @property
-    def _workers(self) -> int:
-        if self.num_workers is not None:
-            return self.num_workers
-        return min(MOST_WORKERS, suggested_max_num_workers(self._trainer.num_devices))
-
-    @property
-    def _trainer(self) -> pl.Trainer:
-        assert self.trainer is not None, "a data module has loaders only inside a trainer"
-        return self.trainer
-
-    @property
-    def _embedder(self) -> Embedder:
-        return self._trainer.lightning_module  # type: ignore[return-value]
+    def embedder(self) -> Embedder:
+        """The module that the pictures are for."""
+        return self.attached.lightning_module  # type: ignore[return-value]
 
 
 class ImageFolderData(ImageData):
@@ -232,15 +210,16 @@ class HuggingFaceData(ImageData):
             )
         super().__init__(pictures, batch_size=batch_size, num_workers=num_workers)
 
-    def _loader(self, start: int = 0) -> DataLoader[Any]:
+    def loader(self, start: int = 0) -> DataLoader[Any]:
+        """The pictures from `start` on; of a stream all."""
         if not self.streaming:
-            return super()._loader(start)
-        encoder, trainer = self._embedder.encoder, self._trainer
+            return super().loader(start)
+        encoder, trainer = self.embedder.encoder, self.attached
         stream = _Stream(self, encoder.preprocess, encoder.image_size, trainer.global_rank, trainer.world_size)
         return DataLoader(
             stream,
             batch_size=self.batch_size,
-            num_workers=min(self._workers, 1),
+            num_workers=min(self.num_workers, 1),
             collate_fn=_collate_stream,
         )
 
