@@ -1,7 +1,9 @@
 """Trainer verbs on several processes: everybody's images once, the labels of one process, and no rank left waiting."""
 
+import contextlib
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -130,6 +132,14 @@ def test_a_rank_that_fails_ends_all_with_its_error(picture_folder, text_files, t
     script.write_text(FAILING)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONWARNINGS": "ignore"}
     arguments = [sys.executable, str(script), str(picture_folder), text_files["nouns"], text_files["captions"]]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode != 0
-    assert "this rank's encoder has failed" in done.stderr
+    # A session of its own, so that nothing is left running even where this test fails.
+    with subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        try:
+            _, errors = run.communicate(timeout=280)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode != 0
+    assert "this rank's encoder has failed" in errors

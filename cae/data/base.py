@@ -44,7 +44,7 @@ class Data(pl.LightningDataModule):
         raise NotImplementedError
 
     def sampler(self, dataset: Dataset[Any]) -> UnrepeatedDistributedSampler | None:
-        """Of several processes, this one's samples: in order and none twice, while Lightning's own shuffles for a fit."""
+        """Of several processes, this one's samples: in order, none twice; Lightning's own would shuffle for a fit."""
         trainer = self.attached
         if trainer.world_size == 1:
             return None
