@@ -307,6 +307,7 @@ def test_the_constructor_spells_out_every_setting():
     assert CAE(3, epsilon=None, preset="paper").config == CAEConfig.from_preset("paper", 3)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between Lightning and jsonargparse
 def test_lightning_cli_makes_the_module(monkeypatch):
     pytest.importorskip("jsonargparse")
     from lightning.pytorch.cli import LightningCLI
