@@ -39,6 +39,7 @@ EXTRAS = {
     "dev": [
         "POT>=0.9.4",
         "hypothesis>=6.100",
+        "jsonargparse[signatures]>=4.27.7",
         "matplotlib>=3.8",
         "mypy>=1.11",
         "pytest>=8.0",

@@ -1,33 +1,38 @@
-"""`fusion="auto"`: how much the texts may weigh, decided without labels.
+"""What the settings leave to the data: `fusion="auto"` and `n_clusters="auto"`, decided without labels on a sample.
 
-Whether texts help depends on what the text encoder knows beyond the image encoder, and on the pictures; no fixed
-setting is right for all (figures: benchmarks/README.md). The criterion is a held-out probe: a partition that means
-something can be told from the image embeddings of pictures that the probe has not seen. So
+How much the texts may weigh depends on what the text encoder knows beyond the image encoder, and on the pictures; no
+fixed setting is right for all (figures: benchmarks/README.md). The criterion is a held-out probe: a partition that
+means something can be told from the image embeddings of pictures that the probe has not seen. So
 
-1. cluster a sample of the images under each candidate, image k-means among them;
+1. cluster the sample under each candidate, image k-means among them;
 2. fit a ridge regression from the image embeddings to the clusters on one half of the sample, predict the clusters of
    the other half, and the other way round;
 3. take the candidate whose clusters agree best with their predictions, by NMI.
 
 Arbitrary cuts through a continuum, which k-means makes where style outweighs content, and partitions by texts that know
 nothing of the images are both hard to predict.
+
+The number of clusters comes from `cae.cluster_count`, once for the images alone and once for the fused embeddings; the
+probe says whose to believe.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.distributed import ProcessGroup
+from torch.nn.functional import normalize, one_hot
 
-from cae.config import CAEConfig
+from cae.cluster_count import count_clusters
+from cae.clustering import cells, kmeans
+from cae.config import UNKNOWN, CAEConfig
+from cae.distributed import from_first
 from cae.metrics import clustering_scores
 from cae.stopwatch import stage
-
-T = TypeVar("T")
 
 CANDIDATES: dict[str, dict[str, Any]] = {
     "image alone": {"fusion": "sum", "text_weight": 0.0, "center_modalities": False},
@@ -47,50 +52,108 @@ RIDGE = 1.0
 """Penalty of the probe, for rows of unit length."""
 
 
+class Trial(Protocol):
+    """The pipeline on a sample, `cae.pipeline.Trial`."""
+
+    def fused(self, config: CAEConfig) -> Tensor:
+        """Z (S, D) of Eq. 17 under these settings."""
+
+
+def sample_size(n_images: int, config: CAEConfig) -> int:
+    """Images to decide on."""
+    return min(n_images, max(SAMPLE, PER_CLUSTER * config.n_clusters))
+
+
 @stage("auto")
-def choose(
-    x: Tensor,
+def decide(
+    sample: Tensor,
     config: CAEConfig,
-    transport: Callable[[Tensor, CAEConfig], T],
-    group: Callable[[T, CAEConfig], Tensor],
+    select: Callable[[CAEConfig], Any],
+    trial: Callable[[Tensor, Any], Trial],
+    group: ProcessGroup | None = None,
 ) -> tuple[CAEConfig, dict[str, Any]]:
-    """The candidate that the held-out probe likes best.
+    """Fill in what the settings leave open.
 
     Args:
-        x: (N, D) float32 unit image embeddings.
-        config: what was asked for; its other settings are shared by all candidates.
-        transport: takes a sample (S, D) and gives whatever `group` needs of its counterparts; called once for each
-            balance.
-        group: gives the labels (S,) under a candidate's settings.
+        sample: (S, D) float32 unit image embeddings, the same on every rank of the group.
+        config: what was asked for, with `n_clusters` or `fusion` left open, or both.
+        select: the selected texts under settings with a number of clusters; a collective call.
+        trial: the pipeline on a sample with selected texts.
+        group: the processes that share the images; the first one's numbers decide.
 
     Returns:
-        The settings to use, and a record for people: `chosen`, `criterion`, `sample` and `scores` by candidate in
-        percent.
+        Settings with nothing left open, and records for people: `cluster_count` (chosen, from, criterion, curves) and
+        `auto` (chosen, criterion, sample, scores in percent), each if it was decided.
     """
-    sample = random_rows(x, max(SAMPLE, PER_CLUSTER * config.n_clusters), config.seed)
+    # In random order, so that the halves of the probe are alike.
+    sample = sample[torch.randperm(len(sample), generator=torch.Generator().manual_seed(config.seed)).to(sample.device)]
     probe = Probe(sample)
+    decided: dict[str, Any] = {}
+    if config.n_clusters == UNKNOWN:
+        config, decided["cluster_count"] = _count(sample, probe, config, select, trial, group)
+    if config.fusion == "auto":
+        config, decided["auto"] = _weigh(probe, config, trial(sample, select(config)), group)
+    return config, decided
+
+
+def _count(
+    sample: Tensor,
+    probe: Probe,
+    config: CAEConfig,
+    select: Callable[[CAEConfig], Any],
+    trial: Callable[[Tensor, Any], Trial],
+    group: ProcessGroup | None,
+) -> tuple[CAEConfig, dict[str, Any]]:
+    """The number of clusters."""
+    options = {"max_iter": config.kmeans_iter, "seed": config.seed}
+    images = count_clusters(sample, **options)
+    config = replace(config, n_clusters=_agreed(images.n_clusters, group))
+    fixed = replace(config, fusion="prototype") if config.fusion == "auto" else config
+    fused = count_clusters(normalize(trial(sample, select(config)).fused(fixed), dim=1), **options)
+    counts = {"images": images, "fused": fused}
+    scores = {source: probe.score(count.labels, count.n_clusters) for source, count in counts.items()}
+    source = max(scores, key=lambda name: scores[name])
+    chosen = _agreed(counts[source].n_clusters, group)
+    record = {
+        "chosen": chosen,
+        "from": source,
+        "criterion": "modularity of the partition on the graph of nearest neighbours, by number of clusters",
+        "curves": {name: {str(k): round(q, 4) for k, q in count.curve.items()} for name, count in counts.items()},
+    }
+    return replace(config, n_clusters=chosen), record
+
+
+def _weigh(
+    probe: Probe, config: CAEConfig, trial: Trial, group: ProcessGroup | None
+) -> tuple[CAEConfig, dict[str, Any]]:
+    """How much the texts may weigh."""
     configs = {name: replace(config, **changes) for name, changes in CANDIDATES.items()}
-    transported, scores = {}, {}
+    scores = {}
     for name, candidate in configs.items():
-        if candidate.balance not in transported:
-            transported[candidate.balance] = transport(sample, candidate)
-        # Few restarts: the winner is clustered again with all of them.
-        labels = group(transported[candidate.balance], replace(candidate, n_init=-(-config.n_init // 4)))
-        scores[name] = probe.score(labels, config.n_clusters)
-    chosen = max(scores, key=lambda name: scores[name])
+        z = trial.fused(candidate)
+        centroids = kmeans(
+            z,
+            candidate.n_clusters,
+            spherical=candidate.spherical,
+            # Few restarts: the winner is clustered again with all of them.
+            n_init=-(-candidate.n_init // 4),
+            max_iter=candidate.kmeans_iter,
+            seed=candidate.seed,
+        )
+        scores[name] = probe.score(cells(z, centroids, spherical=candidate.spherical)[0], candidate.n_clusters)
+    chosen = list(configs)[_agreed(max(range(len(scores)), key=list(scores.values()).__getitem__), group)]
     record = {
         "chosen": chosen,
         "criterion": "NMI of clusters with their prediction from held-out images by ridge regression, in percent",
-        "sample": len(sample),
+        "sample": len(probe),
         "scores": {name: round(100 * score, 2) for name, score in scores.items()},
     }
     return configs[chosen], record
 
 
-def random_rows(x: Tensor, n: int, seed: int) -> Tensor:
-    """(min(n, N), D) rows of x (N, D) in random order, the same for the same seed."""
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    return x[order[:n].to(x.device)]
+def _agreed(value: int, group: ProcessGroup | None) -> int:
+    """The first rank's value: rounding must not let ranks decide differently."""
+    return int(from_first(torch.tensor(value), group))
 
 
 class Probe:
@@ -102,8 +165,12 @@ class Probe:
 
     def __init__(self, x: Tensor) -> None:
         x = x.cpu().double()
+        self.n = len(x)
         halves = x[: len(x) // 2], x[len(x) // 2 :]
         self.hats = [_ridge_hat(train, test) for train, test in (halves, halves[::-1])]
+
+    def __len__(self) -> int:
+        return self.n
 
     def score(self, labels: Tensor, n_clusters: int) -> float:
         """NMI in [0, 1] of labels (S,) int64 with their prediction."""

@@ -29,7 +29,7 @@ class _Commands(TyperGroup):
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt as error:
-            terminal.warn("interrupted; texts embedded so far are kept: run the command again to go on")
+            terminal.warn("interrupted; what is embedded so far is kept: run the command again to go on")
             raise typer.Exit(EXIT_INTERRUPTED) from error
         except (ValueError, OSError, RuntimeError) as error:
             terminal.print_error(error)

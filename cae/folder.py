@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pyarrow as pa
 import torch
-from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
 from cae.data import ImageError, ImageFolderData, list_images, read_image
+from cae.embedder import embed_pictures
 from cae.files import content_hashes
 from cae.metrics import clustering_scores
-from cae.module import CAE
-from cae.pipeline import Prediction, top_texts
+from cae.module import CAE, check_encoder
+from cae.pipeline import Prediction, predict, top_texts
 from cae.state import FittedCAE
 
 N_REPRESENTATIVES = 9
@@ -180,44 +177,21 @@ def run_folder(
 
 
 def _predict(module: CAE, data: ImageFolderData, device: torch.device, reporter: Reporter) -> dict[str, Tensor]:
-    """`trainer.predict` with the batches put together; Lightning itself says nothing."""
-    fresh, total, report = module.fitted is None, len(data.paths), reporter("pictures")
-    report(0, total)
-
-    def advance(_trainer: Any, _module: Any, _outputs: Any, _batch: Any, batch_idx: int, *_: Any) -> None:
-        report(min((batch_idx + 1) * data.batch_size, total), total)
-
-    # The fit comes in the module's own hook at the end of the epoch, which runs after those of callbacks.
-    grouping: Callable[[int, int], None] | None = None
-
-    def announce(*_: Any) -> None:
-        nonlocal grouping
-        if fresh:
-            grouping = reporter("grouping")
-            grouping(0, 1)
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = pl.Trainer(
-        accelerator=device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        callbacks=[LambdaCallback(on_predict_batch_end=advance, on_predict_epoch_end=announce)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with warnings.catch_warnings():
-        # Whoever called has chosen the number of workers.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        try:
-            batches = trainer.predict(module, datamodule=data)
-        except SystemExit as stop:
-            # How Lightning answers Ctrl-C.
-            raise KeyboardInterrupt if trainer.interrupted else stop from stop
-    if grouping is not None:
+    """Embeddings and predictions of the pictures that can be read, after a fit if the module is fresh."""
+    report = reporter("pictures")
+    report(0, len(data.paths))
+    x, index = embed_pictures(data, module.encoder, device=device, progress=report)
+    on_device = x.to(device)
+    if module.fitted is None:
+        grouping = reporter("grouping")
+        grouping(0, 1)
+        prediction = module.fit_embeddings(on_device)
         grouping(1, 1)
-    assert batches is not None  # the trainer was not told to drop them
-    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+    else:
+        check_encoder(module.fitted, module.encoder)
+        prediction = predict(on_device, module.fitted.to(device))
+    columns = {field: value.cpu() for field, value in prediction._asdict().items()}
+    return {**columns, "index": index, "embedding": x}
 
 
 def _why_unreadable(path: Path) -> str:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from cae.config import CAEConfig
+from cae.distributed import summed, total
 from cae.kernels import fuse
 from cae.stopwatch import stage
 
 
 @stage("fusion")
-def modality_means(parts: Sequence[Tensor], config: CAEConfig) -> Tensor:
-    """What `fuse_modalities` subtracts: (m, D) float32, zero where the config does not centre."""
-    if not config.center_modalities:
-        return torch.zeros(len(parts), parts[0].shape[1], device=parts[0].device)
+def modality_means(blocks: Iterable[Sequence[Tensor]], group: ProcessGroup | None = None) -> Tensor:
+    """What `fuse_modalities` subtracts to centre: the mean of each modality over all images.
+
+    Args:
+        blocks: the m modalities of some rows at a time, (B, D) each; at least one block, which may be empty.
+        group: the processes that share the images.
+
+    Returns:
+        (m, D) float32, the same on every rank.
+    """
     # float64: a float32 sum over a million rows loses the digits that centring is about.
-    return torch.stack([part.mean(dim=0, dtype=torch.float64).float() for part in parts])
+    rows, sums = 0, torch.zeros(())
+    for parts in blocks:
+        rows += len(parts[0])
+        sums = sums + torch.stack([part.sum(dim=0, dtype=torch.float64) for part in parts])
+    return (summed(sums, group) / total(rows, group)).float()
 
 
 @stage("fusion")

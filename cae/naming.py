@@ -16,9 +16,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from cae.blocks import BLOCK_ROWS
+from cae.clustering import cell_sums
 from cae.config import CAEConfig
+from cae.distributed import summed
 from cae.state import ClusterDescription, SelectedTexts
 from cae.stopwatch import stage
 from cae.text import TextBank
@@ -33,17 +36,21 @@ def describe_clusters(
     selected: Mapping[str, SelectedTexts],
     banks: Mapping[str, TextBank],
     config: CAEConfig,
+    group: ProcessGroup | None = None,
 ) -> list[ClusterDescription]:
     """Names, glosses, typical texts and sizes of the K clusters.
 
     Args:
-        x: (N, D) float32 unit image embeddings.
+        x: (N, D) float32 or float16 unit image embeddings, of a group this rank's share.
         labels: (N,) int64 clusters.
         selected: the selected texts and their potentials, by modality.
         banks: the banks they come from, which know the glosses.
         config: gives K, epsilon and which modality names: nouns, or captions where there are no nouns.
+        group: the processes that share the images; all get the same descriptions.
     """
-    scores = {modality: typicality(transport_mass(x, labels, texts, config)) for modality, texts in selected.items()}
+    scores = {
+        modality: typicality(transport_mass(x, labels, texts, config, group)) for modality, texts in selected.items()
+    }
     typical = {
         modality: [
             [selected[modality].texts[j] for j in row]
@@ -53,15 +60,15 @@ def describe_clusters(
     }
     naming = config.modalities[0]
     names = distinct_names(scores[naming], selected[naming].texts)
-    images = torch.stack([x[labels == k].mean(dim=0) for k in range(config.n_clusters)])
+    sums, sizes = cell_sums(x, labels, config.n_clusters, group)
+    images = (sums / sizes.unsqueeze(1)).float()
     glosses = fitting_glosses(names, images, banks[naming], banks.get("caption"))
-    sizes = torch.bincount(labels, minlength=config.n_clusters).tolist()
     return [
         ClusterDescription(
             id=k,
             name=names[k],
             gloss=glosses[k],
-            size=sizes[k],
+            size=int(sizes[k]),
             nouns=typical["noun"][k] if "noun" in typical else [],
             captions=typical["caption"][k] if "caption" in typical else [],
         )
@@ -69,25 +76,28 @@ def describe_clusters(
     ]
 
 
-def transport_mass(x: Tensor, labels: Tensor, texts: SelectedTexts, config: CAEConfig) -> Tensor:
+def transport_mass(
+    x: Tensor, labels: Tensor, texts: SelectedTexts, config: CAEConfig, group: ProcessGroup | None = None
+) -> Tensor:
     """p(j|k): how each cluster's images spread over the texts, by the row-normalised plan.
 
     Args:
-        x: (N, D) float32 unit image embeddings.
+        x: (N, D) float32 or float16 unit image embeddings, of a group this rank's share.
         labels: (N,) int64 clusters.
         texts: M selected texts with their potentials.
         config: gives K and epsilon.
+        group: the processes that share the images.
 
     Returns:
         (K, M) float32; rows sum to 1, or to 0 for a cluster without images.
     """
-    mass = torch.zeros(config.n_clusters, len(texts.texts), device=x.device)
-    for k in range(config.n_clusters):
-        members = x[labels == k]
-        for rows in members.split(BLOCK_ROWS):
-            mass[k] += ((rows @ texts.embeddings.T + texts.g) / config.epsilon).softmax(dim=1).sum(dim=0)
-        mass[k] /= max(len(members), 1)
-    return mass
+    mass = torch.zeros(config.n_clusters, len(texts.texts), dtype=torch.float64, device=x.device)
+    for rows, cluster in zip(x.split(BLOCK_ROWS), labels.split(BLOCK_ROWS), strict=True):
+        plan = ((rows.float() @ texts.embeddings.T + texts.g) / config.epsilon).softmax(dim=1)
+        # A product and not index_add_, which on CUDA adds in no fixed order.
+        mass += torch.nn.functional.one_hot(cluster, config.n_clusters).to(plan).T @ plan
+    sizes = torch.bincount(labels, minlength=config.n_clusters)
+    return (summed(mass, group) / summed(sizes, group).clamp_min(1).unsqueeze(1)).float()
 
 
 def typicality(mass: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ K = 3
 @pytest.fixture
 def run(monkeypatch, fake_encoder, capfd):
     """Run `cae …` in this process with the fake encoder; returns (exit code, stdout, stderr)."""
-    for home in ("cae.module", "cae.encoders"):
+    for home in ("cae.embedder", "cae.encoders"):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: fake_encoder)
 
     def run(*arguments):
@@ -245,7 +245,7 @@ def test_an_unreachable_hub_is_one_clear_line(run, monkeypatch, picture_folder, 
     def unreachable(*_, **__):
         raise EncoderError("weights cannot be downloaded; use --encoder lite or --encoder-weights FILE")
 
-    monkeypatch.setattr("cae.module.load_encoder", unreachable)
+    monkeypatch.setattr("cae.embedder.load_encoder", unreachable)
     code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", tmp_path / "out")
     assert code == 1
     assert stderr.count("\n") == 1
