@@ -124,6 +124,8 @@ class CAEConfig:
         Raises:
             ValueError: unknown preset or setting, or a value out of range.
         """
+        if n_clusters == UNKNOWN:
+            raise ValueError(f"n_clusters must be a whole number of at least 2, or auto, got {n_clusters!r}")
         if preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
         known = [field.name for field in fields(cls)]

@@ -67,7 +67,7 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         encoder: str | Encoder | None = None,
         nouns: str = "imagenet22k",
         captions: str = "glosses",
-        preset: Preset = "default",
+        preset: Preset = "auto",
         settings: Mapping[str, Any] | None = None,
         random_state: int | np.random.RandomState | None = 0,
         device: str = "cpu",
@@ -101,7 +101,9 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
             EncoderError, TextError: the encoder or its texts cannot be had.
         """
         # A search over parameters brings NumPy's integers, which are no int.
-        n_clusters = int(self.n_clusters) if isinstance(self.n_clusters, Integral) else self.n_clusters
+        if not isinstance(self.n_clusters, Integral):
+            raise ValueError(f"n_clusters must be a whole number of at least 2, got {self.n_clusters!r}")
+        n_clusters = int(self.n_clusters)
         config = CAEConfig.from_preset(self.preset, n_clusters, **{"seed": self._seed(), **(self.settings or {})})
         x = self._unit_rows(X, reset=True, ensure_min_samples=self.n_clusters)
         banks = text_banks(config, self.banks, self.encoder, nouns=self.nouns, captions=self.captions)

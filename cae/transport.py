@@ -46,6 +46,7 @@ def column_potentials(x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGro
         epsilon=config.epsilon,
         row_weights=weights,
         col_weights=b / b.sum(),
+        init=b.new_zeros(len(b), dtype=torch.float32),  # the softmax, from which b is not far
         max_iter=config.sinkhorn_iter,
         tol=config.sinkhorn_tol,
         group=group,

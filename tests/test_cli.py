@@ -209,7 +209,7 @@ def test_texts_build_fills_the_cache(run, text_files):
     [
         (["cluster", "{folder}/nowhere", "-k", "3"], 1, "no such folder"),
         (["cluster", "{empty}", "-k", "3"], 1, "no pictures"),
-        (["cluster", "{folder}", "-k", "1"], 2, "greater than or equal"),
+        (["cluster", "{folder}", "-k", "1"], 2, "at least 2"),
         (["cluster", "{folder}", "-k", "500"], 1, "too few for 500 clusters"),
         (["cluster", "{folder}"], 2, "--clusters"),
         (["cluster", "{folder}", "-k", "3", "--out", "{file}"], 1, "choose another folder with --out"),

@@ -140,4 +140,4 @@ def test_repeats_are_found_without_a_group():
 def test_a_group_needs_to_know_which_image_is_which():
     images, _, _ = toy_world()
     with pytest.raises(ValueError, match="needs the `index`"):
-        clustering._sample(images, None, 10, 0, group=object())
+        clustering.sample_rows(images, None, 10, 0, group=object())
