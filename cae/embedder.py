@@ -150,6 +150,8 @@ class Embedder(pl.LightningModule):
                 "precision": str(self.trainer.precision),
             },
         )
+        # A rank that was ahead of the others may be given other images now: `done` must hold for all below it.
+        self.store.keep_up_to(self.done() - 1)
 
     def done(self) -> int:
         """The number up to which all images have been embedded, those that cannot be read left out.

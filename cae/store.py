@@ -105,6 +105,28 @@ class EmbeddingStore:
             index.append(number)
         self.index, self._rows, self._order = torch.cat(index), rows, None
 
+    def keep_up_to(self, last: int) -> None:
+        """Drop all rows from the first on whose image has a number above `last`, before anything is appended."""
+        above = (self.index > last).nonzero()
+        if not len(above):
+            return
+        left = int(above[0])
+        self.last = int(self.index[:left].max()) if left else -1
+        if self.folder is None:
+            self.index, self._rows, self._order = self.index[:left], self._rows[:left], None
+            return
+        header, *blocks = self._lines()
+        lines, start = [header], 0
+        for block in blocks:
+            stop = min(start + int(str(block["rows"])), left)
+            if stop > start:
+                rows, index = (part[start:stop].numpy().tobytes() for part in (self._rows, self.index))
+                lines.append({"rows": stop - start, "crc32": _checksum(rows, index)})
+            start = stop
+        self._write_journal(lines)
+        self._cut(left)
+        self._map()
+
     def close(self) -> None:
         """Put on disk what is not there yet, and let other processes have the folder. `rows` stays mapped."""
         if self.folder is not None and self._lock.is_locked:
@@ -145,15 +167,23 @@ class EmbeddingStore:
             if whole < len(lines) - 1:
                 logger.warning("the embeddings in %s are damaged from block %d on: embedding from there", folder, whole)
             rows = sum(int(str(line["rows"])) for line in lines[1 : 1 + whole])
-            for path, width in self._files():
-                with path.open("ab") as file:
-                    file.truncate(rows * width)
-            with replacing(folder / "blocks.jsonl") as (journal,):
-                journal.write_text("".join(json.dumps(line) + "\n" for line in lines[: 1 + whole]), encoding="utf-8")
+            self._write_journal(lines[: 1 + whole])
+            self._cut(rows)
             self._map()
         except OSError as error:
             raise StoreError(f"embeddings cannot be kept in {folder} ({error}); choose a folder with room") from error
         self.last = int(self.index.max()) if len(self.index) else -1
+
+    def _write_journal(self, lines: list[dict[str, object]]) -> None:
+        assert self.folder is not None
+        with replacing(self.folder / "blocks.jsonl") as (journal,):
+            journal.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    def _cut(self, rows: int) -> None:
+        """Take what lies behind these rows off both files."""
+        for path, width in self._files():
+            with path.open("ab") as file:
+                file.truncate(rows * width)
 
     def _files(self) -> tuple[tuple[Path, int], tuple[Path, int]]:
         """Both files with their bytes a row."""
@@ -212,6 +242,7 @@ class EmbeddingStore:
         n = rows.stat().st_size // width
         self.index, self._order = torch.from_numpy(np.fromfile(index, dtype=np.int64)), None
         # An empty file cannot be mapped. Copy on write, as torch wants writable memory; nobody writes.
+        self._rows = torch.empty(0, self.dim, dtype=self.dtype)
         if n:
             dtype = np.float16 if self.dtype == torch.float16 else np.float32
             self._rows = torch.from_numpy(np.memmap(rows, dtype=dtype, mode="c", shape=(n, self.dim)))

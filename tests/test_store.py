@@ -148,6 +148,23 @@ def test_goes_on_from_the_last_block_that_is_whole(tmp_path, damage, left):
     assert torch.equal(filled(tmp_path).rows, rows(35))
 
 
+@pytest.mark.parametrize("on_disk", [True, False])
+@pytest.mark.parametrize("last", [-1, 9, 14, 34, 99])
+def test_rows_beyond_a_number_can_be_dropped(tmp_path, on_disk, last):
+    store = filled(tmp_path if on_disk else None)
+    store = EmbeddingStore(DIM, folder=tmp_path, identity=IDENTITY) if on_disk else store
+    store.keep_up_to(last)
+    left = min(last + 1, 35)
+    assert torch.equal(store.rows, rows(left))
+    assert store.last == left - 1
+    store.close()
+    if on_disk:
+        again = EmbeddingStore(DIM, folder=tmp_path, identity=IDENTITY)
+        assert torch.equal(again.rows, rows(left))
+        again.close()
+        assert torch.equal(filled(tmp_path).rows, rows(35))
+
+
 def test_a_second_run_waits_for_the_first(tmp_path, caplog):
     first = EmbeddingStore(DIM, folder=tmp_path, identity=IDENTITY)
     script = "import sys; from cae.store import EmbeddingStore; EmbeddingStore(6, folder=sys.argv[1]).close()"
