@@ -71,6 +71,7 @@ setup(
         "numpy>=1.26",
         "open_clip_torch>=3.0",
         "pillow>=10.3",
+        "pathvalidate>=3.2",
         "platformdirs>=4.0",
         "pyarrow>=15",
         "rich>=13.5",

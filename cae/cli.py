@@ -55,6 +55,8 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same groups.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read pictures.")]
+Result = Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")]
+Images = Annotated[Path | None, typer.Option(help="Where the pictures lie now, if they have moved.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
 
 
@@ -154,6 +156,35 @@ def predict(
     if not quiet:
         terminal.print_clusters(result)
         terminal.out.print(f"assignments: {out / 'assignments.csv'}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    result: Result,
+    to: Annotated[
+        Literal["folders", "csv", "parquet", "json", "hf", "fiftyone", "coco"],
+        typer.Option(help="hf: for Hugging Face datasets; fiftyone: FiftyOneImageClassificationDataset."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where it goes; by default cae-export/TO.")] = None,
+    by: Annotated[
+        Literal["copy", "hardlink", "symlink"], typer.Option(help="How pictures get there; originals stay as they are.")
+    ] = "copy",
+    images: Images = None,
+    quiet: Quiet = False,
+) -> None:
+    """Take a result away: pictures in folders named by meaning, tables, or a data set for other tools."""
+    from cae.export import export
+    from cae.results import SavedResult
+
+    saved = SavedResult.load(result, images=images)
+    place = out or Path("cae-export") / to
+    with terminal.progress_bars(quiet=quiet) as reporter:
+        done = export(saved, to, place, by=by, progress=reporter("files"))
+    terminal.print_unmatched_edits(saved)
+    terminal.print_missing(done.missing, saved)
+    if not quiet:
+        removed = f", {done.removed:,} of an earlier export removed" if done.removed else ""
+        terminal.out.print(f"{done.written:,} files in {place}{removed}", highlight=False, soft_wrap=True)
 
 
 @app.command()

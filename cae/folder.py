@@ -53,8 +53,8 @@ class FolderResult:
     skipped: dict[Path, str]
 
     def relative(self, path: Path) -> str:
-        """A path below the root as text; bytes that are no UTF-8 show as the replacement character."""
-        return os.fsencode(path.relative_to(self.root).as_posix()).decode("utf-8", "replace")
+        """A path below the root as text."""
+        return shown_path(path, self.root)
 
     def folder_labels(self) -> tuple[list[str], Tensor] | None:
         """The top sub-folder of each picture as its class: (names, (N,) int64).
@@ -119,6 +119,11 @@ class FolderResult:
                 }
             )
         return records
+
+
+def shown_path(path: Path, root: Path) -> str:
+    """A path below `root` as text with slashes; bytes that are no UTF-8 show as the replacement character."""
+    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace")
 
 
 def run_folder(

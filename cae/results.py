@@ -5,6 +5,7 @@ OUT/embeddings.safetensors      `embedding` (N, D) float16 unit rows, in the ord
 OUT/clusters.json               a record a cluster, under `clusters`
 OUT/model/                      the fitted state (`cae.state`), for `cae predict`
 OUT/run.json                    format version, settings, provenance, scores and what was skipped
+OUT/edits.json                  what people changed by hand since, if they did (`cae.edits`)
 
 The pictures themselves stay where they are. A result knows each by its path below the folder it was found in, and by
 the SHA-256 of its bytes.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -27,8 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cae.edits import Edit, Edited, apply_edits, load_edits
 from cae.files import content_hashes, dump_json, replacing
-from cae.folder import FolderResult
+from cae.folder import FolderResult, shown_path
 from cae.state import FittedCAE, ModelError
 
 FORMAT_VERSION = 1
@@ -139,6 +141,7 @@ class SavedResult:
         clusters: a record a cluster: `id`, `name`, `gloss`, `size`, `nouns`, `captions`, `representatives` (paths as
             in the assignments). Look clusters up by `id`.
         run: settings, provenance, scores and what was skipped.
+        edits: changes by hand that `edited` applies.
     """
 
     folder: Path
@@ -146,6 +149,7 @@ class SavedResult:
     assignments: pa.Table
     clusters: list[dict[str, Any]]
     run: dict[str, Any]
+    edits: tuple[Edit, ...] = ()
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, images: str | os.PathLike[str] | None = None) -> Self:
@@ -157,6 +161,7 @@ class SavedResult:
 
         Raises:
             ResultError: no result, or one that is incomplete, damaged, or from another version.
+            EditError: the edits beside it are damaged or from a newer version.
         """
         folder = Path(folder)
         run = _read_json(folder, _RUN)
@@ -175,7 +180,23 @@ class SavedResult:
             raise _damaged(folder, _ASSIGNMENTS, error) from error
         clusters: Any = _read_json(folder, _CLUSTERS).get("clusters")
         _check_consistent(folder, assignments, clusters, run)
-        return cls(folder, _find_root(folder, run, images), assignments, clusters, run)
+        return cls(folder, _find_root(folder, run, images), assignments, clusters, run, load_edits(folder))
+
+    @cached_property
+    def edited(self) -> Self:
+        """The result as people want it: with its edits applied, and none left to apply."""
+        if not self.edits:
+            return self
+        return replace(self, assignments=self._edited.assignments, clusters=self._edited.clusters, edits=())
+
+    @property
+    def unmatched_edits(self) -> list[str]:
+        """A line for each edit that `edited` leaves out because its pictures are gone or scattered."""
+        return self._edited.unmatched if self.edits else []
+
+    @cached_property
+    def _edited(self) -> Edited:
+        return apply_edits(self, self.edits)
 
     @cached_property
     def fitted(self) -> FittedCAE:
@@ -208,8 +229,17 @@ class SavedResult:
     @cached_property
     def pictures(self) -> list[Path | None]:
         """Where each of the N pictures lies now; None where there is no file any more."""
-        places = (self.root / path for path in self.assignments["path"].to_pylist())
+        paths = self.assignments["path"].to_pylist()
+        # A name that is no UTF-8 is shown with a replacement character, and found by listing the folder again.
+        listed = self.root.rglob("*") if any("\ufffd" in path for path in paths) else ()
+        undecodable = {shown_path(path, self.root): path for path in listed}
+        places = (undecodable.get(path, self.root / path) for path in paths)
         return [place if place.is_file() else None for place in places]
+
+    def present(self) -> list[tuple[dict[str, Any], Path]]:
+        """The rows whose picture is still there, as dicts, with its place."""
+        rows = zip(self.assignments.to_pylist(), self.pictures, strict=True)
+        return [(row, place) for row, place in rows if place is not None]
 
     def changed(self) -> list[int]:
         """Rows whose file is still there but holds other bytes than those that were clustered. Reads every file."""

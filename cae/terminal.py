@@ -14,12 +14,17 @@ from rich.text import Text
 
 if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
     from cae.folder import FolderResult, Reporter
+    from cae.results import SavedResult
 
 out = Console()
 err = Console(stderr=True)
 
 COLLAPSED = 0.99
 """Mean weight from which one modality is said to have taken over the fusion."""
+
+
+SHOWN = 5
+"""How many of a long list are named."""
 
 
 class _Rate(ProgressColumn):
@@ -115,6 +120,19 @@ def print_skipped(result: FolderResult) -> None:
     """Name the files that could not be read."""
     for path, reason in result.skipped.items():
         warn(f"skipped {result.relative(path)}: {reason}")
+
+
+def print_missing(paths: Sequence[str], result: SavedResult) -> None:
+    """Say which pictures are no longer where they were, the first few by name."""
+    if paths:
+        names = ", ".join(paths[:SHOWN]) + (", …" if len(paths) > SHOWN else "")
+        warn(f"{len(paths):,} pictures are missing in {result.root} and left out ({names}); moved? give --images DIR")
+
+
+def print_unmatched_edits(result: SavedResult) -> None:
+    """Name the edits that do not fit the result any more."""
+    for line in result.unmatched_edits:
+        warn(f"edit not applied: {line}")
 
 
 def warn(message: str) -> None:
