@@ -6,9 +6,10 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import pyarrow as pa
@@ -22,12 +23,21 @@ from cae.metrics import clustering_scores
 from cae.module import CAE
 from cae.pipeline import Prediction, top_texts
 from cae.state import FittedCAE
+from cae.stopwatch import stage, watching
 
 N_REPRESENTATIVES = 9
 N_TOP_NOUNS = 3
 
-# Takes what is being worked on (`nouns`, `captions`, `pictures`); returns what takes its progress as (done, total).
-Reporter = Callable[[str], Callable[[int, int], None]]
+
+class Report(Protocol):
+    """Takes the progress of one piece of work."""
+
+    def __call__(self, done: float, total: float, note: str = "") -> None:
+        """So much of the total is done; with a note, the numbers themselves say nothing to people."""
+
+
+Reporter = Callable[[str], Report]
+"""Takes what is being worked on (`nouns`, `captions`, `pictures`, `grouping`, …)."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,8 @@ def run_folder(
         )
     module.encoder.to(device)
     if module.fitted is None:
-        module.load_banks(reporter)
+        with stage("texts"):
+            module.load_banks(reporter)
     data = ImageFolderData(root, batch_size=batch_size, num_workers=workers, paths=paths)
     columns = _predict(module, data, device, reporter)
     readable = columns["index"].tolist()
@@ -177,26 +188,24 @@ def _predict(module: CAE, data: ImageFolderData, device: torch.device, reporter:
     def advance(_trainer: Any, _module: Any, _outputs: Any, _batch: Any, batch_idx: int, *_: Any) -> None:
         report(min((batch_idx + 1) * data.batch_size, total), total)
 
-    # The fit comes in the module's own hook at the end of the epoch, which runs after those of callbacks.
-    grouping: Callable[[int, int], None] | None = None
+    grouping: Report | None = None
 
-    def announce(*_: Any) -> None:
+    def watch(name: str, share: float, note: str) -> None:
         nonlocal grouping
-        if fresh:
-            grouping = reporter("grouping")
-            grouping(0, 1)
+        grouping = grouping or reporter("grouping")
+        grouping(share, 1, f"{name} {note}".strip())
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = pl.Trainer(
         accelerator=device.type,
         devices=[device.index or 0] if device.type == "cuda" else 1,
-        callbacks=[LambdaCallback(on_predict_batch_end=advance, on_predict_epoch_end=announce)],
+        callbacks=[LambdaCallback(on_predict_batch_end=advance)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), watching(watch) if fresh else nullcontext():
         # Whoever called has chosen the number of workers.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         try:
@@ -204,8 +213,6 @@ def _predict(module: CAE, data: ImageFolderData, device: torch.device, reporter:
         except SystemExit as stop:
             # How Lightning answers Ctrl-C.
             raise KeyboardInterrupt if trainer.interrupted else stop from stop
-    if grouping is not None:
-        grouping(1, 1)
     assert batches is not None  # the trainer was not told to drop them
     return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 

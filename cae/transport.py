@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from cae.config import CAEConfig
 from cae.kernels import cosine_sinkhorn, counterparts
-from cae.stopwatch import stage
+from cae.stopwatch import stage, tell
 
 
 @stage("transport")
@@ -27,7 +29,15 @@ def column_potentials(x: Tensor, u: Tensor, config: CAEConfig) -> Tensor:
     """
     if config.coupling == "softmax":
         return torch.zeros(len(u), dtype=torch.float32, device=u.device)
-    return cosine_sinkhorn(x, u, epsilon=config.epsilon, max_iter=config.sinkhorn_iter, tol=config.sinkhorn_tol).g
+
+    def say(n_iter: int, error: float) -> None:
+        # The error falls by about the same factor each time: its logarithm tells how much of the way is left.
+        left = math.log(max(error, config.sinkhorn_tol) / config.sinkhorn_tol) / math.log(2 / config.sinkhorn_tol)
+        tell(1 - left, f"iteration {n_iter}, marginal error {error:.1e}")
+
+    return cosine_sinkhorn(
+        x, u, epsilon=config.epsilon, max_iter=config.sinkhorn_iter, tol=config.sinkhorn_tol, callback=say
+    ).g
 
 
 @stage("counterparts")

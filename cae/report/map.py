@@ -48,7 +48,7 @@ def lay_out(
         perplexity=min(PERPLEXITY, (len(chosen) - 1) / 3),
         early_exaggeration_iter=N_ITER[0],
         n_iter=N_ITER[1],
-        n_jobs=-1,
+        n_jobs=1,  # two threads take longer than one wherever the cores have other work
         random_state=seed,
         callbacks=None if progress is None else lambda *_: progress(next(done), total),
         callbacks_every_iters=_REPORT_EVERY,

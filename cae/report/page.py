@@ -52,6 +52,7 @@ def write_report(result: SavedResult, out: Path, reporter: Reporter) -> Path:
         ResultError: the result's model or embeddings are missing or damaged.
     """
     check_writable(out)
+    result, unmatched = result.edited, result.unmatched_edits
     page = out / PAGE
     if page.exists() and _GENERATOR not in page.read_text(encoding="utf-8", errors="replace"):
         raise OutputError(f"{page} is not a report of cae and would be overwritten; choose another folder with --out")
@@ -77,7 +78,7 @@ def write_report(result: SavedResult, out: Path, reporter: Reporter) -> Path:
         (folder / "data.js").write_text(f"const DATA = {json.dumps(data, separators=(',', ':'))};\n", encoding="ascii")
         for static in files("cae.report").joinpath("static").iterdir():
             (folder / static.name).write_bytes(static.read_bytes())
-        html = _render(result, groups, missing=int((sizes[:, 0] == 0).sum()))
+        html = _render(result, groups, _notes(result, unmatched, unshown=int((sizes[:, 0] == 0).sum())))
         shutil.rmtree(out / _FILES, ignore_errors=True)
         folder.replace(out / _FILES)
     with replacing(page) as (target,):
@@ -86,7 +87,7 @@ def write_report(result: SavedResult, out: Path, reporter: Reporter) -> Path:
 
 
 def _roots(root: Path, out: Path) -> list[str]:
-    """URLs of the pictures' folder for the page to try: beside the report, for a tree that has moved; on this machine."""
+    """URLs of the pictures' folder to try in turn: as far from the report as it is now, and where it is now."""
     absolute = root.absolute()
     urls = [absolute.as_uri() + "/"]
     try:
@@ -115,7 +116,21 @@ def _packed(column: Any) -> Any:
     return {"type": smallest, "base64": base64.b64encode(packed.tobytes()).decode("ascii")}
 
 
-def _render(result: SavedResult, groups: Sequence[Group], missing: int) -> str:
+def _notes(result: SavedResult, unmatched_edits: Sequence[str], unshown: int) -> list[str]:
+    """What somebody who looks at the page must know before."""
+    notes = []
+    if result.run["encoder"]["spec"] == "lite":
+        notes.append("Made with the lite encoder, which is for trying things out offline. It is not CLIP.")
+    if unshown:
+        notes.append(
+            f"{unshown:,} of {len(result.assignments):,} pictures are missing from {result.root} or cannot be read any "
+            "more. If they have moved, draw the report again with --images."
+        )
+    notes += [f"Edit not applied: {line}" for line in unmatched_edits]
+    return notes
+
+
+def _render(result: SavedResult, groups: Sequence[Group], notes: Sequence[str]) -> str:
     environment = Environment(
         loader=PackageLoader("cae.report"),
         autoescape=True,
@@ -123,11 +138,6 @@ def _render(result: SavedResult, groups: Sequence[Group], missing: int) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    notes = []
-    if missing:
-        notes.append(f"{missing:,} of {len(result.assignments):,} pictures are no longer in {result.root}")
-    if result.run["encoder"]["spec"] == "lite":
-        notes.append("Made with the lite encoder, which is for trying things out offline. It is not CLIP.")
     return environment.get_template("report.html").render(
         title=result.root.name,
         run=result.run,
