@@ -27,7 +27,7 @@ def lay_out(
     """Positions by t-SNE (openTSNE; Poličar et al. 2024), started from the first two principal components.
 
     Args:
-        z: (N, D) unit rows, what the last k-means saw; N at least 1.
+        z: (N, D) unit rows, what the last k-means saw; N at least 2.
         seed: same seed, same map.
         progress: hears of (done, total) iterations.
 
