@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cae.config import CAEConfig
     from cae.data import ImageFolderData
     from cae.module import CAE
+    from cae.results import SavedResult
     from cae.state import FittedCAE
 
 _HOMES = {
@@ -19,9 +20,10 @@ _HOMES = {
     "CAEConfig": "cae.config",
     "FittedCAE": "cae.state",
     "ImageFolderData": "cae.data",
+    "SavedResult": "cae.results",
 }
 
-__all__ = ["CAE", "CAEConfig", "FittedCAE", "ImageFolderData"]
+__all__ = ["CAE", "CAEConfig", "FittedCAE", "ImageFolderData", "SavedResult"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `cae cluster`, `cae predict`, `cae demo`, `cae report`, `cae evaluate`, `cae texts build`."""
+"""The command line: a command each, thin. `cae.cli_edit` has the commands below `cae edit`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from cae import terminal
+from cae.cli_edit import edit_app
 from cae.config import DEFAULT_ENCODER
 
 # Whatever needs torch is imported inside the commands: `cae --help` answers at once.
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 texts_app = typer.Typer(help="Text banks: nouns and captions, embedded once and cached.", no_args_is_help=True)
 app.add_typer(texts_app, name="texts")
+app.add_typer(edit_app, name="edit")
 
 Folder = Annotated[Path, typer.Argument(help="Pictures, in any depth of sub-folders.", metavar="DIR")]
 EncoderSpec = Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, or lite (no download; not CLIP).")]
@@ -196,6 +198,67 @@ def draw_report(
 
 
 @app.command()
+def update(
+    result: Result,
+    folder: Folder,
+    images: Images = None,
+    encoder_weights: Weights = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 64,
+    workers: Workers = 2,
+    quiet: Quiet = False,
+) -> None:
+    """Add the new pictures of a folder to a result; what was assigned stays. Says what fits no group."""
+    from cae.devices import find_device
+    from cae.folder import run_folder
+    from cae.module import CAE
+    from cae.results import MODEL_FOLDER, SavedResult
+    from cae.update import add_pictures, find_news, why_refit
+
+    saved = SavedResult.load(result, images=images)
+    before = len(saved.assignments)
+    news = find_news(saved, folder)
+    if news.paths:
+        module = CAE.from_pretrained(result / MODEL_FOLDER, encoder_weights=encoder_weights, return_embeddings=True)
+        with terminal.progress_bars(quiet=quiet) as reporter:
+            found = run_folder(
+                module,
+                folder,
+                device=find_device(device),
+                batch_size=batch_size,
+                workers=workers,
+                reporter=reporter,
+                paths=news.paths,
+            )
+        terminal.print_skipped(found)
+        add_pictures(saved, found)
+        saved = SavedResult.load(result, images=images)
+    if not quiet:
+        terminal.print_added(saved.edited.assignments.slice(before).to_pylist(), news)
+    terminal.print_changed(news.changed)
+    terminal.print_refit(why_refit(saved, len(news.changed)))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="A")],
+    b: Annotated[Path, typer.Argument(help="Another, with pictures in common.", metavar="B")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the pictures that moved.")] = False,
+) -> None:
+    """Say how far two results agree, and what lies elsewhere in the second."""
+    from dataclasses import asdict
+
+    from cae.compare import compare
+    from cae.results import SavedResult
+
+    comparison = compare(SavedResult.load(a), SavedResult.load(b))
+    if as_json:
+        terminal.out.print_json(data=asdict(comparison))
+    else:
+        terminal.print_comparison(comparison)
+
+
+@app.command()
 def export(
     result: Result,
     to: Annotated[
@@ -218,7 +281,8 @@ def export(
     with terminal.progress_bars(quiet=quiet) as reporter:
         done = export(saved, to, place, by=by, progress=reporter("files"))
     terminal.print_unmatched_edits(saved)
-    terminal.print_missing(done.missing, saved)
+    terminal.print_missing(done.missing)
+    terminal.print_changed(done.changed)
     if not quiet:
         removed = f", {done.removed:,} of an earlier export removed" if done.removed else ""
         terminal.out.print(f"{done.written:,} files in {place}{removed}", highlight=False, soft_wrap=True)
@@ -325,6 +389,7 @@ def _cluster(
     """Fit on a folder, write down what came out, draw it and print it."""
     from cae.clustering import image_kmeans
     from cae.devices import find_device
+    from cae.edits import load_edits
     from cae.folder import run_folder
     from cae.module import CAE
     from cae.report import REPORT_FOLDER, write_report
@@ -332,6 +397,7 @@ def _cluster(
     from cae.stopwatch import stopwatch
 
     check_writable(out)
+    load_edits(out)  # if they cannot be read, now is the time to say so
     start = time.perf_counter()
     module = CAE(**settings, return_embeddings=True)
     with terminal.progress_bars(quiet=quiet) as reporter, stopwatch() as stages:
@@ -350,7 +416,9 @@ def _cluster(
     run = {"scores": scores, "seconds": round(seconds, 1), "stages": {name: round(s, 2) for name, s in timing.items()}}
     write_result(result, out, run)
     terminal.print_skipped(result)
-    if not quiet and not as_json:
+    saved = SavedResult.load(out)
+    shown = not quiet and not as_json
+    if shown:
         terminal.print_clusters(result)
         if scores:
             terminal.print_scores(scores)
@@ -358,13 +426,18 @@ def _cluster(
         if settings["encoder"] == "lite":
             terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")
         terminal.out.print(f"{len(result.paths):,} pictures in {seconds:.0f} s; result: {out}", soft_wrap=True)
+    if shown and saved.edits:
+        terminal.out.print("\nwith the edits beside the result")
+        terminal.print_edits(saved)
+    else:
+        terminal.print_unmatched_edits(saved)
     page = None
     if report:
         with terminal.progress_bars(quiet=quiet) as reporter:
-            page = write_report(SavedResult.load(out), out / REPORT_FOLDER, reporter)
-        if not quiet and not as_json:
+            page = write_report(saved, out / REPORT_FOLDER, reporter)
+        if shown:
             terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
     if as_json:
-        terminal.print_json(
-            {"result": out, "report": page, "run": SavedResult.load(out).run, "clusters": result.clusters()}
+        terminal.out.print_json(
+            data={"result": out, "report": page, "run": saved.run, "clusters": saved.edited.clusters}, default=str
         )

@@ -11,7 +11,8 @@ kept, and tried again at the next look.
 rename  The cluster shows `name`, and no gloss.
         After a new fit: so does the cluster that its anchors went to.
 merge   The clusters become one, called `name`.
-        After a new fit: so do the clusters that their anchors went to, if they are still apart.
+        After a new fit: so do the clusters that their anchors went to, if they are still apart; one whose anchors are
+        all gone is left out.
 split   The cluster falls into parts: a picture goes to the part that lists it, else to the part whose listed pictures
         have the most similar mean image embedding.
         After a new fit: the same for the cluster that its anchors went to.
@@ -40,7 +41,9 @@ show, and its anchors. For a part, `name` is what it will be called; for a pin, 
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -114,7 +117,8 @@ class Merge:
 
     def apply(self, view: _View) -> None:
         """Change the view."""
-        first, *others = dict.fromkeys(view.find(cluster) for cluster in self.clusters)
+        there = [cluster for cluster in self.clusters if len(view.rows(cluster.pictures))] or self.clusters
+        first, *others = dict.fromkeys(view.find(cluster) for cluster in there)
         for other in others:
             view.absorb(first, other)
         view.rename(first, self.name)
@@ -294,6 +298,59 @@ def split_into(result: SavedResult, id: int, n: int) -> tuple[Anchors, ...]:
         view.anchors(view.most_typical(part), name)
         for part, name in zip(parts, view.part_names(id, parts), strict=True)
     )
+
+
+def find_cluster(result: SavedResult, text: str) -> int:
+    """The id of the cluster that a person means by its name or number.
+
+    Raises:
+        EditError: there is none, or several are called so.
+    """
+    names = {record["id"]: record["name"] for record in result.clusters}
+    called = [id for id, name in names.items() if name == text]
+    if len(called) > 1:
+        raise EditError(
+            f"{len(called)} clusters are called {text!r}; say which by number: {', '.join(map(str, called))}"
+        )
+    if called:
+        return called[0]
+    if text.isdecimal() and int(text) in names:
+        return int(text)
+    near = difflib.get_close_matches(text, names.values(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(names.values())}"
+    raise EditError(f"no cluster is called {text!r}; {hint}")
+
+
+def find_pictures(result: SavedResult, paths: Sequence[str]) -> tuple[str, ...]:
+    """The hashes of pictures named by their path, in the result or on disk.
+
+    Raises:
+        EditError: a path is not in the result, or its picture has no hash.
+    """
+    rows = result.assignments.select(["path", "sha256"]).to_pylist()
+    hash_of = {row["path"]: row["sha256"] for row in rows}
+    root = Path(os.path.abspath(result.root))  # noqa: PTH100 (keeps links as they are)
+    hash_of |= {os.fspath(root / path): sha256 for path, sha256 in hash_of.items()}
+    found = [hash_of.get(path) or hash_of.get(os.path.abspath(path)) for path in paths]  # noqa: PTH100
+    unknown = [path for path, sha256 in zip(paths, found, strict=True) if sha256 is None]
+    if unknown:
+        raise EditError(f"not in the result: {', '.join(unknown)}; paths are those of assignments.csv, or on disk")
+    return tuple(sha256 for sha256 in found if sha256 is not None)
+
+
+def check_name(result: SavedResult, name: str, ids: Sequence[int]) -> str:
+    """A name for some clusters, unless it is empty or another cluster's.
+
+    Raises:
+        EditError: it is.
+    """
+    name = name.strip()
+    if not name:
+        raise EditError("a name cannot be empty")
+    taken = {record["name"]: record["id"] for record in result.clusters if record["id"] not in ids}
+    if name in taken:
+        raise EditError(f"cluster {taken[name]} is called {name!r} already; merge the two, or choose another name")
+    return name
 
 
 class _UnmatchedError(Exception):

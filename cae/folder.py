@@ -109,7 +109,7 @@ class FolderResult:
 
     def _top_texts(self, modality: str, k: int) -> list[list[str]]:
         selected = self.fitted.selected.get(modality)
-        if selected is None:
+        if selected is None or not self.paths:
             return [[] for _ in self.paths]
         rows = top_texts(self.embeddings, selected, min(k, len(selected.texts))).tolist()
         return [[selected.texts[j] for j in row] for row in rows]
@@ -131,13 +131,21 @@ class FolderResult:
         return records
 
 
-def shown_path(path: Path, root: Path) -> str:
-    """A path below `root` as text with slashes; bytes that are no UTF-8 show as the replacement character."""
-    return os.fsencode(path.relative_to(root).as_posix()).decode("utf-8", "replace")
+def shown_path(path: Path, root: Path | None = None) -> str:
+    """A path, below `root` if given, as text with slashes; bytes that are no UTF-8 show as replacement characters."""
+    path = path if root is None else path.relative_to(root)
+    return os.fsencode(path.as_posix()).decode("utf-8", "replace")
 
 
 def run_folder(
-    module: CAE, root: Path, *, device: torch.device, batch_size: int, workers: int, reporter: Reporter
+    module: CAE,
+    root: Path,
+    *,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    reporter: Reporter,
+    paths: Sequence[Path] | None = None,
 ) -> FolderResult:
     """Predict on a folder, fitting the module first if it is fresh. Texts come before pictures: they fail sooner.
 
@@ -148,13 +156,14 @@ def run_folder(
         batch_size: pictures encoded at once.
         workers: processes that read pictures.
         reporter: hears of progress.
+        paths: take only these pictures of the folder.
 
     Raises:
         ImageError: no such folder, or no picture in it.
         ValueError: fewer pictures than clusters.
         EncoderError, TextError, ModelError: as the module raises them.
     """
-    paths = list_images(root)
+    paths = list_images(root) if paths is None else paths
     if module.fitted is None and len(paths) < module.config.n_clusters:
         raise ValueError(
             f"{root} holds {len(paths)} pictures, too few for {module.config.n_clusters} clusters; "

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
+    from cae.compare import Comparison
     from cae.folder import FolderResult, Report, Reporter
     from cae.results import SavedResult
+    from cae.update import News
 
 out = Console()
 err = Console(stderr=True)
@@ -25,8 +26,8 @@ COLLAPSED = 0.99
 """Mean weight from which one modality is said to have taken over the fusion."""
 
 
-SHOWN = 5
-"""How many of a long list are named."""
+SHOWN, MOVES = 5, 12
+"""How many of a long list are named, and how many moves of pictures between clusters."""
 
 
 class _Standing(ProgressColumn):
@@ -131,22 +132,89 @@ def print_weights(result: FolderResult) -> None:
         warn(f"the fusion has collapsed to the {modality} embeddings ({weight:.1%}); a larger gamma mixes more")
 
 
-def print_json(value: Any) -> None:
-    """One JSON document on one line, for programs; paths as text."""
-    out.file.write(json.dumps(value, default=os.fspath) + "\n")
-
-
 def print_skipped(result: FolderResult) -> None:
     """Name the files that could not be read."""
     for path, reason in result.skipped.items():
         warn(f"skipped {result.relative(path)}: {reason}")
 
 
-def print_missing(paths: Sequence[str], result: SavedResult) -> None:
+def print_missing(paths: Sequence[str]) -> None:
     """Say which pictures are no longer where they were, the first few by name."""
     if paths:
-        names = ", ".join(paths[:SHOWN]) + (", …" if len(paths) > SHOWN else "")
-        warn(f"{len(paths):,} pictures are missing in {result.root} and left out ({names}); moved? give --images DIR")
+        warn(f"{len(paths):,} pictures are missing and left out ({_few(paths)}); moved? give --images DIR")
+
+
+def print_added(rows: Sequence[Mapping[str, Any]], news: News) -> None:
+    """Where new pictures went, and which of them fit nowhere."""
+    table = _table()
+    table.add_column("added to", style="cyan")
+    table.add_column("pictures", justify="right")
+    table.add_column("fit it badly", justify="right")
+    sizes, outliers = Counter(row["name"] for row in rows), Counter(row["name"] for row in rows if row["outlier"])
+    for name, size in sizes.most_common():
+        table.add_row(escape(name), f"{size:,}", f"{outliers[name]:,}" if outliers[name] else "")
+    if rows:
+        out.print(table)
+    out.print(f"{len(rows):,} pictures added, {news.known:,} were there already", highlight=False)
+    if outliers:
+        out.print(f"{outliers.total():,} fit no group: they have outlier = true in the assignments", highlight=False)
+        for row in [row for row in rows if row["outlier"]][:SHOWN]:
+            out.print(f"  {row['path']} (nearest: {row['name']})", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_changed(paths: Sequence[str]) -> None:
+    """Say which pictures hold something else than what was clustered."""
+    if paths:
+        warn(f"{len(paths):,} pictures have changed since; their rows speak of what they were ({_few(paths)})")
+
+
+def print_refit(reasons: Sequence[str]) -> None:
+    """Say when a result is out of date."""
+    for reason in reasons:
+        warn(f"a refit is due, run `cae cluster` again: {reason}")
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Clusters of two results beside each other, and what moved between those that are no match."""
+    table = _table()
+    for result in ("A", "B"):
+        table.add_column(f"in {result}", style="cyan")
+        table.add_column("size", justify="right")
+    table.add_column("in both", justify="right")
+    for pair in comparison.pairs:
+        cells = [(escape(group.name), f"{group.size:,}") if group else ("", "") for group in (pair.a, pair.b)]
+        table.add_row(*cells[0], *cells[1], f"{pair.shared:,}")
+    out.print(table)
+    if comparison.moves:
+        table = _table()
+        table.add_column("moved", justify="right")
+        table.add_column("from", style="cyan")
+        table.add_column("to", style="cyan")
+        for move in comparison.moves[:MOVES]:
+            table.add_row(f"{len(move.paths):,}", escape(move.a.name), escape(move.b.name))
+        out.print(table)
+        if len(comparison.moves) > MOVES:
+            rest = sum(len(move.paths) for move in comparison.moves[MOVES:])
+            out.print(f"and {rest:,} more in smaller moves; --json lists them", highlight=False)
+    alone = f"{comparison.only_a:,} in A alone, {comparison.only_b:,} in B alone"
+    out.print(f"{comparison.pictures:,} pictures in both, {alone}", highlight=False)
+    out.print(f"agreement in percent: ARI {comparison.ari:.1f}, NMI {comparison.nmi:.1f}", highlight=False)
+
+
+def print_edits(result: SavedResult) -> None:
+    """The clusters of a result as its edits show them, and the edits."""
+    table = _table()
+    table.add_column("#", justify="right")
+    table.add_column("name", style="cyan")
+    table.add_column("size", justify="right")
+    table.add_column("typical nouns")
+    for record in result.edited.clusters:
+        row = (str(record["id"]), record["name"], f"{record['size']:,}", ", ".join(record["nouns"]))
+        table.add_row(*(escape(cell) for cell in row))
+    out.print(table)
+    for number, edit in enumerate(result.edits, 1):
+        out.print(f"{number}. {edit}", markup=False, highlight=False, soft_wrap=True)
+    print_unmatched_edits(result)
 
 
 def print_unmatched_edits(result: SavedResult) -> None:
@@ -158,6 +226,10 @@ def print_unmatched_edits(result: SavedResult) -> None:
 def warn(message: str) -> None:
     """A line that should not be missed but stops nothing."""
     err.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _few(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:SHOWN]) + (", …" if len(texts) > SHOWN else "")
 
 
 def _table() -> Table:

@@ -1,12 +1,15 @@
 """The command line as a user meets it: files written, exit codes, and messages that say what to do."""
 
 import json
+import shutil
 import subprocess
 import sys
 
+import numpy
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from cae import cli
 from cae.encoders import EncoderError
@@ -81,6 +84,106 @@ def test_predict_gives_the_same_clusters_without_refitting(clustered, run, pictu
         assert pq.read_table(tmp_path / "again/assignments.parquet").equals(pq.read_table(out / "assignments.parquet"))
 
 
+def test_edits_are_shown_exported_and_outlive_the_next_run(clustered, run, picture_folder, text_files, tmp_path):
+    out, *_ = clustered
+    first, second, third = (c["name"] for c in json.loads((out / "clusters.json").read_text())["clusters"])
+    for edit in (
+        ["merge", first, second, "--name", "warm"],
+        ["rename", third, "cold [blue]"],
+        ["move", "red/0.png", picture_folder / "red/1.png", "--to", "cold [blue]"],
+        ["pin", "warm"],
+    ):
+        code, stdout, stderr = run("edit", out, *edit)
+        assert code == 0, stderr
+    assert "4. pin warm" in stdout
+    assert "cold [blue]" in stdout
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
+    code, stdout, stderr = run(
+        "cluster", picture_folder, "-k", 2, "--seed", 5, "--out", out, "--workers", 0, "--quiet", *texts
+    )
+    assert code == 0, stderr
+    assert stdout == ""
+    code, stdout, stderr = run("export", out, "--to", "csv", "--out", tmp_path / "csv")
+    assert code == 0, stderr
+    names = {row["path"]: row["name"] for row in pacsv.read_csv(tmp_path / "csv/assignments.csv").to_pylist()}
+    assert {"warm", "cold [blue]"} == set(names.values())
+    assert names["red/0.png"] == names["red/1.png"] == "cold [blue]"
+    code, stdout, _ = run("edit", out, "undo")
+    assert code == 0
+    assert "taken back: pin warm" in stdout
+    assert len(json.loads((out / "edits.json").read_text())["edits"]) == 3
+
+
+def test_split_makes_parts(clustered, run):
+    out, *_ = clustered
+    code, stdout, stderr = run("edit", out, "split", 0, "--into", 2)
+    assert code == 0, stderr
+    assert f"{K}  " in stdout  # the number of the new group
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rename", "nobody", "x"], "no cluster is called 'nobody'"),
+        (["rename", "0", " "], "cannot be empty"),
+        (["rename", "0", "{second}"], "merge the two"),
+        (["merge", "0", "0"], "at least two groups"),
+        (["split", "0", "--into", "29"], "too few different pictures"),
+        (["move", "no/such.png", "--to", "0"], "not in the result: no/such.png"),
+        (["undo"], "there are no edits"),
+    ],
+)
+def test_edits_that_cannot_be_made_say_why(clustered, run, arguments, message):
+    out, *_ = clustered
+    second = json.loads((out / "clusters.json").read_text())["clusters"][1]["name"]
+    code, _, stderr = run("edit", out, *(argument.format(second=second) for argument in arguments))
+    assert code == 1
+    assert message in " ".join(stderr.split())
+    assert not (out / "edits.json").exists()
+
+
+def test_broken_edits_stop_a_run_before_its_work(clustered, run, picture_folder, monkeypatch):
+    out, *_ = clustered
+    (out / "edits.json").write_text("{")
+    monkeypatch.setattr("cae.folder.run_folder", lambda *_, **__: pytest.fail("work that would be lost"))
+    code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", out)
+    assert code == 1
+    assert "mend it, or remove it" in stderr
+
+
+def test_update_adds_what_is_new_and_compare_sees_it(clustered, run, picture_folder, tmp_path):
+    out, *_ = clustered
+    shutil.copytree(out, tmp_path / "before")
+    pixels = numpy.random.default_rng(1).integers(0, 60, (20, 24, 3), dtype=numpy.uint8)
+    Image.fromarray(pixels + numpy.array([0, 150, 0], dtype=numpy.uint8)).save(picture_folder / "green/new.png")
+    (picture_folder / "red/0.png").write_bytes((picture_folder / "red/1.png").read_bytes())
+    code, stdout, stderr = run("update", out, picture_folder, "--workers", 0)
+    assert code == 0, stderr
+    assert "1 pictures added, 29 were there already" in stdout
+    assert "1 pictures have changed" in stderr
+    code, stdout, stderr = run("update", out, picture_folder, "--workers", 0)
+    assert code == 0, stderr
+    assert "0 pictures added, 30 were there already" in stdout
+
+    code, stdout, stderr = run("compare", tmp_path / "before", out)
+    assert code == 0, stderr
+    assert "30 pictures in both, 0 in A alone, 1 in B alone" in stdout
+    code, stdout, _ = run("compare", tmp_path / "before", out, "--json")
+    found = json.loads(stdout)
+    assert code == 0
+    assert found["ari"] == pytest.approx(100)
+    assert found["moves"] == []
+
+
+def test_export_says_what_it_did_and_what_is_missing(clustered, run, picture_folder, tmp_path):
+    out, *_ = clustered
+    (picture_folder / "red/0.png").unlink()
+    code, stdout, stderr = run("export", out, "--to", "folders", "--out", tmp_path / "sorted")
+    assert code == 0
+    assert "29 files" in stdout
+    assert "1 pictures are missing and left out (red/0.png)" in stderr
+
+
 def test_unreadable_pictures_are_listed_and_skipped(run, picture_folder, text_files, tmp_path):
     (picture_folder / "red" / "empty.jpg").write_bytes(b"")
     code, _, stderr = run(
@@ -114,6 +217,11 @@ def test_texts_build_fills_the_cache(run, text_files):
         (["cluster", "{folder}", "-k", "3", "--nouns", "no-such-corpus"], 1, "no-such-corpus"),
         (["cluster", "{folder}", "-k", "3", "--device", "abacus"], 1, "try --device cpu"),
         (["predict", "{empty}", "{folder}"], 1, "not a model folder"),
+        (["export", "{empty}", "--to", "csv"], 1, "no result of `cae cluster`"),
+        (["export", "{empty}", "--to", "xml"], 2, "xml"),
+        (["update", "{empty}", "{folder}"], 1, "no result of `cae cluster`"),
+        (["compare", "{empty}", "{empty}"], 1, "no result of `cae cluster`"),
+        (["edit", "{empty}"], 1, "no result of `cae cluster`"),
         (["frobnicate"], 2, "No such command"),
     ],
 )
@@ -160,9 +268,12 @@ def test_interruption_says_so_and_has_its_exit_code(
     assert "run the command again to go on" in stderr
 
 
-@pytest.mark.parametrize("arguments", [[], ["cluster"], ["predict"], ["demo"], ["texts"], ["texts", "build"]])
-def test_help_on_every_level(run, arguments):
-    code, stdout, _ = run(*arguments, "--help")
+@pytest.mark.parametrize(
+    "command",
+    ["", "cluster", "predict", "demo", "edit", "export", "update", "compare", "texts", "texts build"],
+)
+def test_help_on_every_level(run, command):
+    code, stdout, _ = run(*command.split(), "--help")
     assert code == 0
     assert "Usage" in stdout
 

@@ -108,6 +108,13 @@ def test_merge_makes_one_of_several(result):
     assert {row["runner_up"] for row in rows if row["cluster"] == 2} == {0}
 
 
+def test_a_merge_goes_without_clusters_that_are_gone(result):
+    merge = Merge((Anchors("ghosts", ("x",)), anchors_of(result, 0), anchors_of(result, 1)), "things")
+    edited = apply_edits(result, [merge])
+    assert edited.unmatched == []
+    assert names_of(edited) == {0: "things", 2: "tree"}
+
+
 def test_split_follows_the_pictures(result):
     parts = split_into(result, 2, 2)
     edited = apply_edits(result, [Split(anchors_of(result, 2), parts)])

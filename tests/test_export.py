@@ -71,6 +71,7 @@ def test_names_that_differ_in_case_alone_are_numbered():
     assert distinct_names(["cat", "Cat", "CAT", "dog"]) == ["cat", "Cat (2)", "CAT (3)", "dog"]
     assert distinct_names(["a.jpg", "a (2).jpg", "a.jpg"]) == ["a.jpg", "a (2).jpg", "a (3).jpg"]
     assert distinct_names(["a.jpg", "A.png"], by_stem=True) == ["a.jpg", "A (2).png"]
+    assert distinct_names(["a"] * 2000)[-1] == "a (2000)"
     assert distinct_names(["a.jpg", "a.png"]) == ["a.jpg", "a.png"]
 
 
@@ -82,7 +83,7 @@ def test_folders_hold_every_picture_once_and_originals_stay(result, picture_fold
     before = tree(picture_folder)
     out = tmp_path / "out"
     done = export(result, "folders", out, by=by)
-    assert done == (30, 0, [])
+    assert done == (30, 0, [], [])
     assert tree(picture_folder) == before
     content = sorted(content for name, content in tree(out).items() if not name.startswith("."))
     assert content == sorted(before.values())
@@ -140,7 +141,7 @@ def test_clusters_with_dangerous_names(result, tmp_path):
 def test_a_picture_that_changed_is_copied_again(result, picture_folder, tmp_path):
     export(result, "folders", tmp_path / "out")
     (picture_folder / "red/0.png").write_bytes((picture_folder / "red/1.png").read_bytes() + b"tail")
-    export(result, "folders", tmp_path / "out")
+    assert export(result, "folders", tmp_path / "out").changed == ["red/0.png"]
     assert (picture_folder / "red/0.png").read_bytes() in tree(tmp_path / "out").values()
 
 
@@ -207,9 +208,12 @@ def test_one_folder_holds_one_kind_of_export(result, tmp_path):
 
 
 def test_pictures_are_not_exported_among_the_originals(result, picture_folder):
-    with pytest.raises(ExportError, match="lies among the pictures"):
+    with pytest.raises(ExportError, match="mix with the original pictures"):
         export(result, "folders", picture_folder / "sorted")
     assert not (picture_folder / "sorted").exists()
+    # A group that is called like the folder of the originals, beside it.
+    with pytest.raises(ExportError, match="mix with the original pictures"):
+        export(rename(result, picture_folder.name), "folders", picture_folder.parent)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +223,7 @@ def test_pictures_are_not_exported_among_the_originals(result, picture_folder):
         ('{"format_version": 1, "target": "folders", "files": ["../pictures/red/0.png"]}', "outside of the export"),
         ('{"format_version": 1, "target": "folders", "files": ["/etc/passwd"]}', "outside of the export"),
         ('{"format_version": 9, "target": "folders", "files": []}', "upgrade cae"),
+        ('{"format_version": "x", "target": "folders", "files": []}', "is damaged"),
     ],
 )
 def test_a_manifest_that_is_not_right_removes_nothing(result, picture_folder, tmp_path, manifest, message):

@@ -44,11 +44,13 @@ class Exported(NamedTuple):
         written: files written, placed or found in place.
         removed: files of an earlier export that no longer belong.
         missing: paths of pictures that are no longer there and so were left out.
+        changed: paths of pictures that were placed, but hold other bytes than those that were clustered.
     """
 
     written: int
     removed: int
     missing: list[str]
+    changed: list[str]
 
 
 def export(
@@ -67,18 +69,28 @@ def export(
     Args:
         result: what to export.
         target: a key of `TARGETS`.
-        out: a new or empty folder, or one that an export to the same target has written.
+        out: a folder, made if need be. What is in it and not of an earlier export to the same target is left alone.
         by: how pictures get there: `copy`, `hardlink` (same disk; changing one changes the original) or `symlink`.
         progress: called with (done, total) files.
 
     Raises:
-        ExportError: `out` holds something else, or pictures cannot be placed there.
+        ExportError: `out` holds another export, files in the way or the originals, or cannot hold links.
     """
     plan = TARGETS[target](result.edited)
     placed = any(isinstance(content, Path) for content in plan.values())
-    if placed and out.resolve().is_relative_to(result.root.resolve()):
-        raise ExportError(f"{out} lies among the pictures, and would be clustered with them; choose another with --out")
+    if placed and any(place.resolve().is_relative_to(result.root.resolve()) for place in _tops(plan, out)):
+        raise ExportError(f"{out} would mix with the original pictures; choose another folder with --out")
     removed = carry_out(plan, out, target=target, by=by, progress=progress)
     paths = result.assignments["path"].to_pylist()
     missing = [path for path, place in zip(paths, result.pictures, strict=True) if place is None]
-    return Exported(len(plan), removed, missing if placed or target == "coco" else [])
+    return Exported(
+        written=len(plan),
+        removed=removed,
+        missing=missing if placed or target == "coco" else [],
+        changed=[paths[row] for row in result.changed()] if placed else [],
+    )
+
+
+def _tops(plan: Plan, out: Path) -> set[Path]:
+    """`out` and what the plan has directly in it, which may be links to anywhere."""
+    return {out, *(out / name.partition("/")[0] for name in plan)}

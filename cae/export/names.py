@@ -36,14 +36,18 @@ def distinct_names(texts: Iterable[str], *, by_stem: bool = False) -> list[str]:
         texts: wanted names, in the order in which they may keep them.
         by_stem: no two may differ in their ending alone.
     """
-    taken: set[str] = set()
+
+    def key(name: str) -> str:
+        return (PurePosixPath(name).stem if by_stem else name).casefold()
+
+    taken: dict[str, int] = {}  # the number to go on with where many want the same name
     names = []
     for text in texts:
         path = PurePosixPath(safe_name(text))
-        name, n = path.name, 1
-        while (key := (PurePosixPath(name).stem if by_stem else name).casefold()) in taken:
-            n += 1
-            name = f"{path.stem} ({n}){path.suffix}"
-        taken.add(key)
+        name, wanted = path.name, key(path.name)
+        while key(name) in taken:
+            taken[wanted] += 1
+            name = f"{path.stem} ({taken[wanted]}){path.suffix}"
+        taken[key(name)] = 1
         names.append(name)
     return names

@@ -136,9 +136,10 @@ def _read_manifest(out: Path, target: str) -> set[str]:
         version, kind, files = manifest["format_version"], manifest["target"], manifest["files"]
         if not all(isinstance(name, str) and _is_below(name) for name in files):
             raise ValueError("it names files outside of the export")
+        newer = version > FORMAT_VERSION
     except (ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{out / MANIFEST} is damaged ({error}); export to another folder with --out") from error
-    if version > FORMAT_VERSION:
+    if newer:
         raise ExportError(f"{out} holds an export of a newer version of cae; upgrade cae or choose another --out")
     if kind != target:
         raise ExportError(f"{out} holds an export to {kind}; choose another folder for {target} with --out")
