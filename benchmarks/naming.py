@@ -1,4 +1,4 @@
-r"""How well clusters are named: ours beside the nearest noun to each cluster's mean image.
+r"""How well clusters are named: our rule beside the nearest noun to each cluster's mean image.
 
     python benchmarks/naming.py --encoder lite DIR …        # folders of class folders; needs WordNet (NLTK_DATA)
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +26,37 @@ from cae.encoders import load_encoder
 from cae.evaluation.naming import NamedCluster, name_clusters
 from cae.evaluation.study import machine
 from cae.module import provenance
-from cae.naming import distinct_names, transport_mass, typicality
+from cae.naming import distinct_names, name_scores, transport_mass, typicality
 from cae.state import FittedCAE
 from cae.text import TextBank
 
 N_NOUNS = 5
-Scores = Callable[[Tensor, Tensor, FittedCAE, TextBank], tuple[Tensor, list[str]]]
+Banks = Mapping[str, TextBank]
+Scores = Callable[[Tensor, Tensor, FittedCAE, Banks], tuple[Tensor, list[str]]]
 
 
-def by_typicality(x: Tensor, labels: Tensor, fitted: FittedCAE, bank: TextBank) -> tuple[Tensor, list[str]]:
-    """The project's rule, over the selected nouns (cae/naming.py)."""
+def by_our_rule(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[Tensor, list[str]]:
+    """The project's rule for names, over the whole bank (cae/naming.py)."""
+    return name_scores(mean_images(x, labels, fitted), banks["noun"], banks["caption"]), banks["noun"].texts
+
+
+def by_typicality(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[Tensor, list[str]]:
+    """The transport mass that goes to a selected noun from this cluster and not from others (cae/naming.py)."""
     selected = fitted.selected["noun"]
     return typicality(transport_mass(x, labels, selected, fitted.config)), selected.texts
 
 
-def by_nearest(x: Tensor, labels: Tensor, fitted: FittedCAE, bank: TextBank) -> tuple[Tensor, list[str]]:
+def by_nearest(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[Tensor, list[str]]:
     """Cosine of each noun of the whole bank to the cluster's mean image."""
-    means = torch.stack([x[labels == k].mean(dim=0) for k in range(fitted.config.n_clusters)])
-    return normalize(means, dim=1) @ normalize(bank.embeddings.float(), dim=1).T, bank.texts
+    means = normalize(mean_images(x, labels, fitted), dim=1)
+    return means @ normalize(banks["noun"].embeddings.float(), dim=1).T, banks["noun"].texts
 
 
-WAYS: dict[str, Scores] = {"typicality (ours)": by_typicality, "nearest to the mean": by_nearest}
+def mean_images(x: Tensor, labels: Tensor, fitted: FittedCAE) -> Tensor:
+    return torch.stack([x[labels == k].mean(dim=0) for k in range(fitted.config.n_clusters)])
+
+
+WAYS: dict[str, Scores] = {"our rule": by_our_rule, "typicality alone": by_typicality, "nearest noun": by_nearest}
 
 
 def main() -> None:
@@ -87,7 +97,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def name(data: Any, banks: Any, seed: int) -> Any:
+def name(data: evaluation.LabelledEmbeddings, banks: Banks, seed: int) -> Iterator[tuple[str, str, list[NamedCluster]]]:
     """(clustering, way, table) for the method's own clusters and for those of k-means on the images alone."""
     config = CAEConfig(n_clusters=len(data.labels.unique()), seed=seed)
     fitted, prediction = pipeline.fit(data.x, banks, config)
@@ -96,7 +106,7 @@ def name(data: Any, banks: Any, seed: int) -> Any:
     )
     for clustering, labels in (("CAE", prediction.cluster), ("image k-means", kmeans)):
         for way, scores in WAYS.items():
-            score, texts = scores(data.x, labels, fitted, banks["noun"])
+            score, texts = scores(data.x, labels, fitted, banks)
             nouns = [[texts[j] for j in row] for row in score.topk(N_NOUNS).indices.tolist()]
             yield (
                 clustering,

@@ -73,7 +73,7 @@ def is_a(noun: str, label: str, steps: int) -> bool:
     for _ in range(steps + 1):
         if wanted & reached:
             return True
-        reached = {above for sense in reached for above in (*sense.hypernyms(), *sense.instance_hypernyms())}
+        reached = frozenset(above for sense in reached for above in (*sense.hypernyms(), *sense.instance_hypernyms()))
     return False
 
 
