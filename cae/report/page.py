@@ -123,11 +123,16 @@ def _notes(result: SavedResult, unmatched_edits: Sequence[str], unshown: int) ->
         notes.append("Made with the lite encoder, which is for trying things out offline. It is not CLIP.")
     if unshown:
         notes.append(
-            f"{unshown:,} of {len(result.assignments):,} pictures are missing from {result.root} or cannot be read any "
-            "more. If they have moved, draw the report again with --images."
+            f"{unshown:,} of {len(result.assignments):,} pictures are missing from {_text(result.root)} or cannot be "
+            "read any more. If they have moved, draw the report again with --images."
         )
     notes += [f"Edit not applied: {line}" for line in unmatched_edits]
     return notes
+
+
+def _text(path: Path) -> str:
+    """A path as text; bytes that are no UTF-8 show as the replacement character."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _render(result: SavedResult, groups: Sequence[Group], notes: Sequence[str]) -> str:
@@ -139,7 +144,7 @@ def _render(result: SavedResult, groups: Sequence[Group], notes: Sequence[str]) 
         undefined=StrictUndefined,
     )
     return environment.get_template("report.html").render(
-        title=result.root.name,
+        title=_text(Path(result.root.absolute().name)),
         run=result.run,
         n=len(result.assignments),
         groups=groups,
