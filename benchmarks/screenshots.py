@@ -5,6 +5,7 @@ make screenshots        # needs Chromium on the machine
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import tempfile
@@ -21,8 +22,9 @@ OUT = Path(__file__).parent / "results" / "screenshots"
 
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        svg = run_demo(Path(folder, "demo-result"))
+    # In a folder of its own, so that the paths in the pictures are those that a reader will see.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), sync_playwright() as playwright:
+        svg = run_demo()
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         # Twice the pixels, as on the screens that READMEs are read on.
         options = {"device_scale_factor": 2, "reduced_motion": "reduce"}
@@ -31,30 +33,24 @@ def main() -> None:
         save(page, "terminal", "svg")
         report = Path(folder, "demo-result", "report", "index.html").as_uri()
         page.goto(report)
-        page.locator("#groups").scroll_into_view_if_needed()
+        page.locator("#groups").evaluate("section => section.scrollIntoView()")
         page.wait_for_timeout(1000)
-        page.evaluate("scrollTo(0, 0)")
         save(page, "report")
-        page.locator("#map").evaluate("section => section.scrollIntoView()")
-        page.locator("#canvas").focus()
+        page.locator("#canvas").evaluate("canvas => canvas.focus({ preventScroll: true })")
         page.keyboard.press("ArrowRight")
+        page.locator("#map").evaluate("section => section.scrollIntoView()")
         page.wait_for_timeout(1000)
         save(page, "map")
         browser.close()
 
 
-def run_demo(out: Path) -> str:
+def run_demo() -> str:
     """Run `cae demo`; returns its terminal as SVG."""
     console = Console(record=True, file=io.StringIO(), width=110)
     console.print("$ cae demo", highlight=False, style="bold")
     terminal.out = terminal.err = console
-    cli.app(["demo", "--out", str(out)], standalone_mode=False)
-    # Where the result went is a temporary folder's name, of no use to readers.
-    return (
-        console.export_svg(title="cae demo")
-        .replace(str(out).replace("/", "&#x2F;"), "demo-result")
-        .replace(str(out), "demo-result")
-    )
+    cli.app(["demo"], standalone_mode=False)
+    return console.export_svg(title="cae demo")
 
 
 def save(page: Page, name: str, selector: str | None = None) -> None:
