@@ -217,7 +217,8 @@ def update(
 
     saved = SavedResult.load(result, images=images)
     before = len(saved.assignments)
-    news = find_news(saved, folder)
+    with terminal.progress_bars(quiet=quiet) as reporter:
+        news = find_news(saved, folder, reporter("hashes"))
     if news.paths:
         module = CAE.from_pretrained(result / MODEL_FOLDER, encoder_weights=encoder_weights, return_embeddings=True)
         with terminal.progress_bars(quiet=quiet) as reporter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +47,17 @@ def content_hash(path: Path) -> str | None:
         return None
 
 
-def content_hashes(paths: Sequence[Path]) -> list[str | None]:
-    """`content_hash` of many files, as fast as the disk gives them: about 2 GB/s a core, 30,000 small files/s."""
+def content_hashes(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> list[str | None]:
+    """`content_hash` of many files, as fast as the disk gives them: about 2 GB/s a core, 30,000 small files/s.
+
+    Args:
+        paths: the files.
+        progress: called with (done, total).
+    """
+    hashes = []
     with ThreadPoolExecutor() as pool:  # hashing and reading both release the interpreter's lock
-        return list(pool.map(content_hash, paths))
+        for sha256 in pool.map(content_hash, paths):
+            hashes.append(sha256)
+            if progress:
+                progress(len(hashes), len(paths))
+    return hashes

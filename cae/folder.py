@@ -37,7 +37,7 @@ class Report(Protocol):
 
 
 Reporter = Callable[[str], Report]
-"""Takes what is being worked on (`nouns`, `captions`, `pictures`, `grouping`, …)."""
+"""Takes what is being worked on (`nouns`, `captions`, `pictures`, `grouping`, `hashes`, …)."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def run_folder(
         embeddings=columns["embedding"],
         prediction=Prediction(**{field: columns[field] for field in Prediction._fields}),
         fitted=module.fitted.to("cpu"),
-        sha256=content_hashes(found),
+        sha256=content_hashes(found, reporter("hashes")),
         skipped={paths[i]: _why_unreadable(paths[i]) for i in sorted(set(range(len(paths))) - set(readable))},
     )
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,13 @@ class News:
     changed: list[str]
 
 
-def find_news(result: SavedResult, folder: Path) -> News:
+def find_news(result: SavedResult, folder: Path, progress: Callable[[int, int], None] | None = None) -> News:
     """Compare a folder with a result, by content.
 
     Args:
         result: an existing result.
         folder: pictures, old and new; the result's own folder or another.
+        progress: called with (done, total) files.
 
     Raises:
         ImageError: no such folder, or no picture in it.
@@ -79,7 +81,7 @@ def find_news(result: SavedResult, folder: Path) -> News:
     seen = {row["sha256"] for row in rows}
     new: list[Path] = []
     changed: list[str] = []
-    for path, sha256 in zip(paths, content_hashes(paths), strict=True):
+    for path, sha256 in zip(paths, content_hashes(paths, progress), strict=True):
         place = _place_in(result, path)
         if place in hash_of:
             if hash_of[place] != sha256:
