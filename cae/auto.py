@@ -64,7 +64,7 @@ def sample_size(n_images: int, config: CAEConfig) -> int:
     return min(n_images, max(SAMPLE, PER_CLUSTER * config.n_clusters))
 
 
-@stage("auto")
+@stage("decisions")
 def decide(
     sample: Tensor,
     config: CAEConfig,

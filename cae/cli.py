@@ -60,6 +60,8 @@ Workers = Annotated[int, typer.Option(min=0, help="Processes that read pictures.
 Result = Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")]
 Images = Annotated[Path | None, typer.Option(help="Where the pictures lie now, if they have moved.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document in place of tables.")]
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Draw the result as a page to look at.")]
 
 
 def main() -> None:
@@ -99,7 +101,9 @@ def cluster(
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     workers: Workers = 2,
+    report: Report = True,
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Sort the pictures of a folder into named groups."""
     settings = {
@@ -111,7 +115,17 @@ def cluster(
         "captions": captions,
         "seed": seed,
     }
-    _cluster(folder, out, settings, device=device, batch_size=batch_size, workers=workers, quiet=quiet)
+    _cluster(
+        folder,
+        out,
+        settings,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        report=report,
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -120,7 +134,9 @@ def demo(
     encoder: EncoderSpec = "lite",
     device: Device = "auto",
     seed: Seed = 0,
+    report: Report = True,
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Cluster the pictures that come with cae: public-domain drawings in folders by subject."""
     from cae.demo import demo_images
@@ -128,7 +144,9 @@ def demo(
     images = demo_images()
     n_clusters = sum(entry.is_dir() for entry in images.iterdir())
     settings = {"n_clusters": n_clusters, "encoder": encoder, "seed": seed}
-    _cluster(images, out, settings, device=device, batch_size=64, workers=2, quiet=quiet)
+    _cluster(
+        images, out, settings, device=device, batch_size=64, workers=2, report=report, quiet=quiet, as_json=as_json
+    )
 
 
 @app.command()
@@ -162,6 +180,25 @@ def predict(
     if not quiet:
         terminal.print_clusters(result)
         terminal.out.print(f"assignments: {out / 'assignments.csv'}", soft_wrap=True)
+
+
+@app.command("report")
+def draw_report(
+    result: Result,
+    out: Annotated[Path | None, typer.Option(help="Where the page goes; by default RESULT/report.")] = None,
+    images: Images = None,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a result as a page that opens from disk: groups, a map, and why each picture is where it is."""
+    from cae.report import REPORT_FOLDER, write_report
+    from cae.results import SavedResult
+
+    saved = SavedResult.load(result, images=images)
+    with terminal.progress_bars(quiet=quiet) as reporter:
+        page = write_report(saved, out or result / REPORT_FOLDER, reporter)
+    terminal.print_unmatched_edits(saved)
+    if not quiet:
+        terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -359,21 +396,25 @@ def _cluster(
     device: str,
     batch_size: int,
     workers: int,
+    report: bool,
     quiet: bool,
+    as_json: bool,
 ) -> None:
-    """Fit on a folder, write down what came out and print it."""
+    """Fit on a folder, write down what came out, draw it and print it."""
     from cae.clustering import image_kmeans
     from cae.devices import find_device
     from cae.edits import load_edits
     from cae.folder import run_folder
     from cae.module import CAE
+    from cae.report import REPORT_FOLDER, write_report
     from cae.results import SavedResult, check_writable, write_result
+    from cae.stopwatch import stopwatch
 
     check_writable(out)
     load_edits(out)  # if they cannot be read, now is the time to say so
     start = time.perf_counter()
     module = CAE(**settings, return_embeddings=True)
-    with terminal.progress_bars(quiet=quiet) as reporter:
+    with terminal.progress_bars(quiet=quiet) as reporter, stopwatch() as stages:
         result = run_folder(
             module, folder, device=find_device(device), batch_size=batch_size, workers=workers, reporter=reporter
         )
@@ -385,20 +426,33 @@ def _cluster(
             result.embeddings, config.n_clusters, n_init=config.n_init, max_iter=config.kmeans_iter, seed=config.seed
         )
         scores = {"image k-means": result.scores(baseline), "CAE": result.scores(result.prediction.cluster)}
-    write_result(result, out, {"scores": scores, "seconds": round(seconds, 1)})
+    timing = {"the rest: reading and embedding pictures": seconds - sum(stages.values()), **stages}
+    run = {"scores": scores, "seconds": round(seconds, 1), "stages": {name: round(s, 2) for name, s in timing.items()}}
+    write_result(result, out, run)
     terminal.print_skipped(result)
     saved = SavedResult.load(out)
-    if quiet:
-        terminal.print_unmatched_edits(saved)
-        return
-    terminal.print_clusters(result)
-    if scores:
-        terminal.print_scores(scores)
-    terminal.print_choices(result)
-    terminal.print_weights(result)
-    if settings["encoder"] == "lite":
-        terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")
-    terminal.out.print(f"{len(result.paths):,} pictures in {seconds:.0f} s; result: {out}", soft_wrap=True)
-    if saved.edits:
+    shown = not quiet and not as_json
+    if shown:
+        terminal.print_clusters(result)
+        if scores:
+            terminal.print_scores(scores)
+        terminal.print_choices(result)
+        terminal.print_weights(result)
+        if settings["encoder"] == "lite":
+            terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")
+        terminal.out.print(f"{len(result.paths):,} pictures in {seconds:.0f} s; result: {out}", soft_wrap=True)
+    if shown and saved.edits:
         terminal.out.print("\nwith the edits beside the result")
         terminal.print_edits(saved)
+    else:
+        terminal.print_unmatched_edits(saved)
+    page = None
+    if report:
+        with terminal.progress_bars(quiet=quiet) as reporter:
+            page = write_report(saved, out / REPORT_FOLDER, reporter)
+        if shown:
+            terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
+    if as_json:
+        terminal.out.print_json(
+            data={"result": out, "report": page, "run": saved.run, "clusters": saved.edited.clusters}, default=str
+        )

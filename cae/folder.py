@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import torch
@@ -19,13 +19,21 @@ from cae.metrics import clustering_scores
 from cae.module import CAE, check_encoder
 from cae.pipeline import Prediction, predict, top_texts
 from cae.state import FittedCAE
+from cae.stopwatch import stage, watching
 
 N_REPRESENTATIVES = 9
 N_TOP_NOUNS = 3
 
-# Takes what is being worked on (`nouns`, `captions`, `pictures`, `hashes`); returns what takes its progress as
-# (done, total).
-Reporter = Callable[[str], Callable[[int, int], None]]
+
+class Report(Protocol):
+    """Takes the progress of one piece of work."""
+
+    def __call__(self, done: float, total: float, note: str = "") -> None:
+        """So much of the total is done; with a note, the numbers themselves say nothing to people."""
+
+
+Reporter = Callable[[str], Report]
+"""Takes what is being worked on (`nouns`, `captions`, `pictures`, `grouping`, `hashes`, …)."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,8 @@ def run_folder(
         )
     module.encoder.to(device)
     if module.fitted is None:
-        module.load_banks(reporter)
+        with stage("texts"):
+            module.load_banks(reporter)
     data = ImageFolderData(root, batch_size=batch_size, num_workers=workers, paths=paths)
     columns = _predict(module, data, device, reporter)
     readable = columns["index"].tolist()
@@ -184,8 +193,8 @@ def _predict(module: CAE, data: ImageFolderData, device: torch.device, reporter:
     on_device = x.to(device)
     if module.fitted is None:
         grouping = reporter("grouping")
-        grouping(0, 1)
-        prediction = module.fit_embeddings(on_device)
+        with watching(lambda name, share, note: grouping(share, 1, f"{name} {note}".strip())):
+            prediction = module.fit_embeddings(on_device)
         grouping(1, 1)
     else:
         check_encoder(module.fitted, module.encoder)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
     from cae.compare import Comparison
-    from cae.folder import FolderResult, Reporter
+    from cae.folder import FolderResult, Report, Reporter
     from cae.results import SavedResult
     from cae.update import News
 
@@ -30,24 +30,37 @@ SHOWN, MOVES = 5, 12
 """How many of a long list are named, and how many moves of pictures between clusters."""
 
 
-class _Rate(ProgressColumn):
-    """Items per second."""
+class _Standing(ProgressColumn):
+    """How many of how many and how many a second; or, where that says nothing, a note."""
 
     def render(self, task: Task) -> Text:
+        if task.fields["note"]:
+            return Text(task.fields["note"])
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f}/s")
+        of = "?" if task.total is None else f"{task.total:,.0f}"
+        return Text(f"{task.completed:,.0f}/{of}" + (f"  {speed:,.0f}/s" if speed else ""))
 
 
 @contextmanager
 def progress_bars(*, quiet: bool) -> Iterator[Reporter]:
     """A bar for everything that reports; on the error stream, so that results can be piped."""
-    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        _Standing(),
+    )
     progress = Progress(*columns, console=err, disable=quiet)
 
-    def reporter(what: str) -> Callable[[int, int], None]:
+    def reporter(what: str) -> Report:
         progress.start()  # only now: an error before any work should stand alone
-        task = progress.add_task(what, total=None)
-        return lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task(what, total=None, note="")
+
+        def report(done: float, total: float, note: str = "") -> None:
+            # Work that notes its progress may not know yet how far it is: then the bar pulses.
+            progress.update(task, completed=done, total=total if done or not note else None, note=note)
+
+        return report
 
     try:
         yield reporter

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -10,7 +12,7 @@ from cae.blocks import BLOCK_ROWS
 from cae.config import CAEConfig
 from cae.distributed import summed, total
 from cae.kernels import cosine_sinkhorn, counterparts
-from cae.stopwatch import stage
+from cae.stopwatch import stage, tell
 
 
 @stage("transport")
@@ -40,6 +42,12 @@ def column_potentials(x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGro
         weights = x.new_full((len(x),), 1 / total(len(x), group), dtype=torch.float64)
         if not len(x):  # the kernels take no empty matrix: any row will do, with no weight
             x, weights = u[:1], weights.new_zeros(1)
+
+    def say(n_iter: int, error: float) -> None:
+        # The error falls by about the same factor each time: its logarithm tells how much of the way is left.
+        left = math.log(max(error, config.sinkhorn_tol) / config.sinkhorn_tol) / math.log(2 / config.sinkhorn_tol)
+        tell(1 - left, f"iteration {n_iter}, marginal error {error:.1e}")
+
     return cosine_sinkhorn(
         x,
         u,
@@ -50,6 +58,7 @@ def column_potentials(x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGro
         max_iter=config.sinkhorn_iter,
         tol=config.sinkhorn_tol,
         group=group,
+        callback=say,
     ).g
 
 

@@ -65,6 +65,32 @@ def test_cluster_writes_what_it_promises(clustered, picture_folder):
     assert "image k-means" in stdout
 
 
+def test_a_run_ends_with_a_report_and_says_where(clustered, run, tmp_path):
+    out, stdout, _ = clustered
+    assert f"report: {out}/report/index.html" in stdout
+    assert "image k-means" in (out / "report/index.html").read_text(encoding="utf-8")
+    stages = json.loads((out / "run.json").read_text())["stages"]
+    assert {"texts", "transport", "k-means", "naming"} <= set(stages)
+    code, stdout, _ = run("report", out, "--out", tmp_path / "page")
+    assert code == 0
+    assert stdout == f"report: {tmp_path}/page/index.html\n"
+    assert (tmp_path / "page/index.html").is_file()
+
+
+def test_json_is_one_document_and_the_report_can_be_left_out(run, picture_folder, text_files, tmp_path):
+    out = tmp_path / "out"
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
+    code, stdout, stderr = run(
+        "cluster", picture_folder, "-k", K, "--out", out, "--workers", 0, "--json", "--no-report", *texts
+    )
+    assert code == 0, stderr
+    document = json.loads(stdout)
+    assert document["report"] is None
+    assert document["run"] == json.loads((out / "run.json").read_text())
+    assert [cluster["id"] for cluster in document["clusters"]] == list(range(K))
+    assert not (out / "report").exists()
+
+
 def test_a_folder_without_sub_folders_has_no_scores(run, monkeypatch, picture_folder, text_files, tmp_path):
     monkeypatch.setattr("cae.clustering.image_kmeans", lambda *_, **__: pytest.fail("a baseline that nobody sees"))
     texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
@@ -217,6 +243,7 @@ def test_texts_build_fills_the_cache(run, text_files):
         (["cluster", "{folder}", "-k", "3", "--nouns", "no-such-corpus"], 1, "no-such-corpus"),
         (["cluster", "{folder}", "-k", "3", "--device", "abacus"], 1, "try --device cpu"),
         (["predict", "{empty}", "{folder}"], 1, "not a model folder"),
+        (["report", "{empty}"], 1, "no result of `cae cluster`"),
         (["export", "{empty}", "--to", "csv"], 1, "no result of `cae cluster`"),
         (["export", "{empty}", "--to", "xml"], 2, "xml"),
         (["update", "{empty}", "{folder}"], 1, "no result of `cae cluster`"),
