@@ -117,7 +117,7 @@ def test_without_texts_it_is_spherical_k_means(blobs):
 def test_with_text_banks_it_is_the_pipeline(blobs, preset):
     x, _ = blobs
     banks = text_banks(16)
-    # These blobs lie further apart than CLIP's embeddings: at an epsilon made for those no mass could move between them.
+    # These blobs lie further apart than CLIP embeddings: at an epsilon made for those no mass can move between them.
     settings = {"n_init": 2, "epsilon": 0.05}
     found = CAEClusterer(3, banks=banks, preset=preset, settings=settings, random_state=5).fit(x)
     unit = normalize(torch.from_numpy(x), dim=1)

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cae.data import PAPER_WHITE, ImageError, read_image
+from cae.data import ImageError, read_image
+from cae.data.pictures import PAPER_WHITE
 
 COLUMNS = 8
 PER_SHEET = COLUMNS * COLUMNS
