@@ -56,7 +56,7 @@ class Trial(Protocol):
     """The pipeline on a sample, `cae.pipeline.Trial`."""
 
     def fused(self, config: CAEConfig) -> Tensor:
-        """Z (S, D) of Eq. 17 under these settings."""
+        """The z (S, D) of Eq. 17 under these settings."""
 
 
 def sample_size(n_images: int, config: CAEConfig) -> int:
@@ -68,7 +68,7 @@ def sample_size(n_images: int, config: CAEConfig) -> int:
 def decide(
     sample: Tensor,
     config: CAEConfig,
-    select: Callable[[CAEConfig], Any],
+    select: Callable[[int], Any],
     trial: Callable[[Tensor, Any], Trial],
     group: ProcessGroup | None = None,
 ) -> tuple[CAEConfig, dict[str, Any]]:
@@ -77,7 +77,7 @@ def decide(
     Args:
         sample: (S, D) float32 unit image embeddings, the same on every rank of the group.
         config: what was asked for, with `n_clusters` or `fusion` left open, or both.
-        select: the selected texts under settings with a number of clusters; a collective call.
+        select: the selected texts for a number of clusters; a collective call.
         trial: the pipeline on a sample with selected texts.
         group: the processes that share the images; the first one's numbers decide.
 
@@ -92,7 +92,7 @@ def decide(
     if config.n_clusters == UNKNOWN:
         config, decided["cluster_count"] = _count(sample, probe, config, select, trial, group)
     if config.fusion == "auto":
-        config, decided["auto"] = _weigh(probe, config, trial(sample, select(config)), group)
+        config, decided["auto"] = _weigh(probe, config, trial(sample, select(config.n_clusters)), group)
     return config, decided
 
 
@@ -100,7 +100,7 @@ def _count(
     sample: Tensor,
     probe: Probe,
     config: CAEConfig,
-    select: Callable[[CAEConfig], Any],
+    select: Callable[[int], Any],
     trial: Callable[[Tensor, Any], Trial],
     group: ProcessGroup | None,
 ) -> tuple[CAEConfig, dict[str, Any]]:
@@ -109,7 +109,7 @@ def _count(
     images = count_clusters(sample, **options)
     config = replace(config, n_clusters=_agreed(images.n_clusters, group))
     fixed = replace(config, fusion="prototype") if config.fusion == "auto" else config
-    fused = count_clusters(normalize(trial(sample, select(config)).fused(fixed), dim=1), **options)
+    fused = count_clusters(normalize(trial(sample, select(config.n_clusters)).fused(fixed), dim=1), **options)
     counts = {"images": images, "fused": fused}
     scores = {source: probe.score(count.labels, count.n_clusters) for source, count in counts.items()}
     source = max(scores, key=lambda name: scores[name])
