@@ -7,8 +7,8 @@ x_i·u_j: ours but for the rounding of unit rows, which its potentials take up.
   float16 vectors are exact in TF32, so both see the same numbers. From g = 0 and uniform weights its k iterations end
   at the g that k plain steps of ours end at. It tests how far potentials move, not marginals, and by default not at
   all: it has to be told a number of iterations. What it returns has exact columns; the error is in the rows.
-- `mat5_sqeuclid` gives -1 / epsilon Σ_j P_ij (A_i·u_j) u_j with P_ij = exp((f_i + g_j - c'_ij) / epsilon): for A = x the
-  counterpart. It multiplies by u three times, since A·u is a product of its own.
+- `mat5_sqeuclid` gives -1 / epsilon Σ_j P_ij (A_i·u_j) u_j with P_ij = exp((f_i + g_j - c'_ij) / epsilon), which for
+  A = x is the counterpart. It multiplies by u three times, since A·u is a product of its own.
 """
 
 from __future__ import annotations
