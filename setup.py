@@ -34,11 +34,13 @@ EXTRAS = {
         "POT>=0.9.4",
         "geomloss>=0.3",
         "pykeops>=2.3",
+        'flash-sinkhorn>=0.4.1; platform_system == "Linux" and platform_machine == "x86_64"',
         "matplotlib>=3.8",
     ],
     "dev": [
         "POT>=0.9.4",
         "axe-playwright-python>=0.1.4",
+        'flash-sinkhorn>=0.4.1; platform_system == "Linux" and platform_machine == "x86_64"',
         "hypothesis>=6.100",
         "jsonargparse[signatures]>=4.27.7",
         "matplotlib>=3.8",

@@ -1,5 +1,12 @@
 """Speed and memory of the kernels: `python benchmarks/kernels.py` writes benchmarks/results/kernels_<geometry>*.
 
+**Outstanding: every figure on CUDA.** One command makes them, benchmarks/results/kernels_cuda.*:
+
+    python benchmarks/kernels.py --device cuda
+
+It takes 1,281,167 x 20,000 x 512 in float16 (`--shape N,M,D` for less) and some minutes, of which flash-sinkhorn's
+autotuning is the most; `pip install '.[bench]'` has the peers.
+
 Correctness first: nothing is timed before the ops agree with the float64 reference. Then, on the same inputs:
 
 - Sinkhorn to an L1 marginal error of 1e-3, against loops that do the plain iteration: a dense torch loop in the log
@@ -7,6 +14,10 @@ Correctness first: nothing is timed before the ops agree with the float64 refere
   iteration and so one number of iterations to that error. The dense loop runs to it and gives that number; the others'
   time is the number times their time for one, from calls of a few iterations. A dense peer's product is free.
 - Counterparts against TAC's dense softmax counterpart.
+- On CUDA both against flash-sinkhorn too, which is told the plain iteration's number of iterations. What is dense runs
+  where an (N, M) matrix fits.
+
+Whoever runs to the end has the marginal error of what it returns measured in float64.
 
 `--scaling` writes benchmarks/results/kernels_scaling.* instead: one iteration and one call as N, M and D change around
 a base point, with one thread and with `--threads`; and at the base point every peer, GeomLoss too, run to its end with
@@ -14,7 +25,9 @@ its product included. There the marginal error is measured for the potentials th
 
 Seconds are the best of several rounds, contenders taking turns: other work on the machine can only make a round slower.
 Beside the clock's stand seconds of processor time: with `--threads 1` these hold on a busy machine too. GFLOP/s count
-the products with x and u alone, and the peak is the rate of a product of square matrices with as many threads.
+the products with x and u alone, and the peak is the rate of a product of square matrices with as many threads. On CUDA
+the clock is that of its events, processor time is what launching takes, memory is what the allocator handed out beyond
+the inputs, and products are in the inputs' dtype.
 """
 
 from __future__ import annotations
@@ -37,6 +50,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peers import dense_loop, flash_counterparts, flash_sinkhorn, keops_iteration, softmax_counterpart
 from simulation import SEVERITIES, load_noun_vectors, simulate
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -45,7 +59,9 @@ from cae.kernels import cosine_sinkhorn, counterparts
 from cae.kernels.tiles import panel_rows
 
 RESULTS = Path(__file__).parent / "results"
+CPU = torch.device("cpu")
 TOLERANCE = 1e-3
+PACKAGES = ("torch", "triton", "POT", "geomloss", "pykeops", "flash-sinkhorn")
 HEADER = "| | seconds | processor seconds | peak MB | GFLOP/s | share of peak"
 EXPECTED = {
     "ours / matrix product, one iteration": "about 0.9: one product in panels that stay in the cache; at most 1.5",
@@ -58,10 +74,31 @@ EXPECTED = {
     "ours / dense loop, memory": "about 0.02: one panel; at most 0.1",
     "ours / TAC softmax counterpart": "about 0.9: the same two products",
 }
+EXPECTED_CUDA = {
+    "ours / matrix product, one iteration": "about 1.9, from 65 ms and 34 ms predicted for an H200",
+    "ours / dense loop, to 1e-3": "about 0.1: memory is what a dense loop waits for",
+    "ours / flash-sinkhorn, one iteration": "about 0.2: one product in half precision for two in TF32; at most 0.25",
+    "ours / flash-sinkhorn, to 1e-3": "about 0.05: and a third of the iterations; at most 0.125",
+    "ours / flash-sinkhorn, counterparts": "about 0.15: two products for three; at most 0.2",
+    "ours / KeOps (GeomLoss), to 1e-3": "below 0.001: KeOps has no matrix product",
+    "ours / TAC softmax counterpart": "about 0.5: memory is what a dense softmax waits for",
+    "ours, one iteration / 80 ms": "0.8 on an H200; at most 1",
+    "ours, most memory beyond inputs / 2 GB": "about 0.3: a panel of 512 MB; at most 1. Counterparts' result is beside",
+}
+DEFAULT_SHAPE = {"cpu": (40_000, 2_000, 512), "scaling": (10_000, 1_000, 512), "cuda": (1_281_167, 20_000, 512)}
 WIDTHS = (64, 128, 256, 512, 768, 1280)
 FACTORS = (1 / 4, 1 / 2, 1, 2, 4)  # of the base point's N and M
 # Products with x and u in one call.
-PRODUCTS = {"matrix product": 1, "ours, iteration": 1, "ours, counterparts": 2, "TAC softmax counterpart": 2}
+PRODUCTS = {
+    "matrix product": 1,
+    "ours, iteration": 1,
+    "flash-sinkhorn, iteration": 2,
+    "ours, counterparts": 2,
+    "flash-sinkhorn, counterparts": 3,
+    "TAC softmax counterpart": 2,
+}
+# What to call, how many iterations' work that is, and the megabytes that it is handed ready-made.
+Contender = tuple[Callable[[], Any], float, float]
 EXPECTED_SCALING = {
     "ours, iteration: growth with N": "1.0",
     "ours, iteration: growth with M": "1.0",
@@ -93,8 +130,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--geometry", choices=["clustered", "clip"], default="clustered")
     parser.add_argument("--scaling", action="store_true", help="sweep N, M and D of the clustered geometry instead")
-    parser.add_argument("--rows", type=int, help="N; 40,000, or 10,000 for the base point of --scaling")
-    parser.add_argument("--columns", type=int, help="M; 2,000, or 1,000 for the base point of --scaling")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="float32 on a CPU, float16 on CUDA")
+    parser.add_argument(
+        "--shape",
+        type=shape,
+        metavar="N,M,D",
+        help="40000,2000,512; on CUDA 1281167,20000,512; 10000,1000,512 for the base point of --scaling",
+    )
     parser.add_argument("--epsilon", type=float, default=0.02)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -102,22 +144,33 @@ def main() -> None:
     args = parser.parse_args()
     if args.scaling and args.geometry != "clustered":
         parser.error("--scaling has the clustered geometry only: CLIP's vectors have one width")
-    N, M = args.rows or (10_000 if args.scaling else 40_000), args.columns or (1_000 if args.scaling else 2_000)
+    device = torch.device(args.device)
+    if device.type == "cuda" and args.scaling:
+        parser.error("--scaling is for the CPU")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no CUDA device here")
+    N, M, D = args.shape or DEFAULT_SHAPE["scaling" if args.scaling else args.device]
+    if args.geometry == "clip" and D != 512:
+        parser.error(f"--shape: CLIP's vectors have D = 512, not {D}")
+    if args.scaling and D != 512:
+        parser.error(f"--shape: the base point of --scaling has D = 512, not {D}")
     torch.set_num_threads(args.threads)
     load_before = os.getloadavg()[0]
-    x, u = inputs(args.geometry, N, M)
+    x, u = inputs(args.geometry, N, M, D, device)
     gate(x[:2000], u[:500], args.epsilon)
     if args.scaling:
         stem, render = "kernels_scaling", scaling_markdown
         figures, missing = scaling(N, M, args.epsilon, args.rounds, args.threads)
     else:
         stem, render = f"kernels_{args.geometry}", markdown
-        if args.threads > 1:
+        if device.type == "cuda":
+            stem = "kernels_cuda" if args.geometry == "clustered" else "kernels_cuda_clip"
+        elif args.threads > 1:
             stem += f"_{args.threads}_threads"
         figures, missing = measure(x, u, args.epsilon, args.rounds)
     conditions = {
-        "device": "cpu; no GPU was at hand: every figure for CUDA, and flash-sinkhorn, is outstanding",
-        "inputs": f"{args.geometry}, N={len(x)}, M={len(u)}, D={x.shape[1]}, float32",
+        "device": device_name(device),
+        "inputs": f"{args.geometry}, N={len(x)}, M={len(u)}, D={x.shape[1]}, {str(x.dtype).removeprefix('torch.')}",
         "epsilon": args.epsilon,
         "threads": args.threads,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "unset: NumPy's and KeOps' threads are not held"),
@@ -125,13 +178,14 @@ def main() -> None:
         "cpus": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
         "load average before and after": [round(load_before, 1), round(os.getloadavg()[0], 1)],
-        "versions": {name: installed(name) for name in ("torch", "POT", "geomloss", "pykeops", "flash-sinkhorn")},
+        "versions": {name: installed(name) for name in PACKAGES},
         "missing": missing,
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=RESULTS.parent
         ).stdout.strip(),
     }
-    report = figures | {"expected": EXPECTED_SCALING if args.scaling else EXPECTED, "conditions": conditions}
+    expected = EXPECTED_SCALING if args.scaling else EXPECTED | (EXPECTED_CUDA if device.type == "cuda" else {})
+    report = figures | {"expected": expected, "conditions": conditions}
     args.out.mkdir(exist_ok=True)
     (args.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
     (args.out / f"{stem}.md").write_text(render(report))
@@ -140,132 +194,247 @@ def main() -> None:
         plot(report, args.out / f"{stem}.png")
 
 
-def inputs(geometry: str, N: int, M: int, D: int = 512) -> tuple[Tensor, Tensor]:
-    """(N, D) images and (M, D) texts with unit rows; D is 512 for "clip".
+def shape(text: str) -> tuple[int, int, int]:
+    """N,M,D as given on the command line."""
+    try:
+        N, M, D = (int(size) for size in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected three numbers N,M,D, got {text!r}") from None
+    if min(N, M, D) < 1:
+        raise argparse.ArgumentTypeError(f"N, M and D have to be positive, got {text!r}")
+    return N, M, D
+
+
+def inputs(geometry: str, N: int, M: int, D: int = 512, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
+    """(N, D) images and (M, D) texts with unit rows, float32 or on CUDA float16; D is 512 for "clip".
 
     "clip" is benchmarks/simulation.py's, where few iterations are enough: all texts are about as far from all images.
     "clustered" is 100 Gaussian clusters that hold other shares of the images than of the texts, so that mass has to
     move from cluster to cluster, which takes many.
     """
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
     if geometry == "clip":
         problem = simulate(load_noun_vectors(), SEVERITIES["default"], n_images=N)
-        return problem.x, normalize(problem.banks["noun"].embeddings[:M].float(), dim=1)
-    generator = torch.Generator().manual_seed(0)
-    centers = normalize(torch.randn(100, D, generator=generator), dim=1)
+        x, u = problem.x, normalize(problem.banks["noun"].embeddings[:M].float(), dim=1)
+        return x.to(device, dtype), u.to(device, dtype)
+    on = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+    centers = normalize(torch.randn(100, D, **on), dim=1)
 
     def sample(rows: int) -> Tensor:
-        cluster = torch.multinomial(torch.rand(100, generator=generator) ** 2, rows, True, generator=generator)
-        return normalize(0.9 * centers[cluster] + normalize(torch.randn(rows, D, generator=generator), dim=1), dim=1)
+        shares = torch.rand(100, **on) ** 2
+        cluster = torch.multinomial(shares, rows, True, generator=on["generator"])
+        return normalize(0.9 * centers[cluster] + normalize(torch.randn(rows, D, **on), dim=1), dim=1).to(dtype)
 
     return sample(N), sample(M)
 
 
 def gate(x: Tensor, u: Tensor, epsilon: float) -> None:
     """Stop here if the ops are wrong."""
+    half = x.dtype != torch.float32
     result = cosine_sinkhorn(x, u, epsilon=epsilon, tol=TOLERANCE, max_iter=5000)
     cost = 1 - x.double() @ u.double().T
     plan = ((result.f.double()[:, None] + result.g.double() - cost) / epsilon).exp() / len(x)
-    uniform = torch.full((len(u),), 1 / len(u), dtype=torch.float64)
-    torch.testing.assert_close(plan.sum(dim=1) * len(x), torch.ones(len(x)).double(), atol=1e-4, rtol=0)
-    assert float((plan.sum(dim=0) - uniform).abs().sum()) <= 1.1 * TOLERANCE
+    rows = plan.sum(dim=1) * len(x)
+    torch.testing.assert_close(rows, torch.ones_like(rows), atol=2e-3 if half else 1e-4, rtol=0)
+    error = float((plan.sum(dim=0) - 1 / len(u)).abs().sum())
+    assert error <= 1.1 * TOLERANCE, f"marginal error {error:.3g}, expected {TOLERANCE}"
     y = counterparts(x, u, result.g, epsilon=epsilon)
-    torch.testing.assert_close(
-        y.double(), counterparts(x, u, result.g, epsilon=epsilon, backend="reference"), atol=1e-5, rtol=0
-    )
+    exact = counterparts(x, u, result.g, epsilon=epsilon, backend="reference")
+    torch.testing.assert_close(y.double(), exact.double(), atol=1e-4 if half else 1e-5, rtol=1e-3 if half else 0)
 
 
 def measure(x: Tensor, u: Tensor, epsilon: float, rounds: int) -> tuple[dict[str, Any], list[str]]:
     """All figures, and the peers that could not be had."""
+    device, size = x.device, (len(x), len(u), x.shape[1])
     accelerated = cosine_sinkhorn(x, u, epsilon=epsilon, tol=TOLERANCE)
-    g, steps = accelerated.g, 5
-    scores = x @ u.T / epsilon
-    matrix_mb = scores.nbytes / 2**20
+    f, g, steps = accelerated.f, accelerated.g, 5
     few = {"epsilon": epsilon, "tol": 1e-12, "max_iter": steps}
-    plain = dense_loop(scores, 1, TOLERANCE)[1]
-    peak = matrix_peak()
-
-    def dense_to_the_end() -> None:
-        nonlocal plain
-        plain = dense_loop(scores, 5000, TOLERANCE)[1]
-
-    # What to call, how many iterations' work that is, and the memory that it is handed ready-made.
-    contenders: dict[str, tuple[Callable[[], object], float, float]] = {
-        "matrix product": (lambda: x @ u.T, 1, 0),
+    missing: list[str] = []
+    contenders: dict[str, Contender] = {
+        "matrix product": (lambda: matrix_product(x, u), 1, 0),
         "ours, iteration": (quiet(lambda: cosine_sinkhorn(x, u, **few)), steps, 0),
-        "ours, to 1e-3": (lambda: cosine_sinkhorn(x, u, epsilon=epsilon, tol=TOLERANCE), 1, 0),
-        "dense loop, iteration": (lambda: dense_loop(scores, steps), steps, matrix_mb),
-        "dense loop, to 1e-3": (dense_to_the_end, 1, matrix_mb),
+        "ours, to 1e-3": (lambda: cosine_sinkhorn(x, u, epsilon=epsilon, tol=TOLERANCE).g, 1, 0),
         "ours, counterparts": (lambda: counterparts(x, u, g, epsilon=epsilon), 1, 0),
-        "TAC softmax counterpart": (lambda: torch.softmax(x @ u.T / epsilon, dim=1) @ u, 1, 0),
     }
-    missing = ["flash-sinkhorn: CUDA only"]
-    if find_spec("ot"):
-        import ot
-
-        a, b = torch.full((len(x),), 1 / len(x)), torch.full((len(u),), 1 / len(u))
-        contenders["POT log, iteration"] = (
-            quiet(lambda: ot.sinkhorn(a, b, -scores, 1.0, method="sinkhorn_log", numItermax=steps, stopThr=0)),
-            steps,
-            matrix_mb,
-        )
-        # Its cost is |x - u|^2 = 2 (1 - x·u), so its regularisation is 2 epsilon.
-        contenders["POT lazy, iteration"] = (
-            quiet(
-                lambda: ot.bregman.empirical_sinkhorn(
-                    x, u, 2 * epsilon, numIterMax=steps, stopThr=0, isLazy=True, batchSize=1000
-                )
-            ),
-            steps,
-            0,
-        )
+    errors, counts = {}, {"ours": accelerated.n_iter}
+    if device.type == "cuda":
+        # A dense loop may not fit, so the plain iteration's number is that of ours.
+        counts["plain"] = cosine_sinkhorn(
+            x, u, epsilon=epsilon, tol=TOLERANCE, max_iter=5000, acceleration=False
+        ).n_iter
+        contenders |= flash_contenders(x, u, f, g, epsilon, steps, counts["plain"], missing)
+        if "flash-sinkhorn, counterparts" in contenders:
+            theirs = normalize(contenders["flash-sinkhorn, counterparts"][0](), dim=1)
+            apart = (theirs - counterparts(x, u, g, epsilon=epsilon)).norm(dim=1).max()
+            errors["flash-sinkhorn, counterparts: farthest row from ours"] = float(apart)
+            del theirs
     else:
-        missing.append("POT: not installed")
-    try:
-        from pykeops.torch import LazyTensor
-
-        share = len(x) // 40  # KeOps' work is linear in N, and all of it would take minutes
-        contenders["KeOps (GeomLoss), iteration"] = (
-            lambda: keops_iteration(LazyTensor, x[:share], u, epsilon),
-            share / len(x),
-            0,
-        )
-        contenders["KeOps (GeomLoss), iteration"][0]()  # compiles
-    except Exception as error:  # a compiler that is absent or fails shows up as one of many types
-        contenders.pop("KeOps (GeomLoss), iteration", None)
-        missing.append(f"KeOps: {type(error).__name__}: {error}")
+        missing.append("flash-sinkhorn: CUDA only")
+    contenders |= dense_contenders(x, u, epsilon, steps, counts, missing)
+    contenders |= keops_contender(x, u, epsilon, missing)
 
     costs: dict[str, Cost] = {}
+
+    def turn(name: str) -> None:
+        took, answer = cost(*contenders[name], device)
+        costs[name] = best(costs.get(name), took)
+        if name.endswith("to 1e-3") and name not in errors:
+            errors[name] = column_error(x, u, answer, epsilon)
+        print(name, costs[name], flush=True)
+
     for _ in range(rounds):
-        for name, (call, work, held_mb) in contenders.items():
-            costs[name] = best(costs.get(name), cost(call, work, held_mb))
-            print(name, costs[name], flush=True)
-    ours = costs["ours, to 1e-3"]
-    ratios = {
-        "ours / matrix product, one iteration": ratio(costs["ours, iteration"], costs["matrix product"], 1),
-        "ours / TAC softmax counterpart": ratio(costs["ours, counterparts"], costs["TAC softmax counterpart"], 1),
+        for name in contenders:
+            turn(name)
+    peak = matrix_peak(device, x.dtype)
+    products = PRODUCTS | {"ours, to 1e-3": counts["ours"]}
+    products["flash-sinkhorn, to 1e-3"] = 2 * flash_steps(counts["plain"])
+    rows = {name: asdict(took) | rate(took, products.get(name), size, peak) for name, took in costs.items()}
+    figures = {"costs": rows, "iterations": counts, "errors": errors, "peak_gflop_per_s": peak}
+    return figures | {"ratios": ratios(costs, counts["plain"], size, device)}, missing
+
+
+def flash_steps(plain: int) -> int:
+    """Updates behind the g that the plain iteration accepts: its last sweep is the test alone."""
+    return max(1, plain - 1)
+
+
+def flash_contenders(
+    x: Tensor, u: Tensor, f: Tensor, g: Tensor, epsilon: float, steps: int, plain: int, missing: list[str]
+) -> dict[str, Contender]:
+    """flash-sinkhorn after its autotuning; the conversion to float32 is part of what it does."""
+    contenders: dict[str, Contender] = {
+        "flash-sinkhorn, iteration": (lambda: flash_sinkhorn(x, u, epsilon, steps), steps, 0),
+        "flash-sinkhorn, to 1e-3": (lambda: flash_sinkhorn(x, u, epsilon, flash_steps(plain)), 1, 0),
+        "flash-sinkhorn, counterparts": (lambda: flash_counterparts(x, u, f, g, epsilon), 1, 0),
     }
-    ratios["ours / dense loop, to 1e-3"] = ratio(ours, costs["dense loop, to 1e-3"], 1)
+    ready = runnable(contenders["flash-sinkhorn, iteration"], "flash-sinkhorn", missing)
+    if not ready:
+        return {}
+    if not runnable(contenders["flash-sinkhorn, counterparts"], "flash-sinkhorn, counterparts", missing):
+        del contenders["flash-sinkhorn, counterparts"]
+    return contenders
+
+
+def runnable(contender: Contender, name: str, missing: list[str]) -> bool:
+    """Whether a peer that compiles at its first call comes through it; why not is added to `missing`."""
+    try:
+        contender[0]()
+    except Exception as error:  # a package, compiler or memory that is not there shows up as one of many types
+        missing.append(f"{name}: {type(error).__name__}: {error}")
+        return False
+    return True
+
+
+def dense_contenders(
+    x: Tensor, u: Tensor, epsilon: float, steps: int, counts: dict[str, int], missing: list[str]
+) -> dict[str, Contender]:
+    """Peers with an (N, M) matrix, and POT; the dense loop's run to the end leaves its iterations in `counts`."""
+    N, M = len(x), len(u)
+    matrix_mb = 4 * N * M / 2**20
+    if x.is_cuda:
+        missing.append("POT: measured on the CPU only")
+        torch.cuda.empty_cache()  # what the allocator keeps for later is free too
+        # The matrix and two temporaries.
+        if 3.2 * matrix_mb > (free_mb := torch.cuda.mem_get_info()[0] / 2**20):
+            missing.append(f"dense loop, TAC: needs {3.2 * matrix_mb:,.0f} MB of {free_mb:,.0f} free")
+            return {}
+    scores = x.float() @ u.float().T / epsilon
+
+    def to_the_end() -> Tensor:
+        log_v, counts["plain"] = dense_loop(scores, 5000, TOLERANCE)
+        return epsilon * log_v
+
+    contenders: dict[str, Contender] = {
+        "dense loop, iteration": (lambda: dense_loop(scores, steps), steps, matrix_mb),
+        "dense loop, to 1e-3": (to_the_end, 1, matrix_mb),
+        "TAC softmax counterpart": (lambda: softmax_counterpart(x, u, epsilon), 1, 0),
+    }
+    if x.is_cuda:
+        return contenders
+    if not find_spec("ot"):
+        missing.append("POT: not installed")
+        return contenders
+    import ot
+
+    a, b = torch.full((N,), 1 / N), torch.full((M,), 1 / M)
+    contenders["POT log, iteration"] = (
+        quiet(lambda: ot.sinkhorn(a, b, -scores, 1.0, method="sinkhorn_log", numItermax=steps, stopThr=0)),
+        steps,
+        matrix_mb,
+    )
+    # Its cost is |x - u|^2 = 2 (1 - x·u), so its regularisation is 2 epsilon.
+    contenders["POT lazy, iteration"] = (
+        quiet(
+            lambda: ot.bregman.empirical_sinkhorn(
+                x, u, 2 * epsilon, numIterMax=steps, stopThr=0, isLazy=True, batchSize=1000
+            )
+        ),
+        steps,
+        0,
+    )
+    return contenders
+
+
+def keops_contender(x: Tensor, u: Tensor, epsilon: float, missing: list[str]) -> dict[str, Contender]:
+    """KeOps' work is linear in N, and all of it would take minutes: a 40th, in float32."""
+    name, share = "KeOps (GeomLoss), iteration", max(1, len(x) // 40)
+    few, texts = x[:share].float(), u.float()
+
+    def iteration() -> Tensor:
+        from pykeops.torch import LazyTensor
+
+        return keops_iteration(LazyTensor, few, texts, epsilon)
+
+    contender: Contender = (iteration, share / len(x), 0)
+    return {name: contender} if runnable(contender, "KeOps", missing) else {}
+
+
+def ratios(
+    costs: dict[str, Cost], plain: int, size: tuple[int, int, int], device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Ours over each peer that ran, and on CUDA over the goals for an H200."""
+    iteration, end, texts = (costs[f"ours, {what}"] for what in ("iteration", "to 1e-3", "counterparts"))
+    pairs = {
+        "ours / matrix product, one iteration": (iteration, "matrix product", 1),
+        "ours / flash-sinkhorn, one iteration": (iteration, "flash-sinkhorn, iteration", 1),
+        "ours / flash-sinkhorn, to 1e-3": (end, "flash-sinkhorn, to 1e-3", 1),
+        "ours / flash-sinkhorn, counterparts": (texts, "flash-sinkhorn, counterparts", 1),
+        "ours / TAC softmax counterpart": (texts, "TAC softmax counterpart", 1),
+        "ours / dense loop, to 1e-3": (end, "dense loop, to 1e-3", 1),
+    }
     for peer in ("POT log", "POT lazy", "KeOps (GeomLoss)"):
-        if f"{peer}, iteration" in costs:
-            ratios[f"ours / {peer}, to 1e-3"] = ratio(ours, costs[f"{peer}, iteration"], plain)
-    dense = costs["dense loop, iteration"]
-    if ours.peak_mb is not None and dense.peak_mb:
+        pairs[f"ours / {peer}, to 1e-3"] = (end, f"{peer}, iteration", plain)
+    found = {name: ratio(ours, costs[peer], n) for name, (ours, peer, n) in pairs.items() if peer in costs}
+    dense = costs.get("dense loop, iteration")
+    if end.peak_mb is not None and dense and dense.peak_mb:
         # A panel that fits into memory freed before does not show in the process: take at least what it is known to be.
-        scratch_mb = max(ours.peak_mb, 4 * panel_rows(len(u), u.device) * len(u) / 2**20)
-        ratios["ours / dense loop, memory"] = {"memory": scratch_mb / dense.peak_mb}
-    iterations = {"ours": accelerated.n_iter, "plain": plain}
-    products = PRODUCTS | {"ours, to 1e-3": accelerated.n_iter}
-    rows = {
-        name: asdict(took) | rate(took, products.get(name), (len(x), len(u), x.shape[1]), peak)
-        for name, took in costs.items()
-    }
-    return {"costs": rows, "iterations": iterations, "peak_gflop_per_s": peak, "ratios": ratios}, missing
+        scratch_mb = max(end.peak_mb, 4 * panel_rows(size[1], device) * size[1] / 2**20)
+        found["ours / dense loop, memory"] = {"memory": scratch_mb / dense.peak_mb}
+    if size == DEFAULT_SHAPE["cuda"] and device.type == "cuda":
+        found["ours, one iteration / 80 ms"] = ratio(iteration, Cost(0.08, 0.08, None), 1)
+        result_mb = 2 * size[0] * size[2] / 2**20  # counterparts in float16 are an output, not scratch
+        most_mb = max(end.peak_mb or 0, (texts.peak_mb or 0) - result_mb)
+        found["ours, most memory beyond inputs / 2 GB"] = {"memory": most_mb / 2**11}
+    return found
 
 
-def matrix_peak(size: int = 2048, rounds: int = 7) -> float:
-    """GFLOP/s of a product of square float32 matrices into memory that is there, the best of several."""
-    left, right, out = (torch.rand(size, size) for _ in range(3))
-    return 2e-9 * size**3 / min(cost(lambda: torch.mm(left, right, out=out), 1, 0).clock_s for _ in range(rounds))
+def matrix_product(x: Tensor, u: Tensor) -> None:
+    """x·u: whole on a CPU; on CUDA, where it may not fit, panels of rows into the same half gigabyte."""
+    if not x.is_cuda:
+        x @ u.T
+        return
+    rows = max(1, 2**28 // len(u))
+    out = x.new_empty(min(rows, len(x)), len(u))
+    for panel in x.split(rows):
+        torch.mm(panel, u.T, out=out[: len(panel)])
+
+
+def matrix_peak(device: torch.device = CPU, dtype: torch.dtype = torch.float32, rounds: int = 7) -> float:
+    """GFLOP/s of a product of square matrices into memory that is there, the best of several."""
+    size = 8192 if device.type == "cuda" else 2048
+    left, right, out = (torch.rand(size, size, device=device).to(dtype) for _ in range(3))
+    contender: Contender = (lambda: torch.mm(left, right, out=out), 1, 0)
+    return 2e-9 * size**3 / min(cost(*contender, device)[0].clock_s for _ in range(rounds))
 
 
 def rate(took: Cost, products: int | None, shape: tuple[int, int, int], peak: float) -> dict[str, float]:
@@ -311,17 +480,17 @@ def scaling(N: int, M: int, epsilon: float, rounds: int, threads: int) -> tuple[
 def one_shape(shape: tuple[int, int, int], epsilon: float, rounds: int) -> dict[str, Cost]:
     x, u = inputs("clustered", *shape)
     scores, g, steps = x @ u.T / epsilon, torch.zeros(len(u)), 3
-    contenders: dict[str, tuple[Callable[[], object], float, float]] = {
-        "matrix product": (lambda: x @ u.T, 1, 0),
+    contenders: dict[str, Contender] = {
+        "matrix product": (lambda: matrix_product(x, u), 1, 0),
         "ours, iteration": (quiet(lambda: cosine_sinkhorn(x, u, epsilon=epsilon, tol=1e-12, max_iter=steps)), steps, 0),
         "dense loop, iteration": (lambda: dense_loop(scores, steps), steps, scores.nbytes / 2**20),
         "ours, counterparts": (lambda: counterparts(x, u, g, epsilon=epsilon), 1, 0),
-        "TAC softmax counterpart": (lambda: torch.softmax(x @ u.T / epsilon, dim=1) @ u, 1, 0),
+        "TAC softmax counterpart": (lambda: softmax_counterpart(x, u, epsilon), 1, 0),
     }
     costs: dict[str, Cost] = {}
     for _ in range(rounds):
         for name, call in contenders.items():
-            costs[name] = best(costs.get(name), cost(*call))
+            costs[name] = best(costs.get(name), cost(*call)[0])
     return costs
 
 
@@ -364,9 +533,7 @@ def to_the_end(x: Tensor, u: Tensor, epsilon: float, online: bool, missing: list
     rows: list[dict[str, Any]] = []
 
     def run(name: str, call: Callable[[], tuple[Tensor, int | None]]) -> int | None:
-        answers: list[tuple[Tensor, int | None]] = []
-        took = cost(quiet(lambda: answers.append(call())), 1, 0)
-        g, iterations = answers[0]
+        took, (g, iterations) = cost(quiet(call), 1, 0)
         error = column_error(x, u, g, epsilon)
         rows.append({"solver": name, "iterations": iterations, "marginal_error": error} | asdict(took))
         print(rows[-1], flush=True)
@@ -424,36 +591,16 @@ def to_the_end(x: Tensor, u: Tensor, epsilon: float, online: bool, missing: list
 
 def column_error(x: Tensor, u: Tensor, g: Tensor, epsilon: float) -> float:
     """L1 error of the columns after the row update for g; weights are uniform."""
-    columns = torch.zeros(len(u), dtype=torch.float64)
+    columns = torch.zeros(len(u), dtype=torch.float64, device=u.device)
     for rows in x.split(1000):
         columns += torch.softmax((rows.double() @ u.double().T + g.double()) / epsilon, dim=1).sum(dim=0) / len(x)
     return float((columns - 1 / len(u)).abs().sum())
 
 
-def dense_loop(scores: Tensor, steps: int, tol: float = 0) -> tuple[Tensor, int]:
-    """Log-domain Sinkhorn on the (N, M) matrix of x·u / epsilon, with the stopping test that ours has."""
-    N, M = scores.shape
-    log_v = torch.full((M,), -math.log(M))
-    for step in range(1, steps + 1):  # noqa: B007 it is returned
-        log_u = -torch.logsumexp(scores + log_v, dim=1)
-        log_columns = torch.logsumexp(scores + (log_u - math.log(N))[:, None], dim=0) + log_v
-        if float((log_columns.exp() - 1 / M).abs().sum()) <= tol:
-            break
-        log_v = log_v - math.log(M) - log_columns
-    return log_v, step
-
-
-def keops_iteration(lazy: Any, x: Tensor, u: Tensor, epsilon: float) -> Tensor:
-    """The two reductions of one iteration, without an (N, M) matrix."""
-    scores = (lazy(x[:, None]) | lazy(u[None])) / epsilon
-    log_u = -scores.logsumexp(dim=1)
-    return (scores + lazy(log_u[:, None])).logsumexp(dim=0)
-
-
-def quiet(call: Callable[[], object]) -> Callable[[], object]:
+def quiet(call: Callable[[], Any]) -> Callable[[], Any]:
     """Without the warning that a few iterations do not converge."""
 
-    def run() -> object:
+    def run() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return call()
@@ -461,19 +608,39 @@ def quiet(call: Callable[[], object]) -> Callable[[], object]:
     return run
 
 
-def cost(call: Callable[[], object], work: float, held_mb: float) -> Cost:
-    """Time of one iteration's work, and the memory that the call adds at its peak."""
+def cost(call: Callable[[], Any], work: float, held_mb: float, device: torch.device = CPU) -> tuple[Cost, Any]:
+    """Time of one iteration's work, the memory that the call adds at its peak, and what it returns."""
     gc.collect()
+    clock, added_mb, processor, answer = (on_cuda if device.type == "cuda" else on_cpu)(call)
+    peak = None if added_mb is None else round(added_mb + held_mb, 1)
+    return Cost(clock / work, processor / work, peak), answer
+
+
+def on_cpu(call: Callable[[], Any]) -> tuple[float, float | None, float, Any]:
+    """Seconds, megabytes where Linux tells, processor seconds, and what the call returns."""
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         before = resident("VmRSS")
     except OSError:
         before = None
     clock, processor = time.perf_counter(), time.process_time()
-    call()
+    answer = call()
     clock, processor = time.perf_counter() - clock, time.process_time() - processor
-    peak = None if before is None else round((resident("VmHWM") - before) / 2**10 + held_mb, 1)
-    return Cost(clock / work, processor / work, peak)
+    return clock, None if before is None else (resident("VmHWM") - before) / 2**10, processor, answer
+
+
+def on_cuda(call: Callable[[], Any]) -> tuple[float, float, float, Any]:
+    """As on_cpu; seconds between two events, megabytes of the allocator."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before, processor = torch.cuda.memory_allocated(), time.process_time()
+    start.record()
+    answer = call()
+    end.record()
+    torch.cuda.synchronize()
+    processor = time.process_time() - processor
+    return start.elapsed_time(end) / 1e3, (torch.cuda.max_memory_allocated() - before) / 2**20, processor, answer
 
 
 def resident(field: str) -> int:
@@ -498,6 +665,13 @@ def ratio(ours: Cost, peer: Cost, iterations: int) -> dict[str, float]:
     }
 
 
+def device_name(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "cpu"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+
+
 def installed(name: str) -> str:
     try:
         return version(name)
@@ -506,11 +680,14 @@ def installed(name: str) -> str:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    lines = ["# Kernels", "", f"{HEADER} |", "|---|" + "---:|" * 5]
-    lines += [f"| {name} | {cells(row)} |" for name, row in report["costs"].items()]
-    lines += ["", f"Peak of a matrix product: {report['peak_gflop_per_s']:.3g} GFLOP/s."]
+    unit, gflop = ("TFLOP/s", 1e3) if report["peak_gflop_per_s"] > 1e4 else ("GFLOP/s", 1)
+    lines = ["# Kernels", "", f"{HEADER.replace('GFLOP/s', unit)} |", "|---|" + "---:|" * 5]
+    lines += [f"| {name} | {cells(row, gflop)} |" for name, row in report["costs"].items()]
+    lines += ["", f"Peak of a matrix product: {report['peak_gflop_per_s'] / gflop:.3g} {unit}."]
     counts = report["iterations"]
     lines += ["", f"Iterations to a marginal error of 1e-3: {counts['ours']} (ours), {counts['plain']} (plain)."]
+    lines += ["", "| what it returns | L1 marginal error |", "|---|---:|"]
+    lines += [f"| {name} | {error:.3g} |" for name, error in report["errors"].items()]
     lines += ["", "| ratio | clock | processor | expected beforehand |", "|---|---:|---:|---|"]
     for name, row in report["ratios"].items():
         values = (row["memory"], row["memory"]) if "memory" in row else (row["clock"], row["processor"])
@@ -519,9 +696,9 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cells(row: dict[str, Any]) -> str:
-    """The columns of HEADER after the first."""
-    rates = (f"{row[key]:.3g}" if key in row else "" for key in ("gflop_per_s", "of_peak"))
+def cells(row: dict[str, Any], gflop: float = 1) -> str:
+    """The columns of HEADER after the first; `gflop` of them are the unit of speed."""
+    rates = (f"{row[key] / size:.3g}" if key in row else "" for key, size in (("gflop_per_s", gflop), ("of_peak", 1)))
     return " | ".join([f"{row['clock_s']:.3g}", f"{row['processor_s']:.3g}", str(row["peak_mb"]), *rates])
 
 
