@@ -13,15 +13,19 @@ if TYPE_CHECKING:
     from cae.data import ImageFolderData
     from cae.module import CAE
     from cae.state import FittedCAE
+    from cae.trained import MCA, TAC, CAEHeads
 
 _HOMES = {
     "CAE": "cae.module",
     "CAEConfig": "cae.config",
+    "CAEHeads": "cae.trained",
     "FittedCAE": "cae.state",
     "ImageFolderData": "cae.data",
+    "MCA": "cae.trained",
+    "TAC": "cae.trained",
 }
 
-__all__ = ["CAE", "CAEConfig", "FittedCAE", "ImageFolderData"]
+__all__ = ["CAE", "MCA", "TAC", "CAEConfig", "CAEHeads", "FittedCAE", "ImageFolderData"]
 
 
 def __getattr__(name: str) -> Any:

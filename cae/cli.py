@@ -87,6 +87,10 @@ def cluster(
     nouns: Nouns = "imagenet22k",
     captions: Captions = "glosses",
     preset: Annotated[Literal["default", "paper", "tac"], typer.Option(help="Settings of the method.")] = "default",
+    method: Annotated[
+        Literal["cae", "tac-heads", "cae-heads", "mca"],
+        typer.Option(help="cae trains nothing; the others do."),
+    ] = "cae",
     device: Device = "auto",
     seed: Seed = 0,
     batch_size: BatchSize = 64,
@@ -94,16 +98,18 @@ def cluster(
     quiet: Quiet = False,
 ) -> None:
     """Sort the pictures of a folder into named groups."""
+    if method != "cae" and preset != "default":
+        raise ValueError(f"--preset is for the method cae; {method} has settings of its own")
     settings = {
         "n_clusters": clusters,
-        "preset": preset,
+        **({"preset": preset} if method == "cae" else {}),
         "encoder": encoder,
         "encoder_weights": encoder_weights,
         "nouns": nouns,
         "captions": captions,
         "seed": seed,
     }
-    _cluster(folder, out, settings, device=device, batch_size=batch_size, workers=workers, quiet=quiet)
+    _cluster(folder, out, settings, method, device=device, batch_size=batch_size, workers=workers, quiet=quiet)
 
 
 @app.command()
@@ -120,7 +126,7 @@ def demo(
     images = demo_images()
     n_clusters = sum(entry.is_dir() for entry in images.iterdir())
     settings = {"n_clusters": n_clusters, "encoder": encoder, "seed": seed}
-    _cluster(images, out, settings, device=device, batch_size=64, workers=2, quiet=quiet)
+    _cluster(images, out, settings, "cae", device=device, batch_size=64, workers=2, quiet=quiet)
 
 
 @app.command()
@@ -137,12 +143,12 @@ def predict(
     """Sort new pictures into the groups of a fitted model, without fitting again."""
     from cae.devices import find_device
     from cae.folder import run_folder
-    from cae.module import CAE
     from cae.results import MODEL_FOLDER, check_writable, write_assignments
+    from cae.trained import load_pretrained
 
     check_writable(out)
     nested = model / MODEL_FOLDER
-    module = CAE.from_pretrained(
+    module = load_pretrained(
         nested if nested.is_dir() else model, encoder_weights=encoder_weights, return_embeddings=True
     )
     with terminal.progress_bars(quiet=quiet) as reporter:
@@ -246,6 +252,7 @@ def _cluster(
     folder: Path,
     out: Path,
     settings: dict[str, Any],
+    method: str,
     *,
     device: str,
     batch_size: int,
@@ -258,10 +265,11 @@ def _cluster(
     from cae.folder import run_folder
     from cae.module import CAE
     from cae.results import check_writable, write_result
+    from cae.trained import TRAINED
 
     check_writable(out)
     start = time.perf_counter()
-    module = CAE(**settings, return_embeddings=True)
+    module = TRAINED.get(method, CAE)(**settings, return_embeddings=True)
     with terminal.progress_bars(quiet=quiet) as reporter:
         result = run_folder(
             module, folder, device=find_device(device), batch_size=batch_size, workers=workers, reporter=reporter
@@ -273,15 +281,17 @@ def _cluster(
         baseline = image_kmeans(
             result.embeddings, config.n_clusters, n_init=config.n_init, max_iter=config.kmeans_iter, seed=config.seed
         )
-        scores = {"image k-means": result.scores(baseline), "CAE": result.scores(result.prediction.cluster)}
-    write_result(result, out, {"scores": scores, "seconds": round(seconds, 1)})
+        name = "CAE" if method == "cae" else method
+        scores = {"image k-means": result.scores(baseline), name: result.scores(result.prediction.cluster)}
+    write_result(result, out, {"method": method, "scores": scores, "seconds": round(seconds, 1)})
     terminal.print_skipped(result)
     if quiet:
         return
     terminal.print_clusters(result)
     if scores:
         terminal.print_scores(scores)
-    terminal.print_weights(result)
+    if method == "cae":
+        terminal.print_weights(result)
     if settings["encoder"] == "lite":
         terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")
     terminal.out.print(f"{len(result.paths):,} pictures in {seconds:.0f} s; result: {out}", soft_wrap=True)

@@ -21,6 +21,7 @@ from cae.metrics import clustering_scores
 from cae.module import CAE
 from cae.pipeline import Prediction, top_texts
 from cae.state import FittedCAE
+from cae.trained import TrainedClustering
 
 N_REPRESENTATIVES = 9
 N_TOP_NOUNS = 3
@@ -116,7 +117,13 @@ class FolderResult:
 
 
 def run_folder(
-    module: CAE, root: Path, *, device: torch.device, batch_size: int, workers: int, reporter: Reporter
+    module: CAE | TrainedClustering,
+    root: Path,
+    *,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    reporter: Reporter,
 ) -> FolderResult:
     """Predict on a folder, fitting the module first if it is fresh. Texts come before pictures: they fail sooner.
 
@@ -156,7 +163,9 @@ def run_folder(
     )
 
 
-def _predict(module: CAE, data: ImageFolderData, device: torch.device, reporter: Reporter) -> dict[str, Tensor]:
+def _predict(
+    module: CAE | TrainedClustering, data: ImageFolderData, device: torch.device, reporter: Reporter
+) -> dict[str, Tensor]:
     """`trainer.predict` with the batches put together; Lightning itself says nothing."""
     fresh, total, report = module.fitted is None, len(data.paths), reporter("pictures")
     report(0, total)

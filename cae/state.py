@@ -115,7 +115,11 @@ class FittedCAE:
                 f"the model has format {version}, this version of cae reads up to {FORMAT_VERSION}; upgrade cae"
             )
         try:
+            if cls is FittedCAE and (method := state["plain"].get("method")):
+                raise ModelError(f"the model was trained by {method}: load it with cae.trained.load_pretrained")
             return cls._from_parts(state["tensors"], state["plain"])
+        except ModelError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the fitted CAE is incomplete or damaged: {error!r}") from error
 

@@ -126,7 +126,7 @@ def load_banks(
     needed: set[str] = set()
     for name in methods:
         method, config = parse_method(name, 2)
-        if method.kind == "fit":
+        if method.needs_texts:
             needed.update(config.modalities)
     sources: dict[Literal["noun", "caption"], str] = {"noun": nouns, "caption": captions}
     return {
@@ -239,7 +239,7 @@ def _record(name: str, problems: Sequence[Problem], runs: Sequence[Run]) -> dict
     return {
         "method": name,
         "about": method.about,
-        "config": asdict(config) if method.kind == "fit" else {},
+        "config": asdict(config) if method.needs_texts else {},
         **{metric: _spread([run.scores[metric] for run in runs]) for metric in METRICS},
         "seconds": {stage: total / len(runs) for stage, total in totals.items()},
         "silhouette": statistics.fmean(
