@@ -71,9 +71,9 @@ METHODS: dict[str, Method] = {
     "paper": Method("CAE by the letter of the equations", "paper"),
     "default": Method("CAE with the defaults of this package"),
     # With training.
-    "tac-heads": Method("TAC with trained cluster heads (Li et al. 2024)", TRAINED["tac-heads"].preset, kind="trained"),
-    "mca": Method("MCA (Qiu et al. 2024), our reading", TRAINED["mca"].preset, kind="trained"),
-    "cae-heads": Method("TAC's training on CAE's counterparts", TRAINED["cae-heads"].preset, kind="trained"),
+    "tac-heads": Method("TAC with trained cluster heads (Li et al. 2024)", "tac", kind="trained"),
+    "mca": Method("MCA (Qiu et al. 2024), our reading", "tac", kind="trained"),
+    "cae-heads": Method("TAC's training on CAE's counterparts", settings={"fusion": "concat"}, kind="trained"),
     # Table 3 of the paper, which semantics are clustered.
     "noun-only": Method("noun counterparts alone", settings={"image": False, "modalities": ("noun",)}),
     "caption-only": Method("caption counterparts alone", settings={"image": False, "modalities": ("caption",)}),

@@ -112,7 +112,8 @@ class TrainedClustering(pl.LightningModule):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         # The training-free method: its encoder, banks and settings make the space that the heads are trained in.
-        self.space = CAE(n_clusters, preset=self.preset, **options)
+        # Nothing is fused: every modality has a head of its own.
+        self.space = CAE(n_clusters, preset=self.preset, **{**options, "fusion": "concat"})
         own = {
             "batch_size": batch_size,
             "neighbours": neighbours,
