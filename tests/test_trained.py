@@ -6,6 +6,7 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
+from conftest import FakeEncoder
 from lightning.pytorch.callbacks import Callback
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,12 +22,12 @@ from cae.trained.neighbours import draw_neighbours, nearest_neighbours
 K = 3
 
 
-def toy(n=90, width=48, seed=0):
-    """Embeddings in three tight groups, and which is which."""
-    generator = torch.Generator().manual_seed(seed)
+def toy(n=90):
+    """Embeddings in three tight groups around nouns of the bank, and which is which."""
+    centres = FakeEncoder().encode_texts([f"a photo of thing {i}" for i in range(K)])
     labels = torch.arange(n) % K
-    centres = torch.randn(K, width, generator=generator)
-    return normalize(centres[labels] + 0.3 * torch.randn(n, width, generator=generator), dim=1), labels
+    noise = torch.randn(n, centres.shape[1], generator=torch.Generator().manual_seed(0))
+    return normalize(centres[labels] + 0.05 * noise, dim=1), labels
 
 
 def trainer(**options):
@@ -57,7 +58,9 @@ def predict(module, data, **options):
 @pytest.fixture(params=TRAINED)
 def make(request, fake_encoder, text_files):
     """A maker of one of the methods on the toy's scale."""
-    return lambda **options: TRAINED[request.param](K, **{"encoder": fake_encoder, **text_files, "n_init": 2, **options})
+    return lambda **options: TRAINED[request.param](
+        K, **{"encoder": fake_encoder, **text_files, "n_init": 2, **options}
+    )
 
 
 @pytest.fixture
@@ -269,8 +272,6 @@ def test_hypernyms_of_other_nouns_are_found():
 def _two_processes(rank, folder, x, p):
     """In a process of its own: the gathered loss's gradient, and a fit under DDP."""
     warnings.filterwarnings("ignore")
-    from conftest import FakeEncoder
-
     module = TRAINED["tac-heads"](
         K, encoder=FakeEncoder(), nouns=str(folder / "nouns.txt"), captions=str(folder / "captions.txt"), batch_size=32
     )

@@ -71,12 +71,13 @@ class MCA(TrainedClustering):
 
     def build_heads(self, dim: int) -> None:
         """The two adapters and the cluster head."""
-        self.heads["network"] = nn.Sequential(Adapter(dim), cluster_head(dim, self.config.n_clusters, self.config.seed))
+        self.heads["image"] = Adapter(dim)
         self.heads["text"] = Adapter(dim)
+        self.heads["cluster"] = cluster_head(dim, self.config.n_clusters, self.config.seed)
 
     def network(self) -> nn.Module:
         """Image adapter and cluster head."""
-        return self.heads["network"]
+        return nn.Sequential(self.heads["image"], self.heads["cluster"])
 
     def prepare_training(self, data: TrainingSet) -> TrainingSet:
         """Narrow down the semantic space; first clusters, best texts and neighbours."""
@@ -102,7 +103,7 @@ class MCA(TrainedClustering):
         """The three alignments and the cluster head's terms."""
         assert self.training_set is not None  # by setup
         data = self.training_set
-        adapter, head = self.heads["network"]
+        adapter, head = self.heads["image"], self.heads["cluster"]
         drawn = draw_neighbours(self._neighbours, rows, generator)
         x, x_neighbour = (adapter(data.parts["image"][part]) for part in (rows, drawn))
         u = self.heads["text"](data.fitted.selected["noun"].embeddings)
@@ -130,7 +131,7 @@ class MCA(TrainedClustering):
         assert self.training_set is not None  # by setup
         data = self.training_set
         with torch.no_grad():
-            x = self.heads["network"][0](data.parts["image"])
+            x = self.heads["image"](data.parts["image"])
             u = self.heads["text"](data.fitted.selected["noun"].embeddings)
             self._clusters = nearest(x, text_prototypes(self._mass, u)).labels
             aligned = SelectedTexts(data.fitted.selected["noun"].texts, u, u.new_zeros(len(u)))

@@ -20,8 +20,8 @@ from typing import Any, ClassVar, Self
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.data import BatchSampler, DistributedSampler
@@ -35,7 +35,7 @@ from cae.metrics import clustering_scores, silhouette_score
 from cae.module import CAE, _images_of, _on_cpu, _placeholder, check_encoder, provenance
 from cae.naming import describe_clusters
 from cae.pipeline import Prediction
-from cae.state import ModelError
+from cae.state import FittedCAE, ModelError
 from cae.text import TextBank
 from cae.trained.state import FittedHeads
 
@@ -127,7 +127,7 @@ class TrainedClustering(pl.LightningModule):
         self.fitted: FittedHeads | None = None
         self.training_set: TrainingSet | None = None
         self._collected: list[tuple[Tensor, dict[str, Tensor]]] = []
-        self._tested = nn.ModuleDict()
+        self._tested: dict[str, CatMetric] = {}
 
     # What the subclasses say.
 
@@ -182,6 +182,7 @@ class TrainedClustering(pl.LightningModule):
         """
         if stage != "fit":
             return
+        self.train()  # an earlier prediction or test has left it otherwise
         # Lightning has no public way to say where a module's batches come from; this is where it looks.
         source = self.trainer.fit_loop._data_source
         if source.instance is not self:
@@ -242,7 +243,7 @@ class TrainedClustering(pl.LightningModule):
         """Row numbers of the training set, shuffled by seed and epoch: a resumed run sees what an unbroken one sees."""
         assert self.training_set is not None  # by setup
         n, world = len(self.training_set.x), self.trainer.world_size
-        sampler = DistributedSampler(
+        sampler: DistributedSampler[int] = DistributedSampler(
             range(n),  # type: ignore[arg-type]  # only its length is asked for
             num_replicas=world,
             rank=self.trainer.global_rank,
@@ -262,7 +263,9 @@ class TrainedClustering(pl.LightningModule):
         """The predictions (B, K) of all processes below each other, with gradients; the same tensor for one process."""
         if self.trainer.world_size == 1:
             return p
-        return self.all_gather(p, sync_grads=True).flatten(0, 1)
+        together = self.all_gather(p, sync_grads=True)
+        assert isinstance(together, Tensor)  # as `p` is
+        return together.flatten(0, 1)
 
     def on_train_epoch_end(self) -> None:
         """Log how many clusters are in use, and the silhouette of the labels in the image space."""
@@ -348,11 +351,11 @@ class TrainedClustering(pl.LightningModule):
             between two clusters; `similarity` p_1; `beta`, all on the image: texts take no part.
         """
         network = self.network()
-        training = network.training
-        network.eval()
+        training = self.heads.training
+        self.heads.eval()
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             (p,) = blockwise(lambda rows: (network(normalize(rows - self._image_mean(), dim=1)),), x)
-        network.train(training)
+        self.heads.train(training)
         top, order = p.topk(2, dim=1)
         beta = torch.zeros(len(x), 1 + len(self.config.modalities), device=x.device)
         beta[:, 0] = 1
@@ -438,7 +441,7 @@ class TrainedClustering(pl.LightningModule):
         if self.fitted is None:
             raise ModelError(f"this {type(self).__name__} is not trained yet; call trainer.fit first")
         self._ready()
-        self._tested = nn.ModuleDict({name: CatMetric() for name in ("cluster", "label")}).to(self.device)
+        self._tested = {name: CatMetric().to(self.device) for name in ("cluster", "label")}
 
     def test_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """As `validation_step`, keeping labels for the scores."""
@@ -509,7 +512,7 @@ class TrainedClustering(pl.LightningModule):
         self.fitted = fitted
 
 
-def centred_parts(x: Tensor, fitted: pipeline.FittedCAE) -> dict[str, Tensor]:
+def centred_parts(x: Tensor, fitted: FittedCAE) -> dict[str, Tensor]:
     """Images and counterparts as the heads see them: (N, D) unit rows, each modality without its mean.
 
     Args:
