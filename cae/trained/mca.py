@@ -26,7 +26,8 @@ cluster's images send them; each image against the prototype of its cluster amon
 the half of the batch that is surest of it (1 - second / best probability). As in TAC, an image and its neighbour should
 agree, and the entropy of the mean prediction is rewarded.
 
-Clusters and p(j|k) are taken anew after every epoch, from the prototypes of the aligned space. All terms have weight 1
+Clusters and p(j|k) are taken anew from the prototypes of the aligned space at the end of an epoch, once in `REFRESH`
+steps: earlier, images have not come near their prototypes, and a cluster can lose them all. All terms have weight 1
 but the entropy. One setting for all data; none was chosen by labels of image sets.
 """
 
@@ -53,7 +54,9 @@ from cae.trained.neighbours import draw_neighbours, nearest_neighbours
 
 DUPLICATE = 0.95
 BEST = 3
-TAU = 0.05
+REFRESH = 50
+TAU = 0.01
+"""CLIP's own."""
 
 
 class MCA(TrainedClustering):
@@ -126,8 +129,10 @@ class MCA(TrainedClustering):
         return {"loss": loss, **terms}
 
     def on_train_epoch_end(self) -> None:
-        """Take clusters and p(j|k) anew from the aligned space, and log as the base class does."""
+        """Take clusters and p(j|k) anew from the aligned space if it is time, and log as the base class does."""
         super().on_train_epoch_end()
+        if self.global_step // REFRESH == (self.global_step - self.trainer.num_training_batches) // REFRESH:
+            return
         assert self.training_set is not None  # by setup
         data = self.training_set
         with torch.no_grad():
