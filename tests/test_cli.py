@@ -80,6 +80,20 @@ def test_predict_gives_the_same_clusters_without_refitting(clustered, run, pictu
         assert pq.read_table(tmp_path / "again/assignments.parquet").equals(pq.read_table(out / "assignments.parquet"))
 
 
+def test_a_trained_method_writes_the_same_files_and_predicts_from_them(run, picture_folder, text_files, tmp_path):
+    out, again = tmp_path / "result", tmp_path / "again"
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"], "--workers", 0]
+    code, stdout, stderr = run("cluster", picture_folder, "-k", K, "--method", "tac-heads", "--out", out, *texts)
+    assert code == 0, stderr
+    run_json = json.loads((out / "run.json").read_text())
+    assert run_json["method"] == "tac-heads"
+    assert set(run_json["scores"]) == {"image k-means", "tac-heads"}
+    assert "fusion weights" not in stdout
+    code, _, stderr = run("predict", out, picture_folder, "--out", again, "--workers", 0)
+    assert code == 0, stderr
+    assert pq.read_table(again / "assignments.parquet").equals(pq.read_table(out / "assignments.parquet"))
+
+
 def test_unreadable_pictures_are_listed_and_skipped(run, picture_folder, text_files, tmp_path):
     (picture_folder / "red" / "empty.jpg").write_bytes(b"")
     code, _, stderr = run(
@@ -108,6 +122,7 @@ def test_texts_build_fills_the_cache(run, text_files):
         (["cluster", "{folder}", "-k", "1"], 2, "greater than or equal"),
         (["cluster", "{folder}", "-k", "500"], 1, "too few for 500 clusters"),
         (["cluster", "{folder}"], 2, "--clusters"),
+        (["cluster", "{folder}", "-k", "3", "--method", "mca", "--preset", "tac"], 1, "--preset is for the method cae"),
         (["cluster", "{folder}", "-k", "3", "--out", "{file}"], 1, "choose another folder with --out"),
         (["cluster", "{folder}", "-k", "3", "--nouns", "{blank}"], 1, "blank.txt"),
         (["cluster", "{folder}", "-k", "3", "--nouns", "no-such-corpus"], 1, "no-such-corpus"),
