@@ -4,7 +4,7 @@ VENV ?= .venv
 # Changes with the declared dependencies or the checkout, so an environment is set up again exactly when it must be.
 STAMP := $(VENV)/installed-$(shell cat setup.py | cksum | cut -d' ' -f1)-$(shell pwd | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-slow test-gpu lint clean
+.PHONY: demo test test-slow test-gpu lint screenshots clean
 
 demo: $(STAMP)
 	$(VENV)/bin/cae demo --out demo-result
@@ -22,6 +22,9 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+screenshots: $(STAMP)
+	$(VENV)/bin/python benchmarks/screenshots.py
 
 $(STAMP):
 	$(PYTHON) -m venv $(VENV)

@@ -6,9 +6,9 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
-# `kernels/` stands at the top of the tree but installs as `cae.kernels`: a top-level package of that name
+# `kernels/` and `callbacks/` stand at the top of the tree but install below `cae`: a top-level package called kernels
 # would overwrite the one that transformers uses. The links in cae/ let type checkers and editors find it.
-MAPPED = {"cae.kernels": "kernels"}
+MAPPED = {"cae.kernels": "kernels", "cae.callbacks": "callbacks"}
 
 
 def packages() -> list[str]:
@@ -38,12 +38,16 @@ EXTRAS = {
     ],
     "dev": [
         "POT>=0.9.4",
+        "axe-playwright-python>=0.1.4",
         "hypothesis>=6.100",
+        "jsonargparse[signatures]>=4.27.7",
         "matplotlib>=3.8",
         "mypy>=1.11",
+        "playwright>=1.45",
         "pytest>=8.0",
         "pytest-timeout>=2.3",
         "ruff>=0.6",
+        "tensorboard>=2.14",
     ],
 }
 
@@ -60,22 +64,26 @@ setup(
     package_data={
         "cae": ["py.typed"],
         "cae.encoders.lite": ["hypernyms.tsv", "LICENSE.wordnet"],
+        "cae.report": ["templates/*", "static/*"],
         "cae.demo": ["images/**/*", "*.csv", "*.md"],
     },
     install_requires=[
         "datasets>=2.20",
         "faiss-cpu>=1.14.2",
         "filelock>=3.13",
+        "jinja2>=3.1",
         "lightning>=2.4,<3",
         "nltk>=3.8.2",
         "numpy>=1.26",
+        "openTSNE>=1.0",
         "open_clip_torch>=3.0",
         "pillow>=10.3",
+        "pathvalidate>=3.2",
         "platformdirs>=4.0",
         "pyarrow>=15",
         "rich>=13.5",
         "safetensors>=0.4.3",
-        "scikit-learn>=1.4",
+        "scikit-learn>=1.6",
         "scipy>=1.11",
         "timm>=1.0",
         "torch>=2.6,<3",

@@ -11,21 +11,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cae.config import CAEConfig
     from cae.data import ImageFolderData
+    from cae.estimator import CAEClusterer
     from cae.module import CAE
+    from cae.results import SavedResult
     from cae.state import FittedCAE
     from cae.trained import MCA, TAC, CAEHeads
 
 _HOMES = {
     "CAE": "cae.module",
+    "CAEClusterer": "cae.estimator",
     "CAEConfig": "cae.config",
     "CAEHeads": "cae.trained",
     "FittedCAE": "cae.state",
     "ImageFolderData": "cae.data",
     "MCA": "cae.trained",
+    "SavedResult": "cae.results",
     "TAC": "cae.trained",
 }
 
-__all__ = ["CAE", "MCA", "TAC", "CAEConfig", "CAEHeads", "FittedCAE", "ImageFolderData"]
+__all__ = ["CAE", "MCA", "TAC", "CAEClusterer", "CAEConfig", "CAEHeads", "FittedCAE", "ImageFolderData", "SavedResult"]
 
 
 def __getattr__(name: str) -> Any:

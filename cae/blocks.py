@@ -6,7 +6,7 @@ could then flip between fit and predict. Every per-image stage therefore sees bl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -19,19 +19,33 @@ def blockwise(stage: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[
 
     Args:
         stage: takes one block (BLOCK_ROWS, …) of each tensor and returns tensors with as many rows.
-        rows: tensors with the same number N of rows, N at least 1.
+        rows: tensors with the same number N of rows.
 
     Returns:
         The stage's tensors for all N rows. Bit for bit the same for a row whatever rows surround it.
     """
-    results = [
-        tuple(out[: len(block[0])] for out in stage(*map(_fill, block)))
-        for block in zip(*(tensor.split(BLOCK_ROWS) for tensor in rows), strict=True)
-    ]
-    return tuple(torch.cat(column) for column in zip(*results, strict=True))
+    # Into place at once: a list of blocks put together at the end would take the memory twice.
+    results: tuple[Tensor, ...] = ()
+    for block, place in row_blocks(*rows):
+        outs = stage(*block)
+        results = results or tuple(out.new_empty(len(rows[0]), *out.shape[1:]) for out in outs)
+        for result, out in zip(results, outs, strict=True):
+            result[place] = out[: place.stop - place.start]
+    return results
+
+
+def row_blocks(*rows: Tensor) -> Iterator[tuple[tuple[Tensor, ...], slice]]:
+    """Full blocks of each tensor, and the place of what counts in them: nothing in the one block of an empty tensor."""
+    n = len(rows[0])
+    for start in range(0, max(n, 1), BLOCK_ROWS):
+        place = slice(start, min(start + BLOCK_ROWS, n))
+        yield tuple(_fill(tensor[place]) for tensor in rows), place
 
 
 def _fill(block: Tensor) -> Tensor:
-    """Repeat the last row until the block is full."""
+    """Repeat the last row until the block is full; without any row, one of unit length."""
     missing = BLOCK_ROWS - len(block)
+    if missing == BLOCK_ROWS:
+        block = torch.nn.functional.one_hot(torch.zeros(1, dtype=torch.int64), block.shape[1]).to(block)
+        missing -= 1
     return block if missing == 0 else torch.cat([block, block[-1:].expand(missing, *block.shape[1:])])

@@ -1,4 +1,4 @@
-"""The command line: `cae cluster`, `cae predict`, `cae demo`, `cae evaluate`, `cae texts build`."""
+"""The command line: a command each, thin. `cae.cli_edit` has the commands below `cae edit`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from cae import terminal
+from cae.cli_edit import edit_app
 from cae.config import DEFAULT_ENCODER
 
 # Whatever needs torch is imported inside the commands: `cae --help` answers at once.
@@ -28,7 +29,7 @@ class _Commands(TyperGroup):
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt as error:
-            terminal.warn("interrupted; texts embedded so far are kept: run the command again to go on")
+            terminal.warn("interrupted; what is embedded so far is kept: run the command again to go on")
             raise typer.Exit(EXIT_INTERRUPTED) from error
         except (ValueError, OSError, RuntimeError) as error:
             terminal.print_error(error)
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 texts_app = typer.Typer(help="Text banks: nouns and captions, embedded once and cached.", no_args_is_help=True)
 app.add_typer(texts_app, name="texts")
+app.add_typer(edit_app, name="edit")
 
 Folder = Annotated[Path, typer.Argument(help="Pictures, in any depth of sub-folders.", metavar="DIR")]
 EncoderSpec = Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, or lite (no download; not CLIP).")]
@@ -55,7 +57,11 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same groups.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read pictures.")]
+Result = Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")]
+Images = Annotated[Path | None, typer.Option(help="Where the pictures lie now, if they have moved.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document in place of tables.")]
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Draw the result as a page to look at.")]
 
 
 def main() -> None:
@@ -80,13 +86,17 @@ def root(
 @app.command()
 def cluster(
     folder: Folder,
-    clusters: Annotated[int, typer.Option("--clusters", "-k", min=2, help="Number of groups.")],
+    clusters: Annotated[
+        str, typer.Option("--clusters", "-k", help="Number of groups, or auto to find it out.", metavar="N|auto")
+    ],
     out: Annotated[Path, typer.Option(help="Where the result goes.")] = Path("cae-result"),
     encoder: EncoderSpec = DEFAULT_ENCODER,
     encoder_weights: Weights = None,
     nouns: Nouns = "imagenet22k",
     captions: Captions = "glosses",
-    preset: Annotated[Literal["default", "paper", "tac"], typer.Option(help="Settings of the method.")] = "default",
+    preset: Annotated[
+        Literal["auto", "default", "paper", "tac"], typer.Option(help="Settings of the method.")
+    ] = "auto",
     method: Annotated[
         Literal["cae", "tac-heads", "cae-heads", "mca"],
         typer.Option(help="cae trains nothing; the others do."),
@@ -95,13 +105,15 @@ def cluster(
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     workers: Workers = 2,
+    report: Report = True,
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Sort the pictures of a folder into named groups."""
-    if method != "cae" and preset != "default":
+    if method != "cae" and preset != "auto":
         raise ValueError(f"--preset is for the method cae; {method} has settings of its own")
     settings = {
-        "n_clusters": clusters,
+        "n_clusters": _cluster_count(clusters),
         **({"preset": preset} if method == "cae" else {}),
         "encoder": encoder,
         "encoder_weights": encoder_weights,
@@ -109,7 +121,18 @@ def cluster(
         "captions": captions,
         "seed": seed,
     }
-    _cluster(folder, out, settings, method, device=device, batch_size=batch_size, workers=workers, quiet=quiet)
+    _cluster(
+        folder,
+        out,
+        settings,
+        method=method,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        report=report,
+        quiet=quiet,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -118,7 +141,9 @@ def demo(
     encoder: EncoderSpec = "lite",
     device: Device = "auto",
     seed: Seed = 0,
+    report: Report = True,
     quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
     """Cluster the pictures that come with cae: public-domain drawings in folders by subject."""
     from cae.demo import demo_images
@@ -126,7 +151,9 @@ def demo(
     images = demo_images()
     n_clusters = sum(entry.is_dir() for entry in images.iterdir())
     settings = {"n_clusters": n_clusters, "encoder": encoder, "seed": seed}
-    _cluster(images, out, settings, "cae", device=device, batch_size=64, workers=2, quiet=quiet)
+    _cluster(
+        images, out, settings, device=device, batch_size=64, workers=2, report=report, quiet=quiet, as_json=as_json
+    )
 
 
 @app.command()
@@ -160,6 +187,117 @@ def predict(
     if not quiet:
         terminal.print_clusters(result)
         terminal.out.print(f"assignments: {out / 'assignments.csv'}", soft_wrap=True)
+
+
+@app.command("report")
+def draw_report(
+    result: Result,
+    out: Annotated[Path | None, typer.Option(help="Where the page goes; by default RESULT/report.")] = None,
+    images: Images = None,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a result as a page that opens from disk: groups, a map, and why each picture is where it is."""
+    from cae.report import REPORT_FOLDER, write_report
+    from cae.results import SavedResult
+
+    saved = SavedResult.load(result, images=images)
+    with terminal.progress_bars(quiet=quiet) as reporter:
+        page = write_report(saved, out or result / REPORT_FOLDER, reporter)
+    terminal.print_unmatched_edits(saved)
+    if not quiet:
+        terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def update(
+    result: Result,
+    folder: Folder,
+    images: Images = None,
+    encoder_weights: Weights = None,
+    device: Device = "auto",
+    batch_size: BatchSize = 64,
+    workers: Workers = 2,
+    quiet: Quiet = False,
+) -> None:
+    """Add the new pictures of a folder to a result; what was assigned stays. Says what fits no group."""
+    from cae.devices import find_device
+    from cae.folder import run_folder
+    from cae.results import MODEL_FOLDER, SavedResult
+    from cae.trained import load_pretrained
+    from cae.update import add_pictures, find_news, why_refit
+
+    saved = SavedResult.load(result, images=images)
+    before = len(saved.assignments)
+    with terminal.progress_bars(quiet=quiet) as reporter:
+        news = find_news(saved, folder, reporter("hashes"))
+    if news.paths:
+        module = load_pretrained(result / MODEL_FOLDER, encoder_weights=encoder_weights, return_embeddings=True)
+        with terminal.progress_bars(quiet=quiet) as reporter:
+            found = run_folder(
+                module,
+                folder,
+                device=find_device(device),
+                batch_size=batch_size,
+                workers=workers,
+                reporter=reporter,
+                paths=news.paths,
+            )
+        terminal.print_skipped(found)
+        add_pictures(saved, found)
+        saved = SavedResult.load(result, images=images)
+    if not quiet:
+        terminal.print_added(saved.edited.assignments.slice(before).to_pylist(), news)
+    terminal.print_changed(news.changed)
+    terminal.print_refit(why_refit(saved, len(news.changed)))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="A")],
+    b: Annotated[Path, typer.Argument(help="Another, with pictures in common.", metavar="B")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the pictures that moved.")] = False,
+) -> None:
+    """Say how far two results agree, and what lies elsewhere in the second."""
+    from dataclasses import asdict
+
+    from cae.compare import compare
+    from cae.results import SavedResult
+
+    comparison = compare(SavedResult.load(a), SavedResult.load(b))
+    if as_json:
+        terminal.out.print_json(data=asdict(comparison))
+    else:
+        terminal.print_comparison(comparison)
+
+
+@app.command()
+def export(
+    result: Result,
+    to: Annotated[
+        Literal["folders", "csv", "parquet", "json", "hf", "fiftyone", "coco"],
+        typer.Option(help="hf: for Hugging Face datasets; fiftyone: FiftyOneImageClassificationDataset."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where it goes; by default cae-export/TO.")] = None,
+    by: Annotated[
+        Literal["copy", "hardlink", "symlink"], typer.Option(help="How pictures get there; originals stay as they are.")
+    ] = "copy",
+    images: Images = None,
+    quiet: Quiet = False,
+) -> None:
+    """Take a result away: pictures in folders named by meaning, tables, or a data set for other tools."""
+    from cae.export import export
+    from cae.results import SavedResult
+
+    saved = SavedResult.load(result, images=images)
+    place = out or Path("cae-export") / to
+    with terminal.progress_bars(quiet=quiet) as reporter:
+        done = export(saved, to, place, by=by, progress=reporter("files"))
+    terminal.print_unmatched_edits(saved)
+    terminal.print_missing(done.missing)
+    terminal.print_changed(done.changed)
+    if not quiet:
+        removed = f", {done.removed:,} of an earlier export removed" if done.removed else ""
+        terminal.out.print(f"{done.written:,} files in {place}{removed}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -248,50 +386,89 @@ def texts_build(
             terminal.out.print(f"{kind}s: {len(corpus.texts):,} texts of {corpus.name}, cached", highlight=False)
 
 
+def _cluster_count(text: str) -> int | Literal["auto"]:
+    """The value of --clusters."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 2:
+        raise typer.BadParameter(f"{text!r} is neither a whole number of at least 2 nor auto", param_hint="--clusters")
+    return int(text)
+
+
 def _cluster(
     folder: Path,
     out: Path,
     settings: dict[str, Any],
-    method: str,
     *,
+    method: str = "cae",
     device: str,
     batch_size: int,
     workers: int,
+    report: bool,
     quiet: bool,
+    as_json: bool,
 ) -> None:
-    """Fit on a folder, write down what came out and print it."""
+    """Fit on a folder, write down what came out, draw it and print it."""
     from cae.clustering import image_kmeans
     from cae.devices import find_device
+    from cae.edits import load_edits
     from cae.folder import run_folder
     from cae.module import CAE
-    from cae.results import check_writable, write_result
+    from cae.report import REPORT_FOLDER, write_report
+    from cae.results import SavedResult, check_writable, write_result
+    from cae.stopwatch import stopwatch
     from cae.trained import TRAINED
 
     check_writable(out)
+    load_edits(out)  # if they cannot be read, now is the time to say so
     start = time.perf_counter()
     module = TRAINED.get(method, CAE)(**settings, return_embeddings=True)
-    with terminal.progress_bars(quiet=quiet) as reporter:
+    with terminal.progress_bars(quiet=quiet) as reporter, stopwatch() as stages:
         result = run_folder(
             module, folder, device=find_device(device), batch_size=batch_size, workers=workers, reporter=reporter
         )
     seconds = time.perf_counter() - start
     scores = {}
     if result.folder_labels() is not None:
-        config = module.config
+        config = result.fitted.config
         baseline = image_kmeans(
             result.embeddings, config.n_clusters, n_init=config.n_init, max_iter=config.kmeans_iter, seed=config.seed
         )
         name = "CAE" if method == "cae" else method
         scores = {"image k-means": result.scores(baseline), name: result.scores(result.prediction.cluster)}
-    write_result(result, out, {"method": method, "scores": scores, "seconds": round(seconds, 1)})
+    timing = {"the rest: reading and embedding pictures": seconds - sum(stages.values()), **stages}
+    run = {
+        "method": method,
+        "scores": scores,
+        "seconds": round(seconds, 1),
+        "stages": {name: round(s, 2) for name, s in timing.items()},
+    }
+    write_result(result, out, run)
     terminal.print_skipped(result)
-    if quiet:
-        return
-    terminal.print_clusters(result)
-    if scores:
-        terminal.print_scores(scores)
-    if method == "cae":
-        terminal.print_weights(result)
-    if settings["encoder"] == "lite":
-        terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")
-    terminal.out.print(f"{len(result.paths):,} pictures in {seconds:.0f} s; result: {out}", soft_wrap=True)
+    saved = SavedResult.load(out)
+    shown = not quiet and not as_json
+    if shown:
+        terminal.print_clusters(result)
+        if scores:
+            terminal.print_scores(scores)
+        terminal.print_choices(result)
+        if method == "cae":
+            terminal.print_weights(result)
+        if settings["encoder"] == "lite":
+            terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")
+        terminal.out.print(f"{len(result.paths):,} pictures in {seconds:.0f} s; result: {out}", soft_wrap=True)
+    if shown and saved.edits:
+        terminal.out.print("\nwith the edits beside the result")
+        terminal.print_edits(saved)
+    else:
+        terminal.print_unmatched_edits(saved)
+    page = None
+    if report:
+        with terminal.progress_bars(quiet=quiet) as reporter:
+            page = write_report(saved, out / REPORT_FOLDER, reporter)
+        if shown:
+            terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
+    if as_json:
+        terminal.out.print_json(
+            data={"result": out, "report": page, "run": saved.run, "clusters": saved.edited.clusters}, default=str
+        )

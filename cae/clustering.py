@@ -1,17 +1,35 @@
-"""K-means (Eq. 1 and Eq. 18) and the assignment of images to centroids."""
+"""K-means (Eq. 1 and Eq. 18) and the assignment of images to centroids.
+
+K-means runs in two steps. FAISS does the seeding (k-means++) and the restarts on a sample that lies in memory: all
+points where there are at most `SAMPLE`. Where there are more, Lloyd's iterations over all of them follow, on every
+process over its own share. The sample goes by the images' numbers and sums are of whole numbers, so that neither the
+order of the images nor the number of processes makes a difference.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import faiss
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
+from cae.distributed import from_first, gathered, is_first, summed, total
 from cae.kernels import nearest
 from cae.stopwatch import stage
+
+SAMPLE, SAMPLE_PER_CENTROID = 2**16, 64
+"""Most points that FAISS sees; with many centroids that many for each. FAISS calls fewer than 39 too few."""
+
+TOLERANCE = 1e-6
+"""A run has converged when an iteration lowers the loss by less than this share of it."""
+
+CHUNK = 8192
+"""Rows of a pass over all points."""
 
 
 class Assignment(NamedTuple):
@@ -33,28 +51,93 @@ class Assignment(NamedTuple):
 
 
 @stage("k-means")
-def kmeans(z: Tensor, k: int, *, spherical: bool, n_init: int, max_iter: int, seed: int) -> Tensor:
-    """Centroids of k-means through FAISS: every point used, k-means++ seeding, the best of `n_init` restarts.
+def kmeans(
+    z: Tensor,
+    k: int,
+    *,
+    spherical: bool,
+    n_init: int,
+    max_iter: int,
+    seed: int,
+    index: Tensor | None = None,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """Centroids of k-means: k-means++ seeding, the best of `n_init` restarts, every point used.
 
     Args:
-        z: (N, D) float32 on any device; unit rows if `spherical`.
+        z: (N, D) on any device, float32 or float16; unit rows if `spherical`. Of a group, this rank's share.
         k: number of centroids, at most N.
         spherical: keep centroids at unit length, so that the nearest one has the largest cosine.
         n_init: restarts.
         max_iter: most iterations of one run; a run stops earlier once it no longer improves.
         seed: same seed and thread count, same centroids.
+        index: (N,) int64, a number of its own for each image, which a group cannot do without; 0 to N - 1 by default.
+        group: the processes that share the images.
 
     Returns:
-        (k, D) float32 on the device of `z`.
+        (k, D) float32 on the device of `z`, the same on every rank, in the order in which the clusters first appear
+        among the images by `index`.
 
     Raises:
-        ValueError: fewer points than centroids, or NaN or infinity in `z`.
+        ValueError: fewer points than centroids, NaN or infinity in `z`, or a group without `index`; on every rank.
     """
-    points = np.ascontiguousarray(z.detach().cpu().numpy(), dtype=np.float32)
-    if len(points) < k:
-        raise ValueError(f"cannot make {k} clusters of {len(points)} images; ask for at most {len(points)}")
-    if not np.isfinite(points).all():
+    n = total(len(z), group)
+    if n < k:
+        raise ValueError(f"cannot make {k} clusters of {n} images; ask for at most {n}")
+    if total(sum(not _finite(z[rows]) for rows in _chunks(len(z))), group):
         raise ValueError("the embeddings to cluster hold NaN or infinity")
+    size = max(SAMPLE, SAMPLE_PER_CENTROID * k)
+    sample = sample_rows(z, index, min(size, n), seed, group)
+    centroids = sample.new_empty(k, z.shape[1])
+    if is_first(group):
+        centroids = _restarts(sample, k, spherical=spherical, n_init=n_init, max_iter=max_iter, seed=seed)
+    centroids = from_first(centroids.to(z.device), group)
+    if n > size:
+        centroids = _lloyd(z, centroids, spherical=spherical, max_iter=max_iter, group=group)
+    return centroids[_order_of_appearance(sample.to(z.device), centroids, spherical)]
+
+
+def sample_rows(z: Tensor, index: Tensor | None, size: int, seed: int, group: ProcessGroup | None = None) -> Tensor:
+    """Some rows, the same in the same order however they are spread over ranks.
+
+    Args:
+        z: (N, D), this rank's share.
+        index: (N,) int64, a number of its own for each row, which a group cannot do without; 0 to N - 1 by default.
+        size: how many of all ranks, at most their sum.
+        seed: of the choice.
+        group: the processes that share the rows.
+
+    Returns:
+        (size, D) float32 on the CPU, by `index` ascending.
+
+    Raises:
+        ValueError: a group without `index`.
+    """
+    if index is None:
+        if group is not None:
+            raise ValueError("work over several processes needs the `index` of each image")
+        index = torch.arange(len(z))
+    index = index.cpu()
+    if total(len(z), group) > size:
+        # The images whose numbers have the least hashes, as every rank can tell for itself once it knows the largest.
+        hashes = _hashes(index, seed)
+        least = gathered(hashes.sort().values[:size], group).sort().values[size - 1]
+        chosen = hashes <= least
+        z, index = z[chosen.to(z.device)], index[chosen]
+    rows, index = gathered(z.detach().cpu().float(), group), gathered(index, group)
+    return rows if (index.diff() > 0).all() else rows[index.argsort(stable=True)]
+
+
+def _hashes(index: Tensor, seed: int) -> Tensor:
+    """The finaliser of splitmix64 (Steele et al. 2014): distinct numbers without any order, (N,) int64."""
+    h = index.numpy().astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return torch.from_numpy((h ^ (h >> np.uint64(31))).view(np.int64))
+
+
+def _restarts(points: Tensor, k: int, *, spherical: bool, n_init: int, max_iter: int, seed: int) -> Tensor:
+    """The best of `n_init` runs of FAISS, (k, D) float32."""
     run = faiss.Kmeans(
         points.shape[1],
         k,
@@ -65,12 +148,97 @@ def kmeans(z: Tensor, k: int, *, spherical: bool, n_init: int, max_iter: int, se
         # FAISS trains on 256 points per centroid unless told otherwise, and warns below 39.
         min_points_per_centroid=1,
         max_points_per_centroid=len(points),
-        early_stop_threshold=1e-6,
+        early_stop_threshold=TOLERANCE,
         init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
     )
-    run.train(points)
+    run.train(points.numpy())
     assert run.centroids is not None  # after training
-    return torch.from_numpy(run.centroids.copy()).to(z.device)
+    return torch.from_numpy(run.centroids.copy())
+
+
+def _lloyd(z: Tensor, centroids: Tensor, *, spherical: bool, max_iter: int, group: ProcessGroup | None) -> Tensor:
+    """Lloyd's iterations over the points of all ranks, from these centroids until the loss stays."""
+    before = math.inf
+    for _ in range(max_iter):
+        labels, loss = cells(z, centroids, spherical=spherical)
+        loss = float(summed(torch.tensor(loss, dtype=torch.float64), group))
+        if before - loss <= TOLERANCE * loss:
+            break
+        before = loss
+        sums, sizes = cell_sums(z, labels, len(centroids), group)
+        means = sums / sizes.clamp_min(1).unsqueeze(1)
+        # A centroid that has lost all its points stays where it is.
+        centroids = torch.where(sizes.unsqueeze(1) > 0, normalize(means, dim=1) if spherical else means, centroids)
+        centroids = centroids.float()
+    return centroids
+
+
+def cells(z: Tensor, centroids: Tensor, *, spherical: bool) -> tuple[Tensor, float]:
+    """The nearest centroid of each row, and the loss that k-means lowers.
+
+    Args:
+        z: (N, D) float32 or float16; unit rows if `spherical`.
+        centroids: (k, D) float32.
+        spherical: compare by cosine, else by Euclidean distance.
+
+    Returns:
+        (N,) int64 labels, and the sum of 1 - cosine or of the squared distance over these rows.
+    """
+    labels, loss = torch.empty(len(z), dtype=torch.int64, device=z.device), 0.0
+    for rows in _chunks(len(z)):
+        chunk = z[rows].float()
+        labels[rows], score = nearest(chunk, centroids, bias=_bias(centroids, spherical))
+        distance = 1 - score if spherical else chunk.square().sum(dim=1) - 2 * score
+        loss += float(distance.sum(dtype=torch.float64))
+    return labels, loss
+
+
+def cell_sums(z: Tensor, labels: Tensor, k: int, group: ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
+    """The sum of the rows with each label, over all ranks.
+
+    Entries are rounded to multiples of a power of two so small that 63 bits just hold any sum of them: 2^-32 of the
+    largest entry for a billion rows. Sums of whole numbers do not depend on their order, so neither a GPU's atomic
+    additions nor the ranks' shares of the images can be told from the result.
+
+    Args:
+        z: (N, D) float32 or float16.
+        labels: (N,) int64 in [0, k).
+        k: number of labels.
+        group: the processes that share the rows.
+
+    Returns:
+        (k, D) float64 sums and (k,) int64 numbers of rows, on the device of `z`.
+    """
+    n = total(len(z), group)
+    largest = max((float(z[rows].abs().max()) for rows in _chunks(len(z))), default=0.0)
+    largest = float(summed(torch.tensor(largest), group, largest=True))
+    scale = 2.0 ** math.floor(62 - math.log2(max(n * largest, 1e-30)))
+    sums = torch.zeros(k, z.shape[1], dtype=torch.int64, device=z.device)
+    for rows in _chunks(len(z)):
+        sums.index_add_(0, labels[rows], z[rows].double().mul_(scale).round_().long())
+    return summed(sums, group).double() / scale, summed(torch.bincount(labels, minlength=k), group)
+
+
+def _order_of_appearance(sample: Tensor, centroids: Tensor, spherical: bool) -> Tensor:
+    """(k,) the clusters as they first appear in the sample, so that numbers do not depend on which restart was best."""
+    k = len(centroids)
+    labels, first = np.unique(cells(sample, centroids, spherical=spherical)[0].cpu().numpy(), return_index=True)
+    seen = np.full(k, len(sample))
+    seen[labels] = first
+    return torch.from_numpy(seen).argsort(stable=True).to(centroids.device)
+
+
+def _chunks(n: int) -> list[slice]:
+    return [slice(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
+
+
+def _finite(rows: Tensor) -> bool:
+    return bool(torch.isfinite(rows).all())
+
+
+def _bias(centroids: Tensor, spherical: bool) -> Tensor | None:
+    """Argmin |z - c|^2 = argmax z.c - |c|^2 / 2, so that one op serves both geometries."""
+    return None if spherical else -0.5 * centroids.square().sum(dim=1)
 
 
 @stage("assignment")
@@ -82,9 +250,7 @@ def assign(z: Tensor, centroids: Tensor, *, spherical: bool) -> Assignment:
         centroids: (K, D) float32 with K at least 2; unit rows if `spherical`.
         spherical: compare by cosine, else by Euclidean distance.
     """
-    # argmin |z - c|^2 = argmax z.c - |c|^2 / 2, so that one op serves both geometries.
-    bias = None if spherical else -0.5 * centroids.square().sum(dim=1)
-    labels, score = nearest(z, centroids, k=2, bias=bias)
+    labels, score = nearest(z, centroids, k=2, bias=_bias(centroids, spherical))
     distance = 1 - score if spherical else z.square().sum(dim=1, keepdim=True) - 2 * score
     first, second = distance.clamp_min(0).unbind(dim=1)
     confidence = torch.where(second > 0, 1 - first / second.clamp_min(torch.finfo(second.dtype).tiny), 0.0)

@@ -6,8 +6,12 @@ import difflib
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
-Preset = Literal["default", "paper", "tac"]
+Preset = Literal["auto", "default", "paper", "tac"]
 Modality = Literal["noun", "caption"]
+Fusion = Literal["auto", "prototype", "concat", "sum"]
+
+UNKNOWN = 0
+"""The number of clusters that stands for: find it out."""
 
 DEFAULT_ENCODER = "open_clip:ViT-B-32/openai"
 """The paper's."""
@@ -18,22 +22,28 @@ class CAEConfig:
     """Every setting of the method; symbols as in the paper (arXiv 2512.00904).
 
     Attributes:
-        n_clusters: K of Eq. 18, at least 2.
+        n_clusters: K of Eq. 18, at least 2; or `UNKNOWN` to find it out (`cae.cluster_count`).
         images_per_center: the semantic centers of Eq. 1 number N / images_per_center (the paper and TAC: 300).
         top_k: texts retrieved per center, K of Eq. 3. The paper sweeps 1-30 without stating its choice; TAC uses 5.
         retrieval: `all` ranks every text for every center (Eq. 2-3); `assigned` gives each text to its best center
             first and ranks inside it, as TAC's code does.
         modalities: which text counterparts join the image.
         image: let the image embedding take part in the fusion; False clusters the counterparts alone (Table 3).
-        coupling: `sinkhorn` is entropic optimal transport (Eq. 4-6, 10-11); `softmax` frees the columns (Eq. 9).
+        balance: how evenly the texts are used, from 0 to 1. 1 is Eq. 5, where every text gets the same mass; at 0 a
+            text gets what a softmax over the texts gives it (Eq. 9); between them the column marginal is the softmax's
+            to the power 1 - balance.
         epsilon: entropic regularisation of Eq. 10, or the temperature of the softmax.
-        similarity_weight: multiply the plan by the similarity as in Eq. 7-8; False aggregates as in Eq. 9.
+        similarity_weight: multiply the plan by the similarity as in Eq. 7-8; False aggregates as in Eq. 9. A negative
+            similarity turns its text round, which unit counterparts do not forgive.
         unit_counterparts: bring counterparts to unit length. False keeps the letter of Eq. 7, whose rows sum to 1/N and
             make a counterpart about 1/N long.
         center_modalities: subtract each modality's mean over the fitted images before fusion, then renormalise. Takes
             out the gap between images and texts, which would otherwise dominate the prototype of Eq. 14.
         fusion: `prototype` is Eq. 14-17; `concat` puts the modalities side by side, as TAC does; `sum` adds them up
-            with equal weights (Table 4).
+            with equal weights (Table 4); `auto` lets the data decide how the texts take part, down to not at all
+            (`cae.auto`), starting from the other settings.
+        text_weight: what a counterpart counts for beside the image in the fusion; 1 is the letter, 0 leaves the image
+            embeddings alone.
         gamma: temperature of the modality weights, Eq. 16.
         spherical: cosine k-means on unit rows in Eq. 18; False is Euclidean k-means.
         n_init: restarts of the last k-means; the best objective wins.
@@ -52,12 +62,13 @@ class CAEConfig:
     retrieval: Literal["all", "assigned"] = "all"
     modalities: tuple[Modality, ...] = ("noun", "caption")
     image: bool = True
-    coupling: Literal["sinkhorn", "softmax"] = "sinkhorn"
+    balance: float = 0.5
     epsilon: float = 0.01
-    similarity_weight: bool = True
+    similarity_weight: bool = False
     unit_counterparts: bool = True
     center_modalities: bool = True
-    fusion: Literal["prototype", "concat", "sum"] = "prototype"
+    fusion: Fusion = "prototype"
+    text_weight: float = 0.25
     gamma: float = 0.1
     spherical: bool = True
     n_init: int = 20
@@ -76,6 +87,8 @@ class CAEConfig:
             "kmeans_iter": 1,
             "sinkhorn_iter": 1,
         }
+        if self.n_clusters == UNKNOWN:
+            del minima["n_clusters"]
         for name, least in minima.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -84,11 +97,11 @@ class CAEConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
-        choices = {
-            "retrieval": ("all", "assigned"),
-            "coupling": ("sinkhorn", "softmax"),
-            "fusion": ("prototype", "concat", "sum"),
-        }
+        if not isinstance(self.balance, int | float) or not 0 <= self.balance <= 1:
+            raise ValueError(f"balance must be a number from 0 to 1, got {self.balance!r}")
+        if not isinstance(self.text_weight, int | float) or not 0 <= self.text_weight < float("inf"):
+            raise ValueError(f"text_weight must be a number of at least 0, got {self.text_weight!r}")
+        choices = {"retrieval": ("all", "assigned"), "fusion": get_args(Fusion)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -98,18 +111,21 @@ class CAEConfig:
             raise ValueError(f"modalities must name noun, caption or both, got {self.modalities!r}")
 
     @classmethod
-    def from_preset(cls, preset: Preset, n_clusters: int, **overrides: Any) -> Self:
+    def from_preset(cls, preset: Preset, n_clusters: int | Literal["auto"], **overrides: Any) -> Self:
         """A named configuration with single settings changed.
 
         Args:
-            preset: `default` is ours; `paper` is the letter of the equations; `tac` is the training-free baseline of
-                Li et al. 2024 (arXiv 2310.11989).
-            n_clusters: K.
+            preset: `auto` decides from the data, without labels, what the texts may weigh; `default` is our fixed
+                setting; `paper` is the letter of the equations; `tac` is the training-free baseline of Li et al. 2024
+                (arXiv 2310.11989).
+            n_clusters: K, or `auto` for `UNKNOWN`.
             overrides: any other field of this class.
 
         Raises:
             ValueError: unknown preset or setting, or a value out of range.
         """
+        if n_clusters == UNKNOWN:
+            raise ValueError(f"n_clusters must be a whole number of at least 2, or auto, got {n_clusters!r}")
         if preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
         known = [field.name for field in fields(cls)]
@@ -118,12 +134,16 @@ class CAEConfig:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; settings are {', '.join(known)}"
                 raise ValueError(f"unknown setting {name!r}{hint}")
-        return cls(n_clusters=n_clusters, **{**PRESETS[preset], **overrides})
+        return cls(n_clusters=UNKNOWN if n_clusters == "auto" else n_clusters, **{**PRESETS[preset], **overrides})
 
 
 PRESETS: dict[str, dict[str, Any]] = {
+    "auto": {"fusion": "auto"},
     "default": {},
     "paper": {
+        "balance": 1.0,
+        "similarity_weight": True,
+        "text_weight": 1.0,
         "unit_counterparts": False,
         "center_modalities": False,
         "gamma": 0.01,
@@ -132,9 +152,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tac": {
         "retrieval": "assigned",
         "modalities": ("noun",),
-        "coupling": "softmax",
+        "balance": 0.0,
         "epsilon": 0.005,
-        "similarity_weight": False,
+        "text_weight": 1.0,
         "center_modalities": False,
         "fusion": "concat",
     },

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import lightning.pytorch as pl
 import pyarrow as pa
 import torch
-from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 
 from cae.data import ImageError, ImageFolderData, list_images, read_image
+from cae.embedder import embed_pictures
+from cae.files import content_hashes
 from cae.metrics import clustering_scores
-from cae.module import CAE
+from cae.module import CAE, check_encoder
 from cae.pipeline import Prediction, top_texts
 from cae.state import FittedCAE
-from cae.trained import TrainedClustering
+from cae.stopwatch import stage, watching
 
 N_REPRESENTATIVES = 9
 N_TOP_NOUNS = 3
 
-# Takes what is being worked on (`nouns`, `captions`, `pictures`); returns what takes its progress as (done, total).
-Reporter = Callable[[str], Callable[[int, int], None]]
+
+class Report(Protocol):
+    """Takes the progress of one piece of work."""
+
+    def __call__(self, done: float, total: float, note: str = "") -> None:
+        """So much of the total is done; with a note, the numbers themselves say nothing to people."""
+
+
+Reporter = Callable[[str], Report]
+"""Takes what is being worked on (`nouns`, `captions`, `pictures`, `grouping`, `hashes`, …)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class FolderResult:
         embeddings: (N, D) float32 unit rows on the CPU.
         prediction: of the same N pictures, on the CPU.
         fitted: the state behind it, on the CPU.
+        sha256: of the files' bytes, by which a picture is known wherever it goes (`cae.files.content_hash`).
         skipped: pictures that could not be read, with the reason.
     """
 
@@ -48,11 +55,12 @@ class FolderResult:
     embeddings: Tensor
     prediction: Prediction
     fitted: FittedCAE
+    sha256: Sequence[str | None]
     skipped: dict[Path, str]
 
     def relative(self, path: Path) -> str:
-        """A path below the root as text; bytes that are no UTF-8 show as the replacement character."""
-        return os.fsencode(path.relative_to(self.root).as_posix()).decode("utf-8", "replace")
+        """A path below the root as text."""
+        return shown_path(path, self.root)
 
     def folder_labels(self) -> tuple[list[str], Tensor] | None:
         """The top sub-folder of each picture as its class: (names, (N,) int64).
@@ -78,23 +86,26 @@ class FolderResult:
         return {modality: present.get(modality, absent) for modality in ("image", "noun", "caption")}
 
     def assignments(self) -> pa.Table:
-        """A row a picture: path, cluster, name, confidence, weights of Eq. 16, and its own top texts."""
+        """A row a picture: its path, where it goes and how surely, weights of Eq. 16, its own top texts, its hash."""
         fitted, prediction = self.fitted, self.prediction
         columns: dict[str, Any] = {
             "path": [self.relative(path) for path in self.paths],
             "cluster": prediction.cluster.numpy(),
             "name": [fitted.clusters[k].name for k in prediction.cluster.tolist()],
             "confidence": prediction.confidence.numpy(),
+            "similarity": prediction.similarity.numpy(),
+            "runner_up": prediction.runner_up.numpy(),
         }
         for modality, weight in self.weights().items():
             columns[f"beta_{modality}"] = weight.numpy()
         columns["top_nouns"] = self._top_texts("noun", N_TOP_NOUNS)
         columns["top_caption"] = [texts[0] if texts else "" for texts in self._top_texts("caption", 1)]
+        columns["sha256"] = pa.array(self.sha256, pa.string())
         return pa.table(columns)
 
     def _top_texts(self, modality: str, k: int) -> list[list[str]]:
         selected = self.fitted.selected.get(modality)
-        if selected is None:
+        if selected is None or not self.paths:
             return [[] for _ in self.paths]
         rows = top_texts(self.embeddings, selected, min(k, len(selected.texts))).tolist()
         return [[selected.texts[j] for j in row] for row in rows]
@@ -116,14 +127,21 @@ class FolderResult:
         return records
 
 
+def shown_path(path: Path, root: Path | None = None) -> str:
+    """A path, below `root` if given, as text with slashes; bytes that are no UTF-8 show as replacement characters."""
+    path = path if root is None else path.relative_to(root)
+    return os.fsencode(path.as_posix()).decode("utf-8", "replace")
+
+
 def run_folder(
-    module: CAE | TrainedClustering,
+    module: CAE,
     root: Path,
     *,
     device: torch.device,
     batch_size: int,
     workers: int,
     reporter: Reporter,
+    paths: Sequence[Path] | None = None,
 ) -> FolderResult:
     """Predict on a folder, fitting the module first if it is fresh. Texts come before pictures: they fail sooner.
 
@@ -134,13 +152,14 @@ def run_folder(
         batch_size: pictures encoded at once.
         workers: processes that read pictures.
         reporter: hears of progress.
+        paths: take only these pictures of the folder.
 
     Raises:
         ImageError: no such folder, or no picture in it.
         ValueError: fewer pictures than clusters.
         EncoderError, TextError, ModelError: as the module raises them.
     """
-    paths = list_images(root)
+    paths = list_images(root) if paths is None else paths
     if module.fitted is None and len(paths) < module.config.n_clusters:
         raise ValueError(
             f"{root} holds {len(paths)} pictures, too few for {module.config.n_clusters} clusters; "
@@ -148,62 +167,40 @@ def run_folder(
         )
     module.encoder.to(device)
     if module.fitted is None:
-        module.load_banks(reporter)
+        with stage("texts"):
+            module.load_banks(reporter)
     data = ImageFolderData(root, batch_size=batch_size, num_workers=workers, paths=paths)
     columns = _predict(module, data, device, reporter)
     readable = columns["index"].tolist()
     assert module.fitted is not None  # by predicting
+    found = [paths[i] for i in readable]
     return FolderResult(
         root=root,
-        paths=[paths[i] for i in readable],
+        paths=found,
         embeddings=columns["embedding"],
         prediction=Prediction(**{field: columns[field] for field in Prediction._fields}),
         fitted=module.fitted.to("cpu"),
+        sha256=content_hashes(found, reporter("hashes")),
         skipped={paths[i]: _why_unreadable(paths[i]) for i in sorted(set(range(len(paths))) - set(readable))},
     )
 
 
-def _predict(
-    module: CAE | TrainedClustering, data: ImageFolderData, device: torch.device, reporter: Reporter
-) -> dict[str, Tensor]:
-    """`trainer.predict` with the batches put together; Lightning itself says nothing."""
-    fresh, total, report = module.fitted is None, len(data.paths), reporter("pictures")
-    report(0, total)
-
-    def advance(_trainer: Any, _module: Any, _outputs: Any, _batch: Any, batch_idx: int, *_: Any) -> None:
-        report(min((batch_idx + 1) * data.batch_size, total), total)
-
-    # The fit comes in the module's own hook at the end of the epoch, which runs after those of callbacks.
-    grouping: Callable[[int, int], None] | None = None
-
-    def announce(*_: Any) -> None:
-        nonlocal grouping
-        if fresh:
-            grouping = reporter("grouping")
-            grouping(0, 1)
-
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = pl.Trainer(
-        accelerator=device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        callbacks=[LambdaCallback(on_predict_batch_end=advance, on_predict_epoch_end=announce)],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with warnings.catch_warnings():
-        # Whoever called has chosen the number of workers.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        try:
-            batches = trainer.predict(module, datamodule=data)
-        except SystemExit as stop:
-            # How Lightning answers Ctrl-C.
-            raise KeyboardInterrupt if trainer.interrupted else stop from stop
-    if grouping is not None:
+def _predict(module: CAE, data: ImageFolderData, device: torch.device, reporter: Reporter) -> dict[str, Tensor]:
+    """Embeddings and predictions of the pictures that can be read, after a fit if the module is fresh."""
+    report = reporter("pictures")
+    report(0, len(data.paths))
+    x, index = embed_pictures(data, module.encoder, device=device, progress=report)
+    on_device = x.to(device)
+    if module.fitted is None:
+        grouping = reporter("grouping")
+        with watching(lambda name, share, note: grouping(share, 1, f"{name} {note}".strip())):
+            prediction = module.fit_embeddings(on_device)
         grouping(1, 1)
-    assert batches is not None  # the trainer was not told to drop them
-    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+    else:
+        check_encoder(module.fitted, module.encoder)
+        prediction = module.to(device).predict_embeddings(on_device)
+    columns = {field: value.cpu() for field, value in prediction._asdict().items()}
+    return {**columns, "index": index, "embedding": x}
 
 
 def _why_unreadable(path: Path) -> str:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from cae.config import CAEConfig
+from cae.distributed import summed, total
 from cae.kernels import fuse
 from cae.stopwatch import stage
 
 
 @stage("fusion")
-def modality_means(parts: Sequence[Tensor], config: CAEConfig) -> Tensor:
-    """What `fuse_modalities` subtracts: (m, D) float32, zero where the config does not centre."""
-    if not config.center_modalities:
-        return torch.zeros(len(parts), parts[0].shape[1], device=parts[0].device)
+def modality_means(blocks: Iterable[Sequence[Tensor]], group: ProcessGroup | None = None) -> Tensor:
+    """What `fuse_modalities` subtracts to centre: the mean of each modality over all images.
+
+    Args:
+        blocks: the m modalities of some rows at a time, (B, D) each; at least one block, which may be empty.
+        group: the processes that share the images.
+
+    Returns:
+        (m, D) float32, the same on every rank.
+    """
     # float64: a float32 sum over a million rows loses the digits that centring is about.
-    return torch.stack([part.mean(dim=0, dtype=torch.float64).float() for part in parts])
+    rows, sums = 0, torch.zeros(())
+    for parts in blocks:
+        rows += len(parts[0])
+        sums = sums + torch.stack([part.sum(dim=0, dtype=torch.float64) for part in parts])
+    return (summed(sums, group) / total(rows, group)).float()
 
 
 @stage("fusion")
@@ -29,21 +41,29 @@ def fuse_modalities(parts: Sequence[Tensor], means: Tensor, config: CAEConfig) -
     Args:
         parts: image embeddings and counterparts, m tensors (N, D) float32.
         means: (m, D) from `modality_means`, taken on the fitted images.
-        config: gives fusion, gamma and the geometry of the last k-means.
+        config: gives fusion, gamma, the weight of the texts and the geometry of the last k-means.
 
     Returns:
         z (N, D), or for `concat` (N, D) times the modalities that take part, with unit rows if `config.spherical`; and
-        the modality weights beta (N, m), whose rows sum to 1: 0 for an image that is left out, 1 / m for `concat` and
-        `sum`.
+        the modality weights beta (N, m) with `config.text_weight` in them, whose rows sum to 1: 0 for an image that is
+        left out, the same in each row for `concat` and `sum`.
     """
     if config.center_modalities:
         parts = [normalize(part - mean, dim=1) for part, mean in zip(parts, means, strict=True)]
-    left_out = 0 if config.image else 1
-    parts = list(parts)[left_out:]
+    if not config.image:
+        parts = parts[1:]
+    # What each modality counts for before its similarity does; texts beside no image count in full.
+    weight = torch.full((len(parts),), config.text_weight if config.image else 1.0).to(parts[0])
+    weight[0] = 1.0
     if config.fusion == "prototype":
         z, beta = fuse(parts, gamma=config.gamma)
+        if config.image:
+            # sum_m weight_m beta_m x_m, out of the sum without weights
+            z = config.text_weight * z + (1 - config.text_weight) * beta[:, :1] * parts[0]
+        beta = beta * weight
     else:
-        z = torch.cat(parts, dim=1) if config.fusion == "concat" else torch.stack(parts).sum(dim=0)
-        beta = torch.full((len(z), len(parts)), 1 / len(parts)).to(z)
-    beta = torch.nn.functional.pad(beta, (left_out, 0))
+        weighted = [factor * part for factor, part in zip(weight, parts, strict=True)]
+        z = torch.cat(weighted, dim=1) if config.fusion == "concat" else torch.stack(weighted).sum(dim=0)
+        beta = weight.expand(len(z), -1)
+    beta = torch.nn.functional.pad(beta / beta.sum(dim=1, keepdim=True), (0 if config.image else 1, 0))
     return (normalize(z, dim=1) if config.spherical else z), beta

@@ -2,114 +2,123 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
+import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self, get_type_hints
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from cae import pipeline
 from cae.config import DEFAULT_ENCODER, CAEConfig, Preset
-from cae.encoders import Encoder, load_encoder
+from cae.distributed import summed, unrepeated
+from cae.embedder import Embedder, images_of, labels_of
+from cae.encoders import Encoder
+from cae.metrics import OF_COUNTS, count_matrix
 from cae.state import FittedCAE, ModelError
 from cae.text import TextBank, build_bank, load_corpus
 
-IMAGE_KEYS = ("image", "images", "pixel_values", "embedding", "embeddings")
 
-
-class CAE(pl.LightningModule):
+class CAE(Embedder):
     """Training-free image clustering with nouns and captions (arXiv 2512.00904).
 
-    `trainer.predict` on a fresh module encodes every image once, fits on all of them at the end of the epoch and
-    returns the predictions; on a fitted module (loaded, or after a first predict) it only predicts, batch by batch.
-    While a fresh module collects, the tensors that `predict_step` returns are placeholders (label -1); they are
-    filled in place at the end of the epoch.
+    `trainer.fit` encodes every image once and fits on all of them: one epoch, nothing is trained. `trainer.predict`
+    labels images batch by batch; on a module that is not fitted it does both in one pass. While it collects, the
+    tensors that `predict_step` returns are placeholders (label -1); they are filled in place with the last batch.
+    `trainer.test` logs NMI, ACC and ARI against the labels of the batches. On several processes each holds its share
+    of the images and all end up with the same state; samples that a sampler repeats count once.
 
-    Batches may be images (B, 3, H, W), embeddings (B, D), a tuple or list that begins with one of them, or a dict with
-    one of them under `image`, `images`, `pixel_values`, `embedding` or `embeddings`.
+    Batches, `encoder`, `encoder_weights`, `store` and `dtype` are those of `Embedder`.
 
     Args:
-        n_clusters: K.
-        preset: `default`, `paper` (the letter of the equations) or `tac` (the training-free baseline).
+        n_clusters: K, or "auto" to find it out.
+        preset: `auto` (decides from the images what the texts may weigh), `default` (our fixed setting), `paper` (the
+            letter of the equations) or `tac` (the training-free baseline).
         encoder: a spec for `cae.encoders.load_encoder`, or an `Encoder`.
         encoder_weights: a local weights file for `open_clip` encoders, in place of a download.
         nouns: `wordnet`, `imagenet22k` or a text file, one noun a line.
         captions: `flickr30k`, `glosses` or a text file, one caption a line.
         return_embeddings: hand back the image embeddings with the predictions.
-        settings: any field of `cae.config.CAEConfig`, changing the preset.
+        store: a folder for the embeddings of a fit, so that it can be interrupted and need not have them in memory.
+        dtype: what embeddings are rounded to, `float32` or `float16`.
+        settings: any field of `cae.config.CAEConfig`, changing the preset; None leaves it as it is.
 
     Raises:
         ValueError: a setting is unknown or out of range.
-        EncoderError, TextError: from `setup` or the fit, when weights or texts cannot be had.
+        EncoderError, TextError, StoreError: from `setup` or the fit, when weights or texts cannot be had, or the folder
+            cannot be written.
     """
+
+    method: ClassVar[str] = "cae"
+    """What the fitted state is called after."""
 
     def __init__(
         self,
-        n_clusters: int,
+        n_clusters: int | Literal["auto"],
         *,
-        preset: Preset = "default",
+        preset: Preset = "auto",
         encoder: str | Encoder = DEFAULT_ENCODER,
         encoder_weights: str | os.PathLike[str] | None = None,
         nouns: str = "imagenet22k",
         captions: str = "glosses",
         return_embeddings: bool = False,
+        store: str | os.PathLike[str] | None = None,
+        dtype: Literal["float32", "float16"] = "float32",
         **settings: Any,
     ) -> None:
-        super().__init__()
-        spec = encoder if isinstance(encoder, str) else encoder.spec
+        super().__init__(encoder, encoder_weights=encoder_weights, store=store, dtype=dtype)
+        settings = {name: value for name, value in settings.items() if value is not None}
         self.config = CAEConfig.from_preset(preset, n_clusters, **settings)
         # Spelled out rather than collected: a checkpoint must hold plain values, and `encoder` may be an object.
         self.save_hyperparameters(
             {
                 "n_clusters": n_clusters,
                 "preset": preset,
-                "encoder": spec,
+                "encoder": self.encoder_spec,
                 "encoder_weights": os.fspath(encoder_weights) if encoder_weights else None,
                 "nouns": nouns,
                 "captions": captions,
                 "return_embeddings": return_embeddings,
+                "dtype": dtype,
                 **settings,
             },
             logger=False,
+            # Lightning looks for the values of the signature in this frame, which has them as `settings`.
+            frame=sys._getframe().f_back,
         )
-        self.encoder_spec = spec
-        self._encoder: Encoder | None = None if isinstance(encoder, str) else encoder
-        self.encoder_weights = encoder_weights
         self.sources = {"noun": nouns, "caption": captions}
         self.return_embeddings = return_embeddings
         self.fitted: FittedCAE | None = None
         self._banks: dict[str, TextBank] = {}
-        self._collected: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self._to_fill: list[tuple[Tensor, dict[str, Tensor]]] = []
+        self._tested: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
-    @property
-    def encoder(self) -> Encoder:
-        """The encoder, loaded at first use."""
-        if self._encoder is None:
-            weights = Path(self.encoder_weights) if self.encoder_weights else None
-            self._encoder = load_encoder(self.encoder_spec, weights=weights)
-        return self._encoder
+    def teardown(self, stage: str) -> None:
+        """Let go of the embeddings: the fitted state is all that is needed from here on."""
+        super().teardown(stage)
+        self.store = None
+
+    def on_train_epoch_end(self) -> None:
+        """Fit on everything collected."""
+        super().on_train_epoch_end()
+        self._fit()
 
     def on_predict_start(self) -> None:
         """Bring the encoder and the state to the trainer's device, and refuse a state of another encoder.
 
         Raises:
             ModelError: fitted with another encoder.
-            RuntimeError: a fresh module on several processes, each of which would fit to its own share of the images.
         """
-        self._collected = []
-        if self.fitted is None and self.trainer.world_size > 1:
-            raise RuntimeError(
-                f"a CAE cannot be fitted on {self.trainer.world_size} processes yet; fit with devices=1, then predict "
-                "with as many as you like"
-            )
+        self._to_fill = []
         self.encoder.to(self.device)
-        if self.fitted is not None:
+        if self.fitted is None:
+            self.open_store()
+        else:
             check_encoder(self.fitted, self.encoder)
             self.fitted = self.fitted.to(self.device)
 
@@ -120,59 +129,122 @@ class CAE(pl.LightningModule):
             The fields of `cae.pipeline.Prediction` for B images, on the CPU; `index` if the batch is a dict that has
             one; `embedding` (B, D) float32 unit rows with `return_embeddings=True`.
         """
-        x = self.embed(_images_of(batch))
-        if self.fitted is not None and len(x):
-            # The trainer's precision is for the encoder: labels must not depend on it beyond that.
-            with torch.autocast(self.device.type, enabled=False):
-                result = _on_cpu(pipeline.predict(x, self.fitted))
-        else:
+        if self.fitted is None:
+            index, x = self.collect(batch, dataloader_idx)
             result = _on_cpu(_placeholder(len(x), self.config))
-            if self.fitted is None:
-                self._collected.append((x, result))
+            self._to_fill.append((index, result))
+            if self.trainer.predict_loop.batch_progress.is_last_batch:  # type: ignore[attr-defined]
+                self._fit_and_fill()
+        else:
+            x = self.embed(images_of(batch))
+            result = _on_cpu(self.predict_embeddings(x))
         if isinstance(batch, Mapping) and "index" in batch:
             result["index"] = batch["index"].cpu()
         if self.return_embeddings:
-            result["embedding"] = x.cpu()
+            result["embedding"] = x.float().cpu()
         return result
 
     def on_predict_epoch_end(self) -> None:
-        """On a fresh module: fit on everything collected, and fill in the predictions already handed out."""
-        if not self._collected:
-            return
-        embeddings, results = zip(*self._collected, strict=True)
-        self._collected = []
-        found = _on_cpu(self.fit_embeddings(torch.cat(embeddings)))
-        start = 0
-        for x, result in zip(embeddings, results, strict=True):
-            for key, values in found.items():
-                # In place: the trainer holds these very tensors.
-                result[key].copy_(values[start : start + len(x)])
-            start += len(x)
+        """Fit, on a process that has had no batch to do it with."""
+        if self.fitted is None:
+            self._fit_and_fill()
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), or embeddings (B, D), to unit rows (B, D) float32 on the module's device.
+    def on_test_start(self) -> None:
+        """As for prediction.
 
         Raises:
-            ValueError: neither images nor embeddings, or embeddings of another width than the fitted ones.
+            ModelError: not fitted yet, or with another encoder.
         """
-        if images.ndim == 4:
-            return (
-                self.encoder.encode_images(images)
-                if len(images)
-                else torch.empty(0, self.encoder.dim, device=self.device)
-            )
-        if images.ndim == 2 and images.is_floating_point():
-            return normalize(images.to(self.device).float(), dim=1)
-        raise ValueError(
-            f"expected images (B, 3, H, W) or embeddings (B, D), got a {images.dtype} tensor of shape "
-            f"{tuple(images.shape)}"
-        )
+        if self.fitted is None:
+            raise self._not_fitted()
+        self._tested = []
+        self.on_predict_start()
 
-    def fit_embeddings(self, x: Tensor) -> pipeline.Prediction:
-        """Fit on image embeddings (N, D), unit rows; returns their predictions."""
-        banks = self.load_banks()
-        self.fitted, prediction = pipeline.fit(x, banks, self.config, provenance(self.encoder, banks))
+    def test_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> None:
+        """Label a batch and keep its classes.
+
+        Raises:
+            ValueError: the batch has no classes.
+        """
+        labels = labels_of(batch)
+        if labels is None:
+            raise ValueError("testing needs whole-numbered classes: batches (images, label), or dicts with `label`")
+        x = self.embed(images_of(batch))
+        found = _on_cpu(self.predict_embeddings(x))
+        index = self._numbers(batch, len(x), dataloader_idx)
+        self._tested.append((index, found["cluster"], labels.cpu(), found["confidence"]))
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/nmi`, `test/acc` and `test/ari`, and `test/confidence`, the mean, which needs no classes."""
+        index, clusters, classes, confidence = (torch.cat(column) for column in zip(*self._tested, strict=True))
+        self._tested = []
+        keep = unrepeated(index, self.group)
+        n_classes = int(summed(classes.max(), self.group, largest=True)) + 1
+        assert self.fitted is not None  # since the start
+        counts = torch.zeros(self.fitted.config.n_clusters, n_classes, dtype=torch.int64)
+        found = count_matrix(clusters[keep], classes[keep])
+        counts[: found.shape[0], : found.shape[1]] += found
+        table = summed(counts, self.group).numpy()
+        sure = float(summed(confidence[keep].sum(dtype=torch.float64), self.group)) / int(table.sum())
+        scores = {f"test/{name}": score(table) for name, score in OF_COUNTS.items()} | {"test/confidence": sure}
+        # The same on every rank, so that reducing them again changes nothing; Lightning warns without.
+        self.log_dict({name: torch.tensor(value).float() for name, value in scores.items()}, sync_dist=True)
+
+    def fit_embeddings(self, x: Tensor, index: Tensor | None = None, *, group: Any = None) -> pipeline.Prediction:
+        """Fit on image embeddings (N, D), unit rows; returns their predictions. For the rest see `cae.pipeline.fit`."""
+        banks, record = self.load_banks(), self._provenance()
+        self.fitted, prediction = pipeline.fit(x, banks, self.config, record, index=index, group=group)
         return prediction
+
+    def predict_embeddings(self, x: Tensor) -> pipeline.Prediction:
+        """Label image embeddings (B, D), unit rows on the device of the fitted state."""
+        if self.fitted is None:
+            raise self._not_fitted()
+        # The trainer's precision is for the encoder: labels must not depend on it beyond that.
+        with torch.autocast(x.device.type, enabled=False):
+            return pipeline.predict(x, self.fitted)
+
+    def _provenance(self) -> dict[str, Any]:
+        return {**provenance(self.encoder, self.load_banks()), "embedding_dtype": self.embedding_dtype}
+
+    def _not_fitted(self) -> ModelError:
+        return ModelError(f"this {type(self).__name__} is not fitted yet; run trainer.fit on it first")
+
+    def _fit(self) -> dict[str, Tensor]:
+        """Fit on what the store holds, each image once; the predictions of all its rows, on the CPU."""
+        store, group = self.store, self.group
+        assert store is not None  # since setup
+        keep = unrepeated(store.index, group)
+        if keep.all():
+            return self._fit_rows(store.rows, store.index)
+        if group is None:
+            raise ValueError(
+                f"{int((~keep).sum())} of {len(keep)} images have the `index` of another one; leave it out of the "
+                "batches, or number the images of the data set"
+            )
+        found = self._fit_rows(store.rows[keep], store.index[keep])
+        # Another rank stands for the rest.
+        rest = _on_cpu(self.predict_embeddings(store.rows[~keep].to(self.device)))
+        at = torch.cat([keep.nonzero(), (~keep).nonzero()]).squeeze(1).argsort()
+        return {key: torch.cat([values, rest[key]])[at] for key, values in found.items()}
+
+    def _fit_rows(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
+        with torch.autocast(self.device.type, enabled=False):
+            return _on_cpu(self.fit_embeddings(x.to(self.device), index, group=self.group))
+
+    def _fit_and_fill(self) -> None:
+        """Fit, and put the predictions into the results that the trainer holds already."""
+        assert self.store is not None  # since the start
+        self.store.finish()
+        found = self._fit()
+        if self._to_fill:
+            indices, results = zip(*self._to_fill, strict=True)
+            places = self.store.find(torch.cat(indices)).split([len(index) for index in indices])
+            for place, result in zip(places, results, strict=True):
+                for key, values in found.items():
+                    # In place: the trainer holds these very tensors.
+                    result[key].copy_(values[place])
+        self._to_fill = []
 
     def load_banks(self, reporter: Callable[[str], Callable[[int, int], None]] | None = None) -> dict[str, TextBank]:
         """The embedded corpora that the config's modalities need; from the cache where they are in it.
@@ -199,7 +271,7 @@ class CAE(pl.LightningModule):
             ModelError: not fitted yet.
         """
         if self.fitted is None:
-            raise ModelError("this CAE is not fitted yet; run trainer.predict on it first")
+            raise self._not_fitted()
         self.fitted.save(folder)
 
     @classmethod
@@ -211,13 +283,22 @@ class CAE(pl.LightningModule):
             overrides: `encoder`, `encoder_weights` or `return_embeddings` of the constructor.
 
         Raises:
-            ModelError: no model folder, damaged, or of a newer format.
+            ModelError: no model folder, damaged, of a newer format, or of another method.
         """
         fitted = FittedCAE.load(folder)
+        if fitted.method != cls.method:
+            raise ModelError(f"{folder} holds a model of {fitted.method}, not of {cls.method}")
         settings: dict[str, Any] = {field: getattr(fitted.config, field) for field in CAEConfig.__dataclass_fields__}
-        module = cls(**{"encoder": fitted.provenance["encoder"]["spec"], **settings, **overrides})
-        module.fitted = fitted
+        made = {
+            "encoder": fitted.provenance["encoder"]["spec"],
+            "dtype": fitted.provenance.get("embedding_dtype", "float32"),
+        }
+        module = cls(**{**made, **settings, **overrides})
+        module._adopt(fitted)
         return module
+
+    def _adopt(self, fitted: FittedCAE) -> None:
+        self.fitted = fitted
 
     def get_extra_state(self) -> dict[str, Any]:
         """The fitted state as tensors and plain values: PyTorch's way into `state_dict` and so into checkpoints."""
@@ -229,7 +310,25 @@ class CAE(pl.LightningModule):
         Raises:
             ModelError: written by a newer version, or damaged.
         """
-        self.fitted = FittedCAE.from_state_dict(state) if state else None
+        if state:
+            self._adopt(FittedCAE.from_state_dict(state))
+        else:
+            self.fitted = None
+
+
+def _with_settings_spelled_out(init: Any) -> inspect.Signature:
+    """The constructor's signature with every setting in place of `**settings`, as LightningCLI and `help` read it."""
+    signature, types = inspect.signature(init), get_type_hints(CAEConfig)
+    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    settings = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=types[field.name] | None)
+        for field in fields(CAEConfig)
+        if field.name not in signature.parameters
+    ]
+    return signature.replace(parameters=[*own, *settings])
+
+
+CAE.__init__.__signature__ = _with_settings_spelled_out(CAE.__init__)  # type: ignore[attr-defined]
 
 
 def check_encoder(fitted: FittedCAE, encoder: Encoder) -> None:
@@ -254,20 +353,6 @@ def provenance(encoder: Encoder, banks: Mapping[str, TextBank]) -> dict[str, Any
         "corpora": {modality: bank.provenance() for modality, bank in banks.items()},
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
     }
-
-
-def _images_of(batch: Any) -> Tensor:
-    """The images or embeddings of a batch, however the user's DataModule packs them."""
-    if isinstance(batch, Mapping):
-        for key in IMAGE_KEYS:
-            if key in batch:
-                return _images_of(batch[key])
-        raise ValueError(f"a dict batch needs one of the keys {', '.join(IMAGE_KEYS)}; this one has {', '.join(batch)}")
-    if isinstance(batch, Tensor):
-        return batch
-    if isinstance(batch, tuple | list) and batch:
-        return _images_of(batch[0])
-    raise ValueError(f"expected a batch of images or embeddings as tensor, tuple or dict, got {type(batch).__name__}")
 
 
 def _placeholder(n: int, config: CAEConfig) -> pipeline.Prediction:

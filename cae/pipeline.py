@@ -11,19 +11,26 @@
 `fit` sees all images and leaves a small state. `predict` takes one image after the other through the same stages: the
 plan's row for an image depends on that image and the potentials g alone. So the labels that `fit` reports are the
 labels that `predict` gives, for any batch size and order.
+
+`fit` may be shared between processes, each with some of the images: what is summed over images (cells of k-means,
+column sums of the plan, means) is reduced, everything else is the same on all of them. Of N images it holds x, which
+may be mapped from disk, and z; counterparts are made again, block by block, where they are needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from cae.blocks import blockwise
-from cae.clustering import assign, kmeans
-from cae.config import CAEConfig
+from cae.auto import decide, sample_size
+from cae.blocks import blockwise, row_blocks
+from cae.clustering import assign, kmeans, sample_rows
+from cae.config import UNKNOWN, CAEConfig
+from cae.distributed import summed, total
 from cae.fusion import fuse_modalities, modality_means
 from cae.kernels import nearest
 from cae.naming import describe_clusters
@@ -31,6 +38,9 @@ from cae.semantic_space import select_texts, semantic_centers
 from cae.state import FittedCAE, SelectedTexts
 from cae.text import TextBank
 from cae.transport import column_potentials, text_counterparts
+
+Texts = Mapping[str, tuple[list[str], Tensor]]
+"""By modality the selected texts, M strings, and their unit embeddings (M, D)."""
 
 
 class Prediction(NamedTuple):
@@ -58,31 +68,46 @@ def fit(
     provenance: Mapping[str, Any] | None = None,
     *,
     select_on: Tensor | None = None,
+    index: Tensor | None = None,
+    group: ProcessGroup | None = None,
 ) -> tuple[FittedCAE, Prediction]:
     """Cluster N images, end to end.
 
     Args:
-        x: (N, D) float32 unit image embeddings, on the device that shall do the work.
+        x: (N, D) float32 or float16 unit image embeddings, on the device that shall do the work. Of a group, this
+            rank's share, which may be empty.
         banks: a `TextBank` of the same encoder for each of `config.modalities`.
         config: the settings.
         provenance: kept in the state as it is.
         select_on: (N', D) float32 unit embeddings of other images, whose centers select the texts in place of the
-            images' own: TAC selects on the training split and clusters the test split.
+            images' own: TAC selects on the training split and clusters the test split. Not with a group.
+        index: (N,) int64, a number of its own for each image, by which the result does not depend on the images' order;
+            a group cannot do without. 0 to N - 1 by default.
+        group: the processes that share the images. Every rank gets the same state.
 
     Returns:
         The fitted state and the predictions for the same images.
 
     Raises:
-        ValueError: fewer images than clusters, rows that are not finite or not unit, or a bank of another width.
+        ValueError: fewer images than clusters, rows that are not finite or not unit, or a bank of another width; on
+            every rank of a group.
     """
-    _check(x, banks, config)
-    centers = semantic_centers(x if select_on is None else select_on, config)
-    selected: dict[str, SelectedTexts] = {
-        modality: _select(x, centers, banks[modality], config) for modality in config.modalities
-    }
-    parts = _counterparts(x, selected, config, n_fitted=len(x))
-    means = modality_means(parts, config)
-    (z,) = blockwise(lambda *rows: fuse_modalities(rows, means, config)[:1], *parts)
+    _check(x, banks, config, group)
+    n_images = total(len(x), group)
+
+    def select(config: CAEConfig) -> Texts:
+        if select_on is not None:
+            return _select(semantic_centers(select_on, config), banks, config)
+        return _select(semantic_centers(x, config, index, group), banks, config)
+
+    notes = dict(provenance or {})
+    if config.n_clusters == UNKNOWN or config.fusion == "auto":
+        sample = sample_rows(x, index, sample_size(n_images, config), config.seed, group).to(x.device)
+        config, decided = decide(sample, config, select, Trial, group)
+        notes |= decided
+    selected = _potentials(x, select(config), config, group)
+    means = _means(x, selected, config, n_images, group)
+    z, beta = blockwise(lambda rows: _fused(rows, selected, means, config, n_images), x)
     centroids = kmeans(
         z,
         config.n_clusters,
@@ -90,37 +115,67 @@ def fit(
         n_init=config.n_init,
         max_iter=config.kmeans_iter,
         seed=config.seed,
+        index=index,
+        group=group,
     )
-    prediction = _place(parts, means, centroids, config)
-    clusters = describe_clusters(x, prediction.cluster, selected, banks, config)
-    return FittedCAE(config, len(x), selected, means, centroids, clusters, dict(provenance or {})), prediction
+    prediction = Prediction(*blockwise(lambda *rows: _placed(*rows, centroids=centroids, config=config), z, beta))
+    clusters = describe_clusters(x, prediction.cluster, selected, banks, config, group)
+    return FittedCAE(config, n_images, selected, means, centroids, clusters, notes), prediction
+
+
+class Trial:
+    """The stages up to Eq. 17 on a sample, for `cae.auto` to try settings on; counterparts are kept by balance."""
+
+    def __init__(self, sample: Tensor, texts: Texts) -> None:
+        self.sample, self.texts = sample, texts
+        self._parts: dict[float, tuple[Tensor, ...]] = {}
+
+    def fused(self, config: CAEConfig) -> Tensor:
+        """Z (S, D) under these settings, which may differ between calls in balance and in the fusion."""
+        if config.balance not in self._parts:
+            selected = _potentials(self.sample, self.texts, config)
+            self._parts[config.balance] = blockwise(
+                lambda rows: _counterparts(rows, selected, config, len(self.sample)), self.sample
+            )
+        parts = self._parts[config.balance]
+        means = modality_means([parts]) if config.center_modalities else torch.zeros(len(parts), parts[0].shape[1])
+        means = means.to(self.sample)
+        return blockwise(lambda *rows: fuse_modalities(rows, means, config)[:1], *parts)[0]
 
 
 def predict(x: Tensor, fitted: FittedCAE) -> Prediction:
     """Label images by a fitted state.
 
     Args:
-        x: (B, D) float32 unit image embeddings of the fitted encoder, on the state's device, B at least 1.
+        x: (B, D) float32 or float16 unit image embeddings of the fitted encoder, on the state's device.
         fitted: from `fit`.
     """
-    parts = _counterparts(x, fitted.selected, fitted.config, fitted.n_images)
-    return _place(parts, fitted.means, fitted.centroids, fitted.config)
+    config, centroids = fitted.config, fitted.centroids
+
+    def stages(rows: Tensor) -> tuple[Tensor, ...]:
+        z, beta = _fused(rows, fitted.selected, fitted.means, config, fitted.n_images)
+        return _placed(z, beta, centroids=centroids, config=config)
+
+    return Prediction(*blockwise(stages, x))
 
 
 def representations(x: Tensor, fitted: FittedCAE) -> dict[str, Tensor]:
     """The images as each step of the method sees them (Figure 5 of the paper).
 
     Args:
-        x: (B, D) float32 unit image embeddings, B at least 1.
+        x: (B, D) float32 or float16 unit image embeddings.
         fitted: from `fit`.
 
     Returns:
         `image`, each of `config.modalities`, and `fused`, which the last k-means saw; (B, D) each, `fused` wider for
         concatenation.
     """
-    parts = _counterparts(x, fitted.selected, fitted.config, fitted.n_images)
-    (z,) = blockwise(lambda *rows: fuse_modalities(rows, fitted.means, fitted.config)[:1], *parts)
-    return dict(zip(("image", *fitted.config.modalities, "fused"), (*parts, z), strict=True))
+
+    def stages(rows: Tensor) -> tuple[Tensor, ...]:
+        parts = _counterparts(rows, fitted.selected, fitted.config, fitted.n_images)
+        return *parts, fuse_modalities(parts, fitted.means, fitted.config)[0]
+
+    return dict(zip(("image", *fitted.config.modalities, "fused"), blockwise(stages, x), strict=True))
 
 
 def top_texts(x: Tensor, selected: SelectedTexts, k: int) -> Tensor:
@@ -138,14 +193,13 @@ def top_texts(x: Tensor, selected: SelectedTexts, k: int) -> Tensor:
     return nearest(x, selected.embeddings, k=k, bias=selected.g).labels.reshape(len(x), k)
 
 
-def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig) -> None:
+def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: ProcessGroup | None) -> None:
+    """Refuse what no stage could work with, on all ranks alike: a rank that stops alone leaves the others waiting."""
     if x.ndim != 2:
         raise ValueError(f"expected image embeddings (N, D), got a tensor of shape {tuple(x.shape)}")
-    if len(x) < config.n_clusters:
-        raise ValueError(f"cannot make {config.n_clusters} clusters of {len(x)} images; ask for fewer clusters")
-    if not torch.isfinite(x).all():
-        broken = int((~torch.isfinite(x).all(dim=1)).sum())
-        raise ValueError(f"{broken} of {len(x)} image embeddings hold NaN or infinity")
+    n_images = total(len(x), group)
+    if n_images < config.n_clusters:
+        raise ValueError(f"cannot make {config.n_clusters} clusters of {n_images} images; ask for fewer clusters")
     for modality in config.modalities:
         if modality not in banks:
             raise ValueError(f"the {modality} bank is missing; got banks for {', '.join(banks) or 'nothing'}")
@@ -154,34 +208,74 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig) -> None:
                 f"the {modality} bank has width {banks[modality].embeddings.shape[1]}, the images {x.shape[1]}: "
                 "embed both with the same encoder"
             )
+    broken, stretched = torch.zeros(2, dtype=torch.int64)
+    for rows in x.split(8192):
+        length = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+        broken += (~length.isfinite()).sum().cpu()
+        stretched += ((length - 1).abs() > 1e-2).sum().cpu()
+    broken, stretched = summed(torch.stack([broken, stretched]), group).tolist()
+    if broken:
+        raise ValueError(f"{broken} of {n_images} image embeddings hold NaN or infinity")
+    if stretched:
+        raise ValueError(f"{stretched} of {n_images} image embeddings are not of unit length; normalize them first")
 
 
-def _select(x: Tensor, centers: Tensor, bank: TextBank, config: CAEConfig) -> SelectedTexts:
-    """U and g_u, or V and g_v."""
-    chosen = select_texts(bank.embeddings, centers, config).cpu()
-    u = torch.nn.functional.normalize(bank.embeddings[chosen].float(), dim=1).to(x.device)
-    return SelectedTexts([bank.texts[j] for j in chosen.tolist()], u, column_potentials(x, u, config))
+def _select(centers: Tensor, banks: Mapping[str, TextBank], config: CAEConfig) -> Texts:
+    """Eq. 2-3: U and V."""
+    texts: dict[str, tuple[list[str], Tensor]] = {}
+    for modality in config.modalities:
+        bank = banks[modality]
+        chosen = select_texts(bank.embeddings, centers, config).cpu()
+        u = torch.nn.functional.normalize(bank.embeddings[chosen].float(), dim=1).to(centers.device)
+        texts[modality] = [bank.texts[j] for j in chosen.tolist()], u
+    return texts
+
+
+def _potentials(
+    x: Tensor, texts: Texts, config: CAEConfig, group: ProcessGroup | None = None
+) -> dict[str, SelectedTexts]:
+    """U with g_u, V with g_v."""
+    return {
+        modality: SelectedTexts(names, u, column_potentials(x, u, config, group))
+        for modality, (names, u) in texts.items()
+    }
+
+
+def _means(
+    x: Tensor,
+    selected: Mapping[str, SelectedTexts],
+    config: CAEConfig,
+    n_images: int,
+    group: ProcessGroup | None,
+) -> Tensor:
+    """What centring subtracts from each modality: (m, D), zero where the config does not centre."""
+    if not config.center_modalities:
+        return torch.zeros(1 + len(selected), x.shape[1], dtype=torch.float32, device=x.device)
+
+    def blocks() -> Iterator[tuple[Tensor, ...]]:
+        for (rows,), place in row_blocks(x):
+            parts = _counterparts(rows, selected, config, n_images)
+            yield tuple(part[: place.stop - place.start] for part in parts)
+
+    return modality_means(blocks(), group)
 
 
 def _counterparts(
-    x: Tensor, selected: Mapping[str, SelectedTexts], config: CAEConfig, n_fitted: int
+    rows: Tensor, selected: Mapping[str, SelectedTexts], config: CAEConfig, n_fitted: int
 ) -> tuple[Tensor, ...]:
-    """x, and its counterpart in each modality: m tensors (N, D)."""
-    return blockwise(
-        lambda rows: (
-            rows,
-            *(text_counterparts(rows, texts.embeddings, texts.g, config, n_fitted) for texts in selected.values()),
-        ),
-        x,
-    )
+    """A block of x, and its counterpart in each modality: m tensors (B, D) float32."""
+    rows = rows.float()
+    return rows, *(text_counterparts(rows, texts.embeddings, texts.g, config, n_fitted) for texts in selected.values())
 
 
-def _place(parts: tuple[Tensor, ...], means: Tensor, centroids: Tensor, config: CAEConfig) -> Prediction:
-    """Fusion and nearest centroid, row by row."""
+def _fused(
+    rows: Tensor, selected: Mapping[str, SelectedTexts], means: Tensor, config: CAEConfig, n_fitted: int
+) -> tuple[Tensor, Tensor]:
+    """A block of x to z and the modality weights."""
+    return fuse_modalities(_counterparts(rows, selected, config, n_fitted), means, config)
 
-    def stage(*rows: Tensor) -> tuple[Tensor, ...]:
-        z, beta = fuse_modalities(rows, means, config)
-        found = assign(z, centroids, spherical=config.spherical)
-        return found.labels, found.confidence, found.runner_up, found.similarity, beta
 
-    return Prediction(*blockwise(stage, *parts))
+def _placed(z: Tensor, beta: Tensor, *, centroids: Tensor, config: CAEConfig) -> tuple[Tensor, ...]:
+    """A block of z to the fields of `Prediction`."""
+    found = assign(z, centroids, spherical=config.spherical)
+    return found.labels, found.confidence, found.runner_up, found.similarity, beta

@@ -1,9 +1,14 @@
-"""The files of a result.
+"""A result on disk: what `cae cluster` writes, and `SavedResult`, which reads it back.
 
 OUT/assignments.parquet, .csv   a row a picture
+OUT/embeddings.safetensors      `embedding` (N, D) float16 unit rows, in the order of the assignments
 OUT/clusters.json               a record a cluster, under `clusters`
 OUT/model/                      the fitted state (`cae.state`), for `cae predict`
-OUT/run.json                    settings, provenance, scores and what was skipped
+OUT/run.json                    format version, settings, provenance, scores and what was skipped
+OUT/edits.json                  what people changed by hand since, if they did (`cae.edits`)
+
+The pictures themselves stay where they are. A result knows each by its path below the folder it was found in, and by
+the SHA-256 of its bytes.
 """
 
 from __future__ import annotations
@@ -11,22 +16,37 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from cae.files import replacing
-from cae.folder import FolderResult
+from cae.edits import Edit, Edited, apply_edits, load_edits
+from cae.files import content_hashes, dump_json, replacing
+from cae.folder import FolderResult, shown_path
+from cae.state import FittedCAE, ModelError
 
+FORMAT_VERSION = 1
 MODEL_FOLDER = "model"
+_ASSIGNMENTS, _ASSIGNMENTS_CSV = "assignments.parquet", "assignments.csv"
+_EMBEDDINGS = "embeddings.safetensors"
+_CLUSTERS = "clusters.json"
+_RUN = "run.json"
 
 
 class OutputError(OSError):
     """Results cannot be written where they were asked for."""
+
+
+class ResultError(ValueError):
+    """A result folder cannot be used; the message says why and what to do."""
 
 
 def check_writable(out: Path) -> None:
@@ -45,21 +65,20 @@ def check_writable(out: Path) -> None:
         ) from error
 
 
+def write_csv(table: pa.Table, path: Path) -> None:
+    """Write a table as CSV, with lists of strings joined by '; '."""
+    for i, column in enumerate(table.schema):
+        if pa.types.is_list(column.type):
+            joined = ["; ".join(texts) for texts in table[column.name].to_pylist()]
+            table = table.set_column(i, column.name, pa.array(joined, pa.string()))
+    pacsv.write_csv(table, path)
+
+
 def write_assignments(table: pa.Table, out: Path) -> None:
-    """Write `assignments.parquet` and `.csv`; in the CSV, lists are joined by '; '."""
-    top_nouns = table.column_names.index("top_nouns")
-    flat = table.set_column(
-        top_nouns, "top_nouns", pa.array(["; ".join(nouns) for nouns in table["top_nouns"].to_pylist()])
-    )
-    with replacing(out / "assignments.parquet", out / "assignments.csv") as (parquet, text):
+    """Write `assignments.parquet` and `.csv`."""
+    with replacing(out / _ASSIGNMENTS, out / _ASSIGNMENTS_CSV) as (parquet, text):
         pq.write_table(table, parquet)
-        pacsv.write_csv(flat, text)
-
-
-def write_json(value: Any, path: Path) -> None:
-    """Write a JSON file, readable by people."""
-    with replacing(path) as (target,):
-        target.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_csv(table, text)
 
 
 def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
@@ -70,18 +89,216 @@ def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
         out: an existing folder.
         run: scores, timings and command of the run; provenance and settings are added.
     """
-    write_assignments(result.assignments(), out)
-    write_json({"clusters": result.clusters()}, out / "clusters.json")
     result.fitted.save(out / MODEL_FOLDER)
-    write_json(
-        {
-            "root": os.fspath(result.root.absolute()),
-            "images": len(result.paths),
-            "beta_mean": {modality: round(float(weight.mean()), 4) for modality, weight in result.weights().items()},
-            "skipped": {result.relative(path): reason for path, reason in result.skipped.items()},
-            "config": asdict(result.fitted.config),
-            **result.fitted.provenance,
-            **run,
-        },
-        out / "run.json",
-    )
+    run = {
+        "root": os.fspath(result.root.absolute()),
+        "root_from_here": os.path.relpath(result.root, out),
+        "images": len(result.paths),
+        "beta_mean": {modality: round(float(weight.mean()), 4) for modality, weight in result.weights().items()},
+        "skipped": {result.relative(path): reason for path, reason in result.skipped.items()},
+        "config": asdict(result.fitted.config),
+        **result.fitted.provenance,
+        **run,
+    }
+    write_tables(out, result.assignments(), result.embeddings, result.clusters(), run)
+
+
+def write_tables(
+    out: Path, assignments: pa.Table, embeddings: Tensor, clusters: list[dict[str, Any]], run: dict[str, Any]
+) -> None:
+    """Write everything but the model; all files are made before the first one is replaced.
+
+    Args:
+        out: the result folder.
+        assignments: N rows.
+        embeddings: (N, D) float unit rows.
+        clusters: a record a cluster.
+        run: what `run.json` holds besides the format version.
+    """
+    names = (_ASSIGNMENTS, _ASSIGNMENTS_CSV, _EMBEDDINGS, _CLUSTERS, _RUN)
+    with replacing(*(out / name for name in names)) as (parquet, text, vectors, groups, about):
+        pq.write_table(assignments, parquet)
+        write_csv(assignments, text)
+        save_file({"embedding": embeddings.half().contiguous()}, vectors)
+        dump_json({"clusters": clusters}, groups)
+        dump_json({"format_version": FORMAT_VERSION, **run}, about)
+
+
+@dataclass(frozen=True)
+class SavedResult:
+    """A result folder, read back.
+
+    Pictures may have gone since: `pictures` has None in the place of each that is missing, so that a table or a page
+    can still show the rest. If the folder of pictures has moved as a whole, `load` looks for it where it lay before as
+    seen from the result, and takes any other place as `images`. Whether a file holds something else by now is told by
+    `changed`, which has to read them all.
+
+    Attributes:
+        folder: the result folder.
+        root: the folder of the pictures; it need not exist any more.
+        assignments: N rows, see `FolderResult.assignments`. `path` is below `root`, or absolute for pictures that
+            `cae update` added from elsewhere.
+        clusters: a record a cluster: `id`, `name`, `gloss`, `size`, `nouns`, `captions`, `representatives` (paths as
+            in the assignments). Look clusters up by `id`.
+        run: settings, provenance, scores and what was skipped.
+        edits: changes by hand that `edited` applies.
+    """
+
+    folder: Path
+    root: Path
+    assignments: pa.Table
+    clusters: list[dict[str, Any]]
+    run: dict[str, Any]
+    edits: tuple[Edit, ...] = ()
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, images: str | os.PathLike[str] | None = None) -> Self:
+        """Read a folder that `write_result` wrote. Model and embeddings wait until they are asked for.
+
+        Args:
+            folder: the result folder.
+            images: where the pictures lie now, if they have moved.
+
+        Raises:
+            ResultError: no result, or one that is incomplete, damaged, or from another version.
+            EditError: the edits beside it are damaged or from a newer version.
+        """
+        folder = Path(folder)
+        run = _read_json(folder, _RUN)
+        version = run.get("format_version")
+        if not isinstance(version, int):
+            raise ResultError(f"{folder} was written by an earlier version of cae; run `cae cluster` again")
+        if version > FORMAT_VERSION:
+            raise ResultError(
+                f"the result in {folder} has format {version}, this version of cae reads up to {FORMAT_VERSION}; "
+                "upgrade cae"
+            )
+        _require(folder, _ASSIGNMENTS)
+        try:
+            assignments = pq.read_table(folder / _ASSIGNMENTS)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(folder, _ASSIGNMENTS, error) from error
+        clusters: Any = _read_json(folder, _CLUSTERS).get("clusters")
+        _check_consistent(folder, assignments, clusters, run)
+        return cls(folder, _find_root(folder, run, images), assignments, clusters, run, load_edits(folder))
+
+    @cached_property
+    def edited(self) -> Self:
+        """The result as people want it: with its edits applied, and none left to apply."""
+        if not self.edits:
+            return self
+        return replace(self, assignments=self._edited.assignments, clusters=self._edited.clusters, edits=())
+
+    @property
+    def unmatched_edits(self) -> list[str]:
+        """A line for each edit that `edited` leaves out because its pictures are gone or scattered."""
+        return self._edited.unmatched if self.edits else []
+
+    @cached_property
+    def _edited(self) -> Edited:
+        return apply_edits(self, self.edits)
+
+    @cached_property
+    def fitted(self) -> FittedCAE:
+        """The fitted model.
+
+        Raises:
+            ResultError: missing, damaged or from a newer version.
+        """
+        try:
+            return FittedCAE.load(self.folder / MODEL_FOLDER)
+        except ModelError as error:
+            raise ResultError(str(error)) from error
+
+    @cached_property
+    def embeddings(self) -> Tensor:
+        """(N, D) float16 image embeddings, unit rows up to rounding, in the order of `assignments`.
+
+        Raises:
+            ResultError: missing, damaged, or not of these assignments.
+        """
+        _require(self.folder, _EMBEDDINGS)
+        try:
+            embeddings = load_file(self.folder / _EMBEDDINGS)["embedding"]
+        except (SafetensorError, OSError, KeyError) as error:
+            raise _damaged(self.folder, _EMBEDDINGS, error) from error
+        if len(embeddings) != len(self.assignments):
+            raise _damaged(self.folder, _EMBEDDINGS, f"{len(embeddings)} rows for {len(self.assignments)} pictures")
+        return embeddings
+
+    @cached_property
+    def pictures(self) -> list[Path | None]:
+        """Where each of the N pictures lies now; None where there is no file any more."""
+        paths = self.assignments["path"].to_pylist()
+        # A name that is no UTF-8 is shown with a replacement character, and found by listing the folder again.
+        listed = self.root.rglob("*") if any("\ufffd" in path for path in paths) else ()
+        undecodable = {shown_path(path, self.root): path for path in listed}
+        places = (undecodable.get(path, self.root / path) for path in paths)
+        return [place if place.is_file() else None for place in places]
+
+    def present(self) -> list[tuple[dict[str, Any], Path]]:
+        """The rows whose picture is still there, as dicts, with its place."""
+        rows = zip(self.assignments.to_pylist(), self.pictures, strict=True)
+        return [(row, place) for row, place in rows if place is not None]
+
+    def changed(self) -> list[int]:
+        """Rows whose file is still there but holds other bytes than those that were clustered. Reads every file."""
+        here = [(row, place) for row, place in enumerate(self.pictures) if place is not None]
+        hashes = self.assignments["sha256"].to_pylist()
+        found = content_hashes([place for _, place in here])
+        return [row for (row, _), now in zip(here, found, strict=True) if now != hashes[row]]
+
+
+_COLUMNS = ("path", "cluster", "name", "confidence", "similarity", "runner_up", "top_nouns", "top_caption", "sha256")
+_RECORD = ("id", "name", "gloss", "size", "nouns", "captions", "representatives")
+
+
+def _check_consistent(folder: Path, assignments: pa.Table, clusters: Any, run: dict[str, Any]) -> None:
+    """Catch files that are not what they should be, or not of one and the same run."""
+    missing = [name for name in _COLUMNS if name not in assignments.column_names]
+    if missing:
+        raise _damaged(folder, _ASSIGNMENTS, f"no column {', '.join(missing)}")
+    if not isinstance(clusters, list) or not all(
+        isinstance(record, dict) and set(_RECORD) <= set(record) for record in clusters
+    ):
+        raise _damaged(folder, _CLUSTERS, f"expected records with {', '.join(_RECORD)} under `clusters`")
+    if not isinstance(run.get("root"), str):
+        raise _damaged(folder, _RUN, "it does not say where the pictures are")
+    if run.get("images") != len(assignments):
+        raise _damaged(folder, _RUN, f"it speaks of {run.get('images')} pictures, {_ASSIGNMENTS} of {len(assignments)}")
+    unknown = set(assignments["cluster"].unique().to_pylist()) - {record["id"] for record in clusters}
+    if unknown:
+        raise _damaged(folder, _CLUSTERS, f"no record of cluster {', '.join(map(str, sorted(unknown)))}")
+
+
+def _find_root(folder: Path, run: dict[str, Any], images: str | os.PathLike[str] | None) -> Path:
+    """The folder of the pictures: as told, as recorded, or as far from the result as it was."""
+    if images is not None:
+        if not Path(images).is_dir():
+            raise ResultError(f"no such folder of pictures: {images}")
+        return Path(images)
+    recorded, beside = Path(run["root"]), folder / run.get("root_from_here", run["root"])
+    return beside if beside.is_dir() and not recorded.is_dir() else recorded
+
+
+def _require(folder: Path, name: str) -> None:
+    if not folder.is_dir():
+        raise ResultError(f"no such folder: {folder}")
+    if not (folder / name).is_file():
+        whole = "incomplete" if (folder / _RUN).is_file() else "no result of `cae cluster`"
+        raise ResultError(f"{folder} is {whole}: {name} is missing; run `cae cluster` with --out {folder}")
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    _require(folder, name)
+    try:
+        value = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise _damaged(folder, name, error) from error
+    if not isinstance(value, dict):
+        raise _damaged(folder, name, "it holds no object")
+    return value
+
+
+def _damaged(folder: Path, name: str, why: object) -> ResultError:
+    return ResultError(f"{folder / name} is damaged ({why}); run `cae cluster` again")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from cae.clustering import kmeans
+from cae.clustering import cell_sums, cells, kmeans
 from cae.config import CAEConfig
-from cae.kernels import nearest, retrieve
+from cae.distributed import total
+from cae.kernels import retrieve
 from cae.stopwatch import stage
 
 
@@ -18,23 +19,28 @@ def n_centers(n_images: int, config: CAEConfig) -> int:
 
 
 @stage("centers")
-def semantic_centers(x: Tensor, config: CAEConfig) -> Tensor:
+def semantic_centers(
+    x: Tensor, config: CAEConfig, index: Tensor | None = None, group: ProcessGroup | None = None
+) -> Tensor:
     """Eq. 1: the mean image embedding of each k-means cell.
 
     Args:
-        x: (N, D) float32 unit image embeddings.
+        x: (N, D) float32 or float16 unit image embeddings, of a group this rank's share.
         config: gives the number of centers and the seed.
+        index: (N,) int64, the images' numbers, see `cae.clustering.kmeans`.
+        group: the processes that share the images.
 
     Returns:
         P (n, D) float32, means of unit vectors and so shorter than 1 where a cell is wide.
     """
-    n = n_centers(len(x), config)
+    n = n_centers(total(len(x), group), config)
     # One restart: the centers only pick texts, and k-means++ seeding already spreads them.
-    centroids = kmeans(x, n, spherical=True, n_init=1, max_iter=config.kmeans_iter, seed=config.seed)
-    # On the CPU, where k-means ran: CUDA adds rows in no fixed order, and the same seed would give other centers.
-    cells, sizes = torch.unique(nearest(x, centroids).labels.cpu(), return_inverse=True, return_counts=True)[1:]
-    sums = torch.zeros(len(sizes), x.shape[1], dtype=torch.float64).index_add_(0, cells, x.cpu().double())
-    return (sums / sizes.unsqueeze(1)).to(x)
+    centroids = kmeans(
+        x, n, spherical=True, n_init=1, max_iter=config.kmeans_iter, seed=config.seed, index=index, group=group
+    )
+    labels, _ = cells(x, centroids, spherical=True)
+    sums, sizes = cell_sums(x, labels, n, group)
+    return (sums[sizes > 0] / sizes[sizes > 0].unsqueeze(1)).float()
 
 
 @stage("retrieval")

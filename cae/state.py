@@ -20,6 +20,7 @@ from cae.files import replacing
 FORMAT_VERSION = 1
 _TENSORS_FILE = "model.safetensors"
 _CONFIG_FILE = "config.json"
+_NETWORK = "network."
 
 
 class ModelError(ValueError):
@@ -33,7 +34,7 @@ class SelectedTexts:
     Attributes:
         texts: M strings.
         embeddings: (M, D) float32 unit rows, U or V of the paper.
-        g: (M,) float32 column potentials of Eq. 10, zeros for softmax coupling.
+        g: (M,) float32 column potentials of Eq. 10, zeros for `balance=0`.
 
     Raises:
         ValueError: the three differ in length.
@@ -72,16 +73,18 @@ class ClusterDescription:
 
 @dataclass(frozen=True)
 class FittedCAE:
-    """The fitted method: all that `cae.pipeline.predict` needs.
+    """The fitted method: all that labelling an image needs.
 
     Attributes:
         config: the settings it was fitted with.
         n_images: N, the images it was fitted on.
         selected: texts by modality, in the order of `config.modalities`.
         means: (m, D) float32 modality means, the image first.
-        centroids: (K, D) float32, or (K, m * D) for concatenation.
+        centroids: (K, D) float32, or (K, m * D) for concatenation; (0, D) where a network labels.
         clusters: K descriptions.
         provenance: encoder, corpora with hashes, versions; plain JSON values.
+        method: `cae`, or the method of `cae.trained` that trained the network.
+        network: the network's `state_dict`, empty for `cae`.
     """
 
     config: CAEConfig
@@ -91,6 +94,8 @@ class FittedCAE:
     centroids: Tensor
     clusters: list[ClusterDescription]
     provenance: dict[str, Any] = field(default_factory=dict)
+    method: str = "cae"
+    network: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Self:
         """The same state with its tensors on `device`."""
@@ -115,11 +120,7 @@ class FittedCAE:
                 f"the model has format {version}, this version of cae reads up to {FORMAT_VERSION}; upgrade cae"
             )
         try:
-            if cls is FittedCAE and (method := state["plain"].get("method")):
-                raise ModelError(f"the model was trained by {method}: load it with cae.trained.load_pretrained")
             return cls._from_parts(state["tensors"], state["plain"])
-        except ModelError:
-            raise
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"the fitted CAE is incomplete or damaged: {error!r}") from error
 
@@ -157,7 +158,7 @@ class FittedCAE:
         for modality, selected in self.selected.items():
             tensors[f"{modality}.embeddings"] = selected.embeddings
             tensors[f"{modality}.g"] = selected.g
-        return tensors
+        return tensors | {_NETWORK + key: value for key, value in self.network.items()}
 
     def _plain(self) -> dict[str, Any]:
         return {
@@ -166,6 +167,7 @@ class FittedCAE:
             "texts": {modality: selected.texts for modality, selected in self.selected.items()},
             "clusters": [asdict(cluster) for cluster in self.clusters],
             "provenance": self.provenance,
+            "method": self.method,
         }
 
     @classmethod
@@ -181,4 +183,6 @@ class FittedCAE:
             centroids=tensors["centroids"],
             clusters=[ClusterDescription(**cluster) for cluster in plain["clusters"]],
             provenance=plain["provenance"],
+            method=plain.get("method", "cae"),
+            network={key.removeprefix(_NETWORK): tensors[key] for key in tensors if key.startswith(_NETWORK)},
         )

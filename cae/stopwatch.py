@@ -1,46 +1,75 @@
-"""Where the time of a run goes, stage by stage."""
+"""Where the time of a run goes, stage by stage, and how far it is."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import partial
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
+
+Watcher = Callable[[str, float, str], None]
+"""Hears which stage runs, what share of it in [0, 1] is done, and a word on where it stands."""
+
 _running: ContextVar[Counter[str] | None] = ContextVar("running", default=None)
+_watching: ContextVar[Watcher | None] = ContextVar("watching", default=None)
+_telling: ContextVar[Callable[[float, str], None] | None] = ContextVar("telling", default=None)
 
 
 @contextmanager
 def stopwatch() -> Iterator[Counter[str]]:
     """Collect the seconds of every `stage` that runs inside, by its name."""
     seconds: Counter[str] = Counter()
-    token = _running.set(seconds)
-    try:
+    with _set(_running, seconds):
         yield seconds
-    finally:
-        _running.reset(token)
+
+
+def watching(watcher: Watcher) -> AbstractContextManager[None]:
+    """Let `watcher` hear of every `stage` that runs inside, and of what they `tell`."""
+    return _set(_watching, watcher)
 
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Count the time inside, or of a decorated function, under `name`; free of cost without a `stopwatch` around it.
+    """Count the time inside, or of a decorated function, under `name`; free of cost where nobody measures or watches.
 
     A stage inside a stage belongs to the outer one, so that the stages add up to the whole.
     """
-    seconds = _running.get()
-    if seconds is None:
+    seconds, watcher = _running.get(), _watching.get()
+    if seconds is None and watcher is None:
         yield
         return
-    token = _running.set(None)
-    start = _now()
+    with _set(_running, None), _set(_watching, None), _set(_telling, partial(watcher, name) if watcher else None):
+        tell(0, "")
+        start = _now()
+        try:
+            yield
+        finally:
+            if seconds is not None:
+                seconds[name] += _now() - start  # type: ignore[assignment]  # typeshed's Counter holds whole numbers
+        tell(1, "")
+
+
+def tell(share: float, note: str) -> None:
+    """Let whoever watches know how far the running stage is."""
+    telling = _telling.get()
+    if telling is not None:
+        telling(share, note)
+
+
+@contextmanager
+def _set(variable: ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _running.reset(token)
-        seconds[name] += _now() - start  # type: ignore[assignment]  # typeshed's Counter holds whole numbers
+        variable.reset(token)
 
 
 def _now() -> float:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
-    from cae.folder import FolderResult, Reporter
+    from cae.compare import Comparison
+    from cae.folder import FolderResult, Report, Reporter
+    from cae.results import SavedResult
+    from cae.update import News
 
 out = Console()
 err = Console(stderr=True)
@@ -22,24 +26,41 @@ COLLAPSED = 0.99
 """Mean weight from which one modality is said to have taken over the fusion."""
 
 
-class _Rate(ProgressColumn):
-    """Items per second."""
+SHOWN, MOVES = 5, 12
+"""How many of a long list are named, and how many moves of pictures between clusters."""
+
+
+class _Standing(ProgressColumn):
+    """How many of how many and how many a second; or, where that says nothing, a note."""
 
     def render(self, task: Task) -> Text:
+        if task.fields["note"]:
+            return Text(task.fields["note"])
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f}/s")
+        of = "?" if task.total is None else f"{task.total:,.0f}"
+        return Text(f"{task.completed:,.0f}/{of}" + (f"  {speed:,.0f}/s" if speed else ""))
 
 
 @contextmanager
 def progress_bars(*, quiet: bool) -> Iterator[Reporter]:
     """A bar for everything that reports; on the error stream, so that results can be piped."""
-    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        _Standing(),
+    )
     progress = Progress(*columns, console=err, disable=quiet)
 
-    def reporter(what: str) -> Callable[[int, int], None]:
+    def reporter(what: str) -> Report:
         progress.start()  # only now: an error before any work should stand alone
-        task = progress.add_task(what, total=None)
-        return lambda done, total: progress.update(task, completed=done, total=total)
+        task = progress.add_task(what, total=None, note="")
+
+        def report(done: float, total: float, note: str = "") -> None:
+            # Work that notes its progress may not know yet how far it is: then the bar pulses.
+            progress.update(task, completed=done, total=total if done or not note else None, note=note)
+
+        return report
 
     try:
         yield reporter
@@ -101,13 +122,30 @@ def print_study(results: Sequence[Mapping[str, Any]]) -> None:
     out.print(table)
 
 
+def print_choices(result: FolderResult) -> None:
+    """What was decided from the data: the number of groups, and how much the texts may weigh."""
+    provenance = result.fitted.provenance
+    if "cluster_count" in provenance:
+        count = provenance["cluster_count"]
+        curve = count["curves"][count["from"]]
+        around = ", ".join(
+            f"{k}: {curve[k]:.3f}" for k in curve if abs(int(k) - count["chosen"]) <= 2 and int(k) != count["chosen"]
+        )
+        chosen = f"{count['chosen']} groups, modularity {curve[str(count['chosen'])]:.3f}"
+        out.print(f"number of groups: {chosen} (others: {around})", highlight=False)
+    if "auto" in provenance:
+        scores = provenance["auto"]["scores"]
+        table = ", ".join(f"{name} {score:.0f}" for name, score in scores.items())
+        out.print(f"texts: {provenance['auto']['chosen']}; held-out probe: {table}", highlight=False, soft_wrap=True)
+
+
 def print_weights(result: FolderResult) -> None:
     """What the fused embedding is made of on average; a modality that takes all leaves nothing to fuse."""
     mean = {modality: float(weight.mean()) for modality, weight in result.weights().items()}
     shares = ", ".join(f"{modality} {weight:.0%}" for modality, weight in mean.items())
     out.print(f"mean fusion weights: {shares}", highlight=False)
     modality, weight = max(mean.items(), key=lambda item: item[1])
-    if weight > COLLAPSED:
+    if weight > COLLAPSED and result.fitted.config.text_weight:
         warn(f"the fusion has collapsed to the {modality} embeddings ({weight:.1%}); a larger gamma mixes more")
 
 
@@ -117,9 +155,98 @@ def print_skipped(result: FolderResult) -> None:
         warn(f"skipped {result.relative(path)}: {reason}")
 
 
+def print_missing(paths: Sequence[str]) -> None:
+    """Say which pictures are no longer where they were, the first few by name."""
+    if paths:
+        warn(f"{len(paths):,} pictures are missing and left out ({_few(paths)}); moved? give --images DIR")
+
+
+def print_added(rows: Sequence[Mapping[str, Any]], news: News) -> None:
+    """Where new pictures went, and which of them fit nowhere."""
+    table = _table()
+    table.add_column("added to", style="cyan")
+    table.add_column("pictures", justify="right")
+    table.add_column("fit it badly", justify="right")
+    sizes, outliers = Counter(row["name"] for row in rows), Counter(row["name"] for row in rows if row["outlier"])
+    for name, size in sizes.most_common():
+        table.add_row(escape(name), f"{size:,}", f"{outliers[name]:,}" if outliers[name] else "")
+    if rows:
+        out.print(table)
+    out.print(f"{len(rows):,} pictures added, {news.known:,} were there already", highlight=False)
+    if outliers:
+        out.print(f"{outliers.total():,} fit no group: they have outlier = true in the assignments", highlight=False)
+        for row in [row for row in rows if row["outlier"]][:SHOWN]:
+            out.print(f"  {row['path']} (nearest: {row['name']})", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_changed(paths: Sequence[str]) -> None:
+    """Say which pictures hold something else than what was clustered."""
+    if paths:
+        warn(f"{len(paths):,} pictures have changed since; their rows speak of what they were ({_few(paths)})")
+
+
+def print_refit(reasons: Sequence[str]) -> None:
+    """Say when a result is out of date."""
+    for reason in reasons:
+        warn(f"a refit is due, run `cae cluster` again: {reason}")
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Clusters of two results beside each other, and what moved between those that are no match."""
+    table = _table()
+    for result in ("A", "B"):
+        table.add_column(f"in {result}", style="cyan")
+        table.add_column("size", justify="right")
+    table.add_column("in both", justify="right")
+    for pair in comparison.pairs:
+        cells = [(escape(group.name), f"{group.size:,}") if group else ("", "") for group in (pair.a, pair.b)]
+        table.add_row(*cells[0], *cells[1], f"{pair.shared:,}")
+    out.print(table)
+    if comparison.moves:
+        table = _table()
+        table.add_column("moved", justify="right")
+        table.add_column("from", style="cyan")
+        table.add_column("to", style="cyan")
+        for move in comparison.moves[:MOVES]:
+            table.add_row(f"{len(move.paths):,}", escape(move.a.name), escape(move.b.name))
+        out.print(table)
+        if len(comparison.moves) > MOVES:
+            rest = sum(len(move.paths) for move in comparison.moves[MOVES:])
+            out.print(f"and {rest:,} more in smaller moves; --json lists them", highlight=False)
+    alone = f"{comparison.only_a:,} in A alone, {comparison.only_b:,} in B alone"
+    out.print(f"{comparison.pictures:,} pictures in both, {alone}", highlight=False)
+    out.print(f"agreement in percent: ARI {comparison.ari:.1f}, NMI {comparison.nmi:.1f}", highlight=False)
+
+
+def print_edits(result: SavedResult) -> None:
+    """The clusters of a result as its edits show them, and the edits."""
+    table = _table()
+    table.add_column("#", justify="right")
+    table.add_column("name", style="cyan")
+    table.add_column("size", justify="right")
+    table.add_column("typical nouns")
+    for record in result.edited.clusters:
+        row = (str(record["id"]), record["name"], f"{record['size']:,}", ", ".join(record["nouns"]))
+        table.add_row(*(escape(cell) for cell in row))
+    out.print(table)
+    for number, edit in enumerate(result.edits, 1):
+        out.print(f"{number}. {edit}", markup=False, highlight=False, soft_wrap=True)
+    print_unmatched_edits(result)
+
+
+def print_unmatched_edits(result: SavedResult) -> None:
+    """Name the edits that do not fit the result any more."""
+    for line in result.unmatched_edits:
+        warn(f"edit not applied: {line}")
+
+
 def warn(message: str) -> None:
     """A line that should not be missed but stops nothing."""
     err.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _few(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:SHOWN]) + (", …" if len(texts) > SHOWN else "")
 
 
 def _table() -> Table:

@@ -2,32 +2,83 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
+from cae.blocks import BLOCK_ROWS
 from cae.config import CAEConfig
+from cae.distributed import summed, total
 from cae.kernels import cosine_sinkhorn, counterparts
-from cae.stopwatch import stage
+from cae.stopwatch import stage, tell
 
 
 @stage("transport")
-def column_potentials(x: Tensor, u: Tensor, config: CAEConfig) -> Tensor:
+def column_potentials(x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGroup | None = None) -> Tensor:
     """Eq. 4-6 and 10-11: the column potentials of entropic optimal transport between images and texts.
 
     They are all that is kept of the plan: a row's plan is softmax_j((x.u_j + g_j) / epsilon), so a new image needs
-    no other image. For `coupling="softmax"` (Eq. 9) the columns are free and g is zero.
+    no other image. For `balance=0` (Eq. 9) the columns are free and g is zero.
 
     Args:
-        x: (N, D) float32 unit image embeddings.
+        x: (N, D) float32 or float16 unit image embeddings, of a group this rank's share.
         u: (M, D) float32 unit embeddings of the selected texts.
-        config: gives coupling, epsilon, iterations and tolerance.
+        config: gives balance, epsilon, iterations and tolerance.
+        group: the processes that share the images.
 
     Returns:
-        g (M,) float32.
+        g (M,) float32, the same on every rank.
     """
-    if config.coupling == "softmax":
+    if config.balance == 0:
         return torch.zeros(len(u), dtype=torch.float32, device=u.device)
-    return cosine_sinkhorn(x, u, epsilon=config.epsilon, max_iter=config.sinkhorn_iter, tol=config.sinkhorn_tol).g
+    # Even marginals force mass onto texts that fit no image; the softmax's let hubs draw all of it. See
+    # benchmarks/README.md for what lies between.
+    b = popularity(x, u, config.epsilon, group) ** (1 - config.balance)
+    u = u.to(x.dtype)
+    weights = None
+    if group is not None:
+        weights = x.new_full((len(x),), 1 / total(len(x), group), dtype=torch.float64)
+        if not len(x):  # the kernels take no empty matrix: any row will do, with no weight
+            x, weights = u[:1], weights.new_zeros(1)
+
+    def say(n_iter: int, error: float) -> None:
+        # The error falls by about the same factor each time: its logarithm tells how much of the way is left.
+        left = math.log(max(error, config.sinkhorn_tol) / config.sinkhorn_tol) / math.log(2 / config.sinkhorn_tol)
+        tell(1 - left, f"iteration {n_iter}, marginal error {error:.1e}")
+
+    return cosine_sinkhorn(
+        x,
+        u,
+        epsilon=config.epsilon,
+        row_weights=weights,
+        col_weights=b / b.sum(),
+        init=b.new_zeros(len(b), dtype=torch.float32),  # the softmax, from which b is not far
+        max_iter=config.sinkhorn_iter,
+        tol=config.sinkhorn_tol,
+        group=group,
+        callback=say,
+    ).g
+
+
+def popularity(x: Tensor, u: Tensor, epsilon: float, group: ProcessGroup | None = None) -> Tensor:
+    """The mass that each text gets when every image chooses freely: the column means of the softmax of Eq. 9.
+
+    Args:
+        x: (N, D) float32 or float16 unit image embeddings, of a group this rank's share.
+        u: (M, D) float32 unit text embeddings.
+        epsilon: temperature.
+        group: the processes that share the images.
+
+    Returns:
+        (M,) float64, sum 1; at least the smallest float32, so that no text is ruled out for good.
+    """
+    mass = torch.zeros(len(u), dtype=torch.float64, device=u.device)
+    for rows in x.split(BLOCK_ROWS):
+        mass += torch.softmax(rows.float() @ u.T / epsilon, dim=1).sum(dim=0, dtype=torch.float64)
+    mass = summed(mass, group).clamp_min(torch.finfo(torch.float32).tiny)
+    return mass / mass.sum()
 
 
 @stage("counterparts")

@@ -88,3 +88,20 @@ def text_files(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "nouns.txt").write_text("".join(f"thing {i}\n" for i in range(60)))
     (tmp_path / "captions.txt").write_text("".join(f"somebody does thing {i}\n" for i in range(90)))
     return {"nouns": str(tmp_path / "nouns.txt"), "captions": str(tmp_path / "captions.txt")}
+
+
+@pytest.fixture
+def result_folder(tmp_path: Path, picture_folder: Path, text_files: dict[str, str]) -> Path:
+    """What `cae cluster` leaves of `picture_folder` in three clusters."""
+    from cae.folder import run_folder
+    from cae.module import CAE
+    from cae.results import write_result
+
+    module = CAE(3, encoder=FakeEncoder(), return_embeddings=True, **text_files)
+    device = torch.device("cpu")
+    result = run_folder(
+        module, picture_folder, device=device, batch_size=8, workers=0, reporter=lambda _: lambda *_: None
+    )
+    (tmp_path / "result").mkdir()
+    write_result(result, tmp_path / "result", {})
+    return tmp_path / "result"

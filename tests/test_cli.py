@@ -1,12 +1,15 @@
 """The command line as a user meets it: files written, exit codes, and messages that say what to do."""
 
 import json
+import shutil
 import subprocess
 import sys
 
+import numpy
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from cae import cli
 from cae.encoders import EncoderError
@@ -17,7 +20,7 @@ K = 3
 @pytest.fixture
 def run(monkeypatch, fake_encoder, capfd):
     """Run `cae …` in this process with the fake encoder; returns (exit code, stdout, stderr)."""
-    for home in ("cae.module", "cae.encoders"):
+    for home in ("cae.embedder", "cae.encoders"):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: fake_encoder)
 
     def run(*arguments):
@@ -42,7 +45,8 @@ def test_cluster_writes_what_it_promises(clustered, picture_folder):
     out, stdout, _ = clustered
     table = pq.read_table(out / "assignments.parquet")
     assert table.column_names == [
-        "path", "cluster", "name", "confidence", "beta_image", "beta_noun", "beta_caption", "top_nouns", "top_caption"
+        "path", "cluster", "name", "confidence", "similarity", "runner_up", "beta_image", "beta_noun", "beta_caption",
+        "top_nouns", "top_caption", "sha256",
     ]  # fmt: skip
     assert len(pacsv.read_csv(out / "assignments.csv")) == len(table)
     rows = table.to_pylist()
@@ -59,6 +63,32 @@ def test_cluster_writes_what_it_promises(clustered, picture_folder):
     assert run["encoder"]["fingerprint"]
     assert run["scores"]["CAE"]["acc"] >= 0
     assert "image k-means" in stdout
+
+
+def test_a_run_ends_with_a_report_and_says_where(clustered, run, tmp_path):
+    out, stdout, _ = clustered
+    assert f"report: {out}/report/index.html" in stdout
+    assert "image k-means" in (out / "report/index.html").read_text(encoding="utf-8")
+    stages = json.loads((out / "run.json").read_text())["stages"]
+    assert {"texts", "transport", "k-means", "naming"} <= set(stages)
+    code, stdout, _ = run("report", out, "--out", tmp_path / "page")
+    assert code == 0
+    assert stdout == f"report: {tmp_path}/page/index.html\n"
+    assert (tmp_path / "page/index.html").is_file()
+
+
+def test_json_is_one_document_and_the_report_can_be_left_out(run, picture_folder, text_files, tmp_path):
+    out = tmp_path / "out"
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
+    code, stdout, stderr = run(
+        "cluster", picture_folder, "-k", K, "--out", out, "--workers", 0, "--json", "--no-report", *texts
+    )
+    assert code == 0, stderr
+    document = json.loads(stdout)
+    assert document["report"] is None
+    assert document["run"] == json.loads((out / "run.json").read_text())
+    assert [cluster["id"] for cluster in document["clusters"]] == list(range(K))
+    assert not (out / "report").exists()
 
 
 def test_a_folder_without_sub_folders_has_no_scores(run, monkeypatch, picture_folder, text_files, tmp_path):
@@ -94,6 +124,106 @@ def test_a_trained_method_writes_the_same_files_and_predicts_from_them(run, pict
     assert pq.read_table(again / "assignments.parquet").equals(pq.read_table(out / "assignments.parquet"))
 
 
+def test_edits_are_shown_exported_and_outlive_the_next_run(clustered, run, picture_folder, text_files, tmp_path):
+    out, *_ = clustered
+    first, second, third = (c["name"] for c in json.loads((out / "clusters.json").read_text())["clusters"])
+    for edit in (
+        ["merge", first, second, "--name", "warm"],
+        ["rename", third, "cold [blue]"],
+        ["move", "red/0.png", picture_folder / "red/1.png", "--to", "cold [blue]"],
+        ["pin", "warm"],
+    ):
+        code, stdout, stderr = run("edit", out, *edit)
+        assert code == 0, stderr
+    assert "4. pin warm" in stdout
+    assert "cold [blue]" in stdout
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
+    code, stdout, stderr = run(
+        "cluster", picture_folder, "-k", 2, "--seed", 5, "--out", out, "--workers", 0, "--quiet", *texts
+    )
+    assert code == 0, stderr
+    assert stdout == ""
+    code, stdout, stderr = run("export", out, "--to", "csv", "--out", tmp_path / "csv")
+    assert code == 0, stderr
+    names = {row["path"]: row["name"] for row in pacsv.read_csv(tmp_path / "csv/assignments.csv").to_pylist()}
+    assert {"warm", "cold [blue]"} == set(names.values())
+    assert names["red/0.png"] == names["red/1.png"] == "cold [blue]"
+    code, stdout, _ = run("edit", out, "undo")
+    assert code == 0
+    assert "taken back: pin warm" in stdout
+    assert len(json.loads((out / "edits.json").read_text())["edits"]) == 3
+
+
+def test_split_makes_parts(clustered, run):
+    out, *_ = clustered
+    code, stdout, stderr = run("edit", out, "split", 0, "--into", 2)
+    assert code == 0, stderr
+    assert f"{K}  " in stdout  # the number of the new group
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rename", "nobody", "x"], "no cluster is called 'nobody'"),
+        (["rename", "0", " "], "cannot be empty"),
+        (["rename", "0", "{second}"], "merge the two"),
+        (["merge", "0", "0"], "at least two groups"),
+        (["split", "0", "--into", "29"], "too few different pictures"),
+        (["move", "no/such.png", "--to", "0"], "not in the result: no/such.png"),
+        (["undo"], "there are no edits"),
+    ],
+)
+def test_edits_that_cannot_be_made_say_why(clustered, run, arguments, message):
+    out, *_ = clustered
+    second = json.loads((out / "clusters.json").read_text())["clusters"][1]["name"]
+    code, _, stderr = run("edit", out, *(argument.format(second=second) for argument in arguments))
+    assert code == 1
+    assert message in " ".join(stderr.split())
+    assert not (out / "edits.json").exists()
+
+
+def test_broken_edits_stop_a_run_before_its_work(clustered, run, picture_folder, monkeypatch):
+    out, *_ = clustered
+    (out / "edits.json").write_text("{")
+    monkeypatch.setattr("cae.folder.run_folder", lambda *_, **__: pytest.fail("work that would be lost"))
+    code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", out)
+    assert code == 1
+    assert "mend it, or remove it" in stderr
+
+
+def test_update_adds_what_is_new_and_compare_sees_it(clustered, run, picture_folder, tmp_path):
+    out, *_ = clustered
+    shutil.copytree(out, tmp_path / "before")
+    pixels = numpy.random.default_rng(1).integers(0, 60, (20, 24, 3), dtype=numpy.uint8)
+    Image.fromarray(pixels + numpy.array([0, 150, 0], dtype=numpy.uint8)).save(picture_folder / "green/new.png")
+    (picture_folder / "red/0.png").write_bytes((picture_folder / "red/1.png").read_bytes())
+    code, stdout, stderr = run("update", out, picture_folder, "--workers", 0)
+    assert code == 0, stderr
+    assert "1 pictures added, 29 were there already" in stdout
+    assert "1 pictures have changed" in stderr
+    code, stdout, stderr = run("update", out, picture_folder, "--workers", 0)
+    assert code == 0, stderr
+    assert "0 pictures added, 30 were there already" in stdout
+
+    code, stdout, stderr = run("compare", tmp_path / "before", out)
+    assert code == 0, stderr
+    assert "30 pictures in both, 0 in A alone, 1 in B alone" in stdout
+    code, stdout, _ = run("compare", tmp_path / "before", out, "--json")
+    found = json.loads(stdout)
+    assert code == 0
+    assert found["ari"] == pytest.approx(100)
+    assert found["moves"] == []
+
+
+def test_export_says_what_it_did_and_what_is_missing(clustered, run, picture_folder, tmp_path):
+    out, *_ = clustered
+    (picture_folder / "red/0.png").unlink()
+    code, stdout, stderr = run("export", out, "--to", "folders", "--out", tmp_path / "sorted")
+    assert code == 0
+    assert "29 files" in stdout
+    assert "1 pictures are missing and left out (red/0.png)" in stderr
+
+
 def test_unreadable_pictures_are_listed_and_skipped(run, picture_folder, text_files, tmp_path):
     (picture_folder / "red" / "empty.jpg").write_bytes(b"")
     code, _, stderr = run(
@@ -119,7 +249,7 @@ def test_texts_build_fills_the_cache(run, text_files):
     [
         (["cluster", "{folder}/nowhere", "-k", "3"], 1, "no such folder"),
         (["cluster", "{empty}", "-k", "3"], 1, "no pictures"),
-        (["cluster", "{folder}", "-k", "1"], 2, "greater than or equal"),
+        (["cluster", "{folder}", "-k", "1"], 2, "at least 2"),
         (["cluster", "{folder}", "-k", "500"], 1, "too few for 500 clusters"),
         (["cluster", "{folder}"], 2, "--clusters"),
         (["cluster", "{folder}", "-k", "3", "--method", "mca", "--preset", "tac"], 1, "--preset is for the method cae"),
@@ -128,6 +258,12 @@ def test_texts_build_fills_the_cache(run, text_files):
         (["cluster", "{folder}", "-k", "3", "--nouns", "no-such-corpus"], 1, "no-such-corpus"),
         (["cluster", "{folder}", "-k", "3", "--device", "abacus"], 1, "try --device cpu"),
         (["predict", "{empty}", "{folder}"], 1, "not a model folder"),
+        (["report", "{empty}"], 1, "no result of `cae cluster`"),
+        (["export", "{empty}", "--to", "csv"], 1, "no result of `cae cluster`"),
+        (["export", "{empty}", "--to", "xml"], 2, "xml"),
+        (["update", "{empty}", "{folder}"], 1, "no result of `cae cluster`"),
+        (["compare", "{empty}", "{empty}"], 1, "no result of `cae cluster`"),
+        (["edit", "{empty}"], 1, "no result of `cae cluster`"),
         (["frobnicate"], 2, "No such command"),
     ],
 )
@@ -151,7 +287,7 @@ def test_an_unreachable_hub_is_one_clear_line(run, monkeypatch, picture_folder, 
     def unreachable(*_, **__):
         raise EncoderError("weights cannot be downloaded; use --encoder lite or --encoder-weights FILE")
 
-    monkeypatch.setattr("cae.module.load_encoder", unreachable)
+    monkeypatch.setattr("cae.embedder.load_encoder", unreachable)
     code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", tmp_path / "out")
     assert code == 1
     assert stderr.count("\n") == 1
@@ -174,9 +310,12 @@ def test_interruption_says_so_and_has_its_exit_code(
     assert "run the command again to go on" in stderr
 
 
-@pytest.mark.parametrize("arguments", [[], ["cluster"], ["predict"], ["demo"], ["texts"], ["texts", "build"]])
-def test_help_on_every_level(run, arguments):
-    code, stdout, _ = run(*arguments, "--help")
+@pytest.mark.parametrize(
+    "command",
+    ["", "cluster", "predict", "demo", "edit", "export", "update", "compare", "texts", "texts build"],
+)
+def test_help_on_every_level(run, command):
+    code, stdout, _ = run(*command.split(), "--help")
     assert code == 0
     assert "Usage" in stdout
 

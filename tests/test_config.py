@@ -11,15 +11,16 @@ from cae.config import CAEConfig
 def test_paper_preset_is_the_letter_of_the_equations():
     config = CAEConfig.from_preset("paper", 10)
     assert (config.gamma, config.images_per_center, config.retrieval) == (0.01, 300, "all")
+    assert (config.balance, config.text_weight, config.similarity_weight) == (1, 1, True)
     assert not config.unit_counterparts
     assert not config.center_modalities
 
 
 def test_tac_preset_is_nouns_softmax_concatenation():
     config = CAEConfig.from_preset("tac", 10)
-    assert (config.modalities, config.coupling, config.epsilon, config.fusion) == (
+    assert (config.modalities, config.balance, config.epsilon, config.fusion) == (
         ("noun",),
-        "softmax",
+        0.0,
         0.005,
         "concat",
     )
@@ -39,6 +40,9 @@ def test_overrides_change_a_preset_and_survive_json():
         ({"n_clusters": 3, "gamma": float("nan")}, "gamma must be a positive number"),
         ({"n_clusters": 3, "top_k": 0}, "top_k"),
         ({"n_clusters": 3, "retrieval": "some"}, "retrieval must be one of all, assigned"),
+        ({"n_clusters": 3, "balance": 1.5}, "balance must be a number from 0 to 1, got 1.5"),
+        ({"n_clusters": 3, "text_weight": -1}, "text_weight must be a number of at least 0, got -1"),
+        ({"n_clusters": 3, "fusion": "best"}, "fusion must be one of auto, prototype, concat, sum"),
         ({"n_clusters": 3, "modalities": ()}, "modalities must name"),
         ({"n_clusters": 3, "modalities": ("sound",)}, "modalities must name"),
     ],
@@ -51,5 +55,5 @@ def test_refuses_values_out_of_range(settings, message):
 def test_unknown_settings_get_a_suggestion():
     with pytest.raises(ValueError, match="did you mean 'epsilon'"):
         CAEConfig.from_preset("default", 3, epsilom=1)
-    with pytest.raises(ValueError, match="choose one of default, paper, tac"):
+    with pytest.raises(ValueError, match="choose one of auto, default, paper, tac"):
         CAEConfig.from_preset("best", 3)

@@ -1,10 +1,29 @@
-"""Pictures of every kind that a folder may hold, and files that are none."""
+"""Pictures of every kind that a folder may hold, files that are none, and the data modules."""
 
+import datasets
+import lightning.pytorch as pl
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
+from torchvision.datasets import FakeData
+from torchvision.datasets import ImageFolder as TorchvisionFolder
 
-from cae.data import ImageError, list_images, read_image
+from cae.data import (
+    EmbeddingData,
+    EmbeddingError,
+    HuggingFaceData,
+    ImageError,
+    ImageFolderData,
+    TorchvisionData,
+    list_images,
+    read_embeddings,
+    read_image,
+)
+from cae.embedder import Embedder
 
 
 def gradient(mode: str, size=(40, 30)) -> Image.Image:
@@ -93,3 +112,228 @@ def test_missing_and_empty_folders_are_named(tmp_path):
         list_images(tmp_path / "nowhere")
     with pytest.raises(ImageError, match="no pictures"):
         list_images(tmp_path)
+
+
+@pytest.fixture
+def attached(fake_encoder):
+    """Gives a data module the trainer and the module that it would have inside `trainer.fit`."""
+
+    def attach(data):
+        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        trainer.strategy._lightning_module = embedder = Embedder(fake_encoder)
+        embedder.trainer = trainer
+        data.trainer = trainer
+        return data
+
+    return attach
+
+
+def samples(data, loader="predict_dataloader"):
+    """Path and class of each sample by its index, in the order they come; and the pictures."""
+    batches = list(getattr(data, loader)())
+    found = {}
+    for batch in batches:
+        labels = batch["label"].tolist() if "label" in batch else [None] * len(batch["index"])
+        found.update(zip(batch["index"].tolist(), zip(batch["path"], labels, strict=True), strict=True))
+    return found, torch.cat([batch["image"] for batch in batches])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("loader", ["predict_dataloader", "test_dataloader", "train_dataloader"])
+def test_a_folder_has_order_paths_and_classes(attached, picture_folder, workers, loader):
+    data = attached(ImageFolderData(picture_folder, batch_size=7, num_workers=workers))
+    found, images = samples(data, loader)
+    assert list(found) == list(range(30))
+    assert data.classes == ["blue", "green", "red"]
+    for index, (path, label) in found.items():
+        assert picture_folder / path == data.paths[index]
+        assert path.startswith(data.classes[label])
+    assert images.shape == (30, 3, 4, 4)
+
+
+def test_unreadable_pictures_are_left_out_and_the_rest_keep_their_numbers(attached, picture_folder):
+    (picture_folder / "green" / "0.png").write_bytes(b"")
+    data = attached(ImageFolderData(picture_folder, batch_size=1, num_workers=0))
+    found, images = samples(data)
+    assert sorted(set(range(30)) - set(found)) == [10]
+    assert len(images) == 29
+
+
+def test_loose_pictures_have_no_classes(attached, picture_folder):
+    (picture_folder / "red" / "0.png").rename(picture_folder / "loose.png")
+    data = attached(ImageFolderData(picture_folder, num_workers=0))
+    assert data.classes == []
+    assert "label" not in next(iter(data.predict_dataloader()))
+
+
+def test_identity_tells_of_any_change(picture_folder):
+    def identity():
+        return ImageFolderData(picture_folder).identity
+
+    seen = [identity()]
+    assert identity() == seen[0]
+    (picture_folder / "red" / "0.png").write_bytes((picture_folder / "red" / "1.png").read_bytes())
+    seen.append(identity())
+    (picture_folder / "red" / "0.png").rename(picture_folder / "red" / "x.png")
+    seen.append(identity())
+    (picture_folder / "red" / "x.png").unlink()
+    seen.append(identity())
+    assert len(set(seen)) == 4
+
+
+def test_what_the_store_has_is_not_read_again(attached, picture_folder, tmp_path, fake_encoder):
+    data = attached(ImageFolderData(picture_folder, num_workers=0))
+    embedder = data.trainer.lightning_module
+    embedder.store_folder = tmp_path / "store"
+    embedder.open_store()
+    embedder.store.append(torch.arange(12), torch.eye(fake_encoder.dim)[:12])
+    assert list(samples(data, "train_dataloader")[0]) == list(range(12, 30))
+    assert list(samples(data)[0]) == list(range(30))
+    embedder.store.close()
+
+
+def test_without_a_trainer_there_is_nobody_to_ask(picture_folder):
+    with pytest.raises(RuntimeError, match="only inside a trainer"):
+        ImageFolderData(picture_folder).predict_dataloader()
+
+
+@pytest.fixture
+def rows(picture_folder):
+    paths = list_images(picture_folder)
+    names = sorted({path.parent.name for path in paths})
+    columns = {"picture": [str(path) for path in paths], "label": [names.index(path.parent.name) for path in paths]}
+    features = datasets.Features({"picture": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hugging_face_gives_what_the_folder_gives(attached, rows, picture_folder, streaming):
+    expected, images = samples(attached(ImageFolderData(picture_folder, num_workers=0)))
+    data = HuggingFaceData(rows.to_iterable_dataset() if streaming else rows, batch_size=7, num_workers=0)
+    found, same = samples(attached(data))
+    assert {i: label for i, (_, label) in found.items()} == {i: label for i, (_, label) in expected.items()}
+    assert torch.equal(same, images)
+
+
+def test_hugging_face_streams_are_shared_out(attached, rows, monkeypatch):
+    shares = []
+    for rank in range(3):
+        data = attached(HuggingFaceData(rows.to_iterable_dataset(), batch_size=7, num_workers=0))
+        monkeypatch.setattr(type(data.trainer), "world_size", 3)
+        monkeypatch.setattr(type(data.trainer), "global_rank", rank)
+        shares.append(list(samples(data)[0]))
+    assert [len(share) for share in shares] == [10, 10, 10]
+    assert sorted(index for share in shares for index in share) == list(range(30))
+
+
+def test_hugging_face_passes_over_damaged_pictures_and_names_missing_columns(attached, rows):
+    broken = rows.cast_column("picture", datasets.Image(decode=False)).map(
+        lambda row, i: {"picture": {"bytes": b"none", "path": None} if i == 4 else row["picture"]}, with_indices=True
+    )
+    data = HuggingFaceData(broken, image="picture", num_workers=0)
+    assert 4 not in samples(attached(data))[0]
+    with pytest.raises(ValueError, match="no column 'photo'; its columns are picture, label"):
+        HuggingFaceData(rows, image="photo")
+    with pytest.raises(ValueError, match="no column of pictures"):
+        HuggingFaceData(rows.remove_columns("picture"))
+
+
+def test_torchvision(attached, picture_folder):
+    expected, images = samples(attached(ImageFolderData(picture_folder, num_workers=0)))
+    data = attached(TorchvisionData(TorchvisionFolder(picture_folder), num_workers=0))
+    found, same = samples(data)
+    assert found == expected
+    assert torch.equal(same, images)
+    assert data.identity == ImageFolderData(picture_folder).identity
+    assert samples(attached(TorchvisionData(FakeData(5), num_workers=0)))[1].shape == (5, 3, 4, 4)
+    with pytest.raises(TypeError, match="leave its transform unset"):
+        samples(attached(TorchvisionData(FakeData(5, transform=lambda _: torch.zeros(3)), num_workers=0)))
+
+
+X = torch.nn.functional.normalize(torch.randn(10, 4, generator=torch.Generator().manual_seed(0)), dim=1).numpy()
+Y = np.arange(10) % 3
+
+
+def write_npy(folder):
+    np.save(folder / "x.npy", X)
+    np.save(folder / "x.labels.npy", Y)
+    return folder / "x.npy"
+
+
+def write_safetensors(folder):
+    save_file({"embeddings": torch.from_numpy(X), "labels": torch.from_numpy(Y)}, folder / "x.safetensors")
+    return folder / "x.safetensors"
+
+
+def write_parquet(folder):
+    table = pa.table({"embedding": pa.array(list(X)), "label": Y})
+    pq.write_table(table, folder / "x.parquet", row_group_size=3)
+    return folder / "x.parquet"
+
+
+def write_fixed_parquet(folder):
+    column = pa.FixedSizeListArray.from_arrays(pa.array(X.ravel()), 4)
+    pq.write_table(pa.table({"embedding": column, "label": Y}), folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+@pytest.mark.parametrize(
+    "write", [write_npy, write_safetensors, write_parquet, write_fixed_parquet, lambda _: torch.from_numpy(X)]
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_embeddings_from_anywhere(attached, tmp_path, write, workers):
+    source = write(tmp_path)
+    labels = torch.from_numpy(Y) if isinstance(source, torch.Tensor) else None
+    data = attached(EmbeddingData(source, labels, batch_size=4, num_workers=workers))
+    batches = list(data.predict_dataloader())
+    assert [len(batch["index"]) for batch in batches] == [4, 4, 2]
+    for key, expected in (("embedding", X), ("index", np.arange(10)), ("label", Y)):
+        np.testing.assert_array_equal(torch.cat([batch[key] for batch in batches]).numpy(), expected)
+
+
+def test_npy_files_are_mapped(tmp_path):
+    x, _ = read_embeddings(write_npy(tmp_path))
+    assert isinstance(x, np.memmap)
+
+
+def write_ragged(folder):
+    pq.write_table(pa.table({"embedding": [[1.0, 2.0], [3.0]]}), folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+def write_named(folder):
+    save_file({"vectors": torch.zeros(3, 2)}, folder / "x.safetensors")
+    return folder / "x.safetensors"
+
+
+def write_numbers(folder):
+    np.save(folder / "x.npy", np.arange(10))
+    return folder / "x.npy"
+
+
+def write_pickle(folder):
+    np.save(folder / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
+    return folder / "x.npy"
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda folder: folder / "none.npy", "no such file"),
+        (lambda folder: folder / "x.csv", "is none of .npy"),
+        (write_ragged, "rows that are not 2 numbers"),
+        (write_named, "expected a tensor `embeddings`, found vectors"),
+        (write_numbers, r"not embeddings \(N, D\)"),
+        (write_pickle, "cannot be used as embeddings"),
+    ],
+)
+def test_files_that_hold_no_embeddings_are_named(tmp_path, write, message):
+    with pytest.raises(EmbeddingError, match=message):
+        EmbeddingData(write(tmp_path))
+
+
+def test_labels_that_do_not_fit_are_refused():
+    with pytest.raises(EmbeddingError, match=r"10 embeddings, but labels of shape \(3,\)"):
+        EmbeddingData(X, np.arange(3))
+    with pytest.raises(EmbeddingError, match=r"got torch.int64 of shape \(10,\)"):
+        EmbeddingData(Y)

@@ -107,7 +107,7 @@ def test_texts_only_leaves_the_image_out(problem):
 
 def test_sum_and_concat_weigh_all_alike_and_differ_in_width(problem):
     for fusion, width in (("sum", 64), ("concat", 3 * 64)):
-        config = parse_method(f"{fusion}:n_init=1", 4)[1]
+        config = parse_method(f"{fusion}:n_init=1:text_weight=1", 4)[1]
         fitted, prediction = pipeline.fit(problem.x, problem.banks, config)
         assert torch.allclose(prediction.beta, torch.tensor(1 / 3))
         assert fitted.centroids.shape == (4, width)

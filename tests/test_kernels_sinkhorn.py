@@ -108,6 +108,15 @@ def test_weight_zero_takes_no_part(backend):
     assert again.n_iter == 1
 
 
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_the_callback_hears_of_every_iteration(backend):
+    x, u = pair("clustered", 90, 40)
+    heard = []
+    result = cosine_sinkhorn(x, u, epsilon=0.05, backend=backend, callback=lambda *news: heard.append(news))
+    assert [n_iter for n_iter, _ in heard] == list(range(1, result.n_iter + 1))
+    assert heard[-1][1] == result.marginal_error <= 1e-3 < heard[0][1]
+
+
 @pytest.mark.parametrize("geometry", ["random", "clustered", "clip"])
 @pytest.mark.parametrize("epsilon", [0.003, 0.01, 0.05])
 def test_acceleration_is_never_worse_than_the_plain_iteration(geometry, epsilon):

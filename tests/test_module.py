@@ -1,13 +1,21 @@
 """`CAE` under a real Trainer: one pass on a fresh module, the same labels ever after."""
 
+import inspect
+import sys
 import warnings
+from dataclasses import fields
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from cae import CAE, ImageFolderData
+from cae import CAE, CAEConfig, ImageFolderData
+from cae.data import EmbeddingData
+from cae.embedder import Embedder
+from cae.metrics import clustering_scores
 from cae.state import ModelError
 
 K = 3
@@ -27,6 +35,15 @@ def predict(module, data):
         # A hint about speed, which a test on a few pictures does not need.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         return trainer().predict(module, data)
+
+
+@pytest.fixture
+def blobs(module):
+    """(60, D) embeddings in three groups, and the groups."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(K, module.encoder.dim, generator=generator)
+    groups = torch.arange(60) % K
+    return normalize(centers[groups] + 0.5 * torch.randn(60, module.encoder.dim, generator=generator), dim=1), groups
 
 
 def joined(batches, key="cluster"):
@@ -101,13 +118,6 @@ def test_takes_embeddings_however_they_are_packed(module, pack):
     assert set(labels.tolist()) == set(range(K))
 
 
-def test_a_fresh_module_refuses_several_processes(module, monkeypatch):
-    runner = trainer()
-    monkeypatch.setattr(type(runner), "world_size", 2)
-    with pytest.raises(RuntimeError, match="fit with devices=1"):
-        runner.predict(module, DataLoader(torch.eye(module.encoder.dim), batch_size=8))
-
-
 def test_precision_of_the_trainer_does_not_change_labels_of_embeddings(module):
     x = torch.nn.functional.normalize(torch.randn(40, module.encoder.dim, generator=torch.Generator().manual_seed(0)))
     loader = DataLoader(x, batch_size=16)
@@ -124,6 +134,194 @@ def test_several_loaders_are_fitted_together(module):
     assert torch.equal(
         joined(predict(module, DataLoader(x, batch_size=40))), torch.cat([joined(first), joined(second)])
     )
+
+
+def test_fit_then_predict_gives_what_a_fresh_predict_gives(module, picture_folder, fake_encoder, text_files):
+    data = ImageFolderData(picture_folder, batch_size=4, num_workers=0)
+    expected = predict(module, data)
+    fitted = CAE(K, encoder=fake_encoder, n_init=3, **text_files)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        runner = trainer(max_epochs=7)
+        runner.fit(fitted, datamodule=data)
+    assert runner.current_epoch == 1  # one pass is all
+    assert torch.equal(joined(predict(fitted, data)), joined(expected))
+    assert fitted.fitted.clusters == module.fitted.clusters
+
+
+def test_no_warning_in_a_normal_run(module, blobs):
+    """Warnings are errors here; the other tests only pass over Lightning's hint on workers."""
+    data = EmbeddingData(*blobs, batch_size=16)
+    trainer(max_epochs=1).fit(module, datamodule=data)
+    trainer().predict(module, datamodule=data)
+    trainer().test(module, datamodule=data, verbose=False)
+
+
+def test_test_logs_scores_against_the_classes(module, blobs):
+    data = EmbeddingData(*blobs, batch_size=16)
+    trainer(max_epochs=1).fit(module, datamodule=data)
+    batches = trainer().predict(module, datamodule=data)
+    (logged,) = trainer().test(module, datamodule=data, verbose=False)
+    expected = clustering_scores(joined(batches), blobs[1])
+    for name in ("nmi", "acc", "ari"):
+        assert logged[f"test/{name}"] == pytest.approx(expected[name] / 100, abs=1e-6)
+    assert logged["test/confidence"] == pytest.approx(float(joined(batches, "confidence").mean()), abs=1e-6)
+
+
+def test_test_says_what_is_missing(module, blobs):
+    x, groups = blobs
+    with pytest.raises(ModelError, match=r"run trainer\.fit"):
+        trainer().test(module, datamodule=EmbeddingData(x, groups), verbose=False)
+    module.train()  # an error leaves it as it was inside the trainer
+    trainer(max_epochs=1).fit(module, datamodule=EmbeddingData(x))
+    with pytest.raises(ValueError, match="needs whole-numbered classes"):
+        trainer().test(module, datamodule=EmbeddingData(x), verbose=False)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_fits_under_any_precision(module, picture_folder, precision):
+    """Labels of fit and predict agree, whatever the encoder computes in."""
+    data = ImageFolderData(picture_folder, batch_size=4, num_workers=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        runner = trainer(precision=precision, max_epochs=1, enable_model_summary=False)
+        runner.fit(module, datamodule=data)
+        first = runner.predict(module, datamodule=data)
+        again = runner.predict(module, datamodule=data)
+    assert torch.equal(joined(first), joined(again))
+    assert joined(first, "beta").dtype == torch.float32
+
+
+@pytest.mark.parametrize("inference_mode", [True, False])
+def test_inference_mode_makes_no_difference(module, blobs, inference_mode):
+    data = EmbeddingData(*blobs, batch_size=16)
+    labels = joined(trainer(inference_mode=inference_mode).predict(module, datamodule=data))
+    assert (labels >= 0).all()
+    assert torch.equal(joined(trainer(inference_mode=not inference_mode).predict(module, datamodule=data)), labels)
+
+
+def test_limited_and_development_runs(module, blobs):
+    data = EmbeddingData(*blobs, batch_size=16)
+    trainer(fast_dev_run=True).fit(module, datamodule=data)
+    assert module.fitted.n_images == 16
+    module.fitted = None
+    batches = trainer(limit_predict_batches=2).predict(module, datamodule=data)
+    assert module.fitted.n_images == len(joined(batches)) == 32
+    assert (joined(batches) >= 0).all()
+
+
+class Stream(IterableDataset):
+    def __init__(self, x):
+        self.x = x
+
+    def __iter__(self):
+        return iter(self.x)
+
+
+def test_a_loader_of_unknown_length(module, blobs):
+    expected = joined(trainer().predict(module, datamodule=EmbeddingData(*blobs)))
+    module.fitted = None
+    assert torch.equal(joined(predict(module, DataLoader(Stream(blobs[0]), batch_size=16))), expected)
+
+
+class Writer(BasePredictionWriter):
+    def write_on_epoch_end(self, trainer, pl_module, predictions, batch_indices):
+        self.labels = joined(predictions).clone()
+
+
+def test_writers_at_the_end_of_the_epoch_see_the_labels(module, blobs):
+    writer = Writer("epoch")
+    batches = trainer(callbacks=[writer]).predict(module, datamodule=EmbeddingData(*blobs, batch_size=16))
+    assert torch.equal(writer.labels, joined(batches))
+
+
+def test_an_index_that_tells_nothing_apart_is_refused(module, blobs):
+    samples = [{"embedding": row, "index": i % 10} for i, row in enumerate(blobs[0])]
+    with pytest.raises(ValueError, match="50 of 60 images have the `index` of another"):
+        predict(module, DataLoader(samples, batch_size=16))
+
+
+def test_half_precision_embeddings_give_one_labelling(module, blobs, fake_encoder, text_files, tmp_path):
+    data = EmbeddingData(*blobs, batch_size=16)
+    half = CAE(K, encoder=fake_encoder, n_init=3, dtype="float16", **text_files)
+    trainer(max_epochs=1).fit(half, datamodule=data)
+    half.save_pretrained(tmp_path)
+    again = CAE.from_pretrained(tmp_path, encoder=fake_encoder)
+    found = trainer().predict(again, datamodule=data)
+    assert torch.equal(joined(found), joined(trainer().predict(half, datamodule=data)))
+    half.fitted = None
+    fresh = trainer().predict(half, datamodule=data)
+    for key in ("cluster", "confidence", "beta"):
+        assert torch.equal(joined(found, key), joined(fresh, key)), key
+
+
+def test_a_store_on_disk_changes_nothing_and_spares_the_encoder(
+    module, picture_folder, fake_encoder, text_files, tmp_path, monkeypatch
+):
+    data = ImageFolderData(picture_folder, batch_size=4, num_workers=0)
+    expected = joined(predict(module, data))
+    encoded = []
+    encode = fake_encoder.encode_images
+    monkeypatch.setattr(fake_encoder, "encode_images", lambda images: encoded.append(len(images)) or encode(images))
+    for _ in range(2):
+        stored = CAE(K, encoder=fake_encoder, n_init=3, store=tmp_path / "store", **text_files)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            trainer(max_epochs=1).fit(stored, datamodule=data)
+        assert sum(encoded) == len(data.paths)
+        assert stored.fitted.clusters == module.fitted.clusters
+    fresh = CAE(K, encoder=fake_encoder, n_init=3, store=tmp_path / "store", **text_files)
+    assert torch.equal(joined(predict(fresh, data)), expected)
+    assert sum(encoded) == len(data.paths)
+    (picture_folder / "red" / "0.png").write_bytes((picture_folder / "blue" / "0.png").read_bytes())
+    fresh.fitted = None
+    predict(fresh, ImageFolderData(picture_folder, batch_size=4, num_workers=0))
+    assert sum(encoded) == 2 * len(data.paths)
+
+
+def test_the_embedder_alone_gives_embeddings(fake_encoder, picture_folder):
+    embedder = Embedder(fake_encoder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer(max_epochs=1).fit(embedder, datamodule=ImageFolderData(picture_folder, num_workers=0))
+    assert embedder.store.rows.shape == (30, fake_encoder.dim)
+    assert embedder.store.index.tolist() == list(range(30))
+    with pytest.raises(ValueError, match="float32 or float16"):
+        Embedder(fake_encoder, dtype="int8")
+
+
+def test_a_checkpoint_of_a_fit_can_be_loaded(module, blobs, fake_encoder, tmp_path):
+    data = EmbeddingData(*blobs)
+    runner = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, max_epochs=1, default_root_dir=tmp_path
+    )
+    runner.fit(module, datamodule=data)
+    loaded = CAE.load_from_checkpoint(runner.checkpoint_callback.best_model_path, encoder=fake_encoder)
+    expected = trainer().predict(module, datamodule=data)
+    assert torch.equal(joined(trainer().predict(loaded, datamodule=data)), joined(expected))
+
+
+def test_the_constructor_spells_out_every_setting():
+    parameters = inspect.signature(CAE).parameters
+    assert {field.name for field in fields(CAEConfig)} <= set(parameters)
+    assert CAE(3, epsilon=None, preset="paper").config == CAEConfig.from_preset("paper", 3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between Lightning and jsonargparse
+def test_lightning_cli_makes_the_module(monkeypatch):
+    pytest.importorskip("jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+
+    monkeypatch.setattr(sys, "argv", ["cli"])
+    arguments = {"n_clusters": 7, "preset": "paper", "epsilon": 0.02, "modalities": ["noun"]}
+    cli = LightningCLI(
+        CAE,
+        args={"model": arguments, "trainer": {"logger": False, "max_epochs": 1}},
+        run=False,
+        seed_everything_default=False,
+        save_config_callback=None,
+    )
+    assert cli.model.config == CAEConfig.from_preset("paper", 7, epsilon=0.02, modalities=("noun",))
 
 
 @pytest.mark.parametrize(

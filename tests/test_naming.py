@@ -2,9 +2,18 @@
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from cae.config import CAEConfig
-from cae.naming import distinct_names, fitting_glosses, transport_mass, typicality
+from cae.naming import (
+    CANDIDATES,
+    commonness,
+    distinct_names,
+    fitting_glosses,
+    name_scores,
+    transport_mass,
+    typicality,
+)
 from cae.state import SelectedTexts
 from cae.text import Corpus, TextBank
 
@@ -39,6 +48,39 @@ def test_names_are_distinct_even_where_clusters_want_the_same():
 
 def test_clusters_beyond_the_nouns_are_called_after_their_number():
     assert distinct_names(torch.tensor([[0.1], [0.9]]), ["dog"]) == ["cluster 0", "dog"]
+
+
+def test_of_nouns_alike_the_common_one_is_the_name_and_what_all_clusters_share_is_none():
+    nouns = bank("noun", ["barnacle goose", "bird", "thing", "car"], [[0.9, 0.1], [0.88, 0.12], [0.7, 0.7], [0, 1.0]])
+    captions = bank("caption", ["a bird sings", "two birds fly", "some thing", "one more thing"], [[1.0, 0.0]] * 4)
+    score = name_scores(torch.tensor([[1.0, 0.2], [0.2, 1.0]]), nouns, captions)
+    assert score.argmax(dim=1).tolist() == [1, 3]
+    alone = name_scores(torch.tensor([[1.0, 0.2], [0.2, 1.0]]), nouns, None)
+    assert alone.argmax(dim=1).tolist() == [0, 3]
+
+
+def test_an_empty_cluster_takes_no_name_from_the_others():
+    nouns = bank("noun", ["bird", "car"], [[1.0, 0.0], [0.0, 1.0]])
+    score = name_scores(torch.tensor([[1.0, 0.0], [0.0, 1.0], [torch.nan, torch.nan]]), nouns, None)
+    assert distinct_names(score, nouns.texts) == ["bird", "car", "cluster 2"]
+
+
+def test_a_noun_is_counted_once_a_text_as_a_word_of_its_own():
+    nouns = bank(
+        "noun",
+        ["bird", "Street Sign", "a", "art"],
+        [[1.0, 0.0]] * 4,
+        [("a bird, a bird",), ("street signs",), (), ("party",)],
+    )
+    assert commonness(nouns, None).tolist() == [1, 1, 0, 0]
+    assert commonness(nouns, bank("caption", ["A street sign.", "birds"], [[1.0, 0.0]] * 2)).tolist() == [1, 1, 0, 0]
+
+
+def test_the_choice_among_many_nouns_is_the_best_one():
+    score = torch.randn(CANDIDATES // 2, 40 * CANDIDATES, generator=torch.Generator().manual_seed(0))
+    names = distinct_names(score, [str(j) for j in range(score.shape[1])])
+    _, nouns = linear_sum_assignment(score.numpy(), maximize=True)
+    assert names == [str(j) for j in nouns]
 
 
 @pytest.mark.parametrize(("image", "sense"), [([1.0, 0.0], "a bird"), ([0.0, 1.0], "a machine")])

@@ -30,7 +30,11 @@ def wheel(tmp_path_factory) -> list[str]:
 def test_every_module_is_in_the_wheel_once_and_under_cae(wheel):
     expected = {
         f"{package}/{path.relative_to(folder).as_posix()}"
-        for package, folder in (("cae", ROOT / "cae"), ("cae/kernels", ROOT / "kernels"))
+        for package, folder in (
+            ("cae", ROOT / "cae"),
+            ("cae/kernels", ROOT / "kernels"),
+            ("cae/callbacks", ROOT / "callbacks"),
+        )
         for path in folder.rglob("*.py")
     }
     modules = [name for name in wheel if name.endswith(".py")]
@@ -41,11 +45,16 @@ def test_every_module_is_in_the_wheel_once_and_under_cae(wheel):
 def test_data_is_in_the_wheel(wheel):
     assert "cae/py.typed" in wheel
     assert "cae/demo/SOURCES.csv" in wheel
+    assert {"cae/report/templates/report.html", "cae/report/static/report.js", "cae/report/static/report.css"} <= set(
+        wheel
+    )
     assert sum(name.startswith("cae/demo/images/") for name in wheel) >= 240
 
 
 def test_the_links_lead_to_the_packages():
-    assert (ROOT / "cae" / "kernels").resolve() == ROOT / "kernels"
+    for name in ("kernels", "callbacks"):
+        assert (ROOT / "cae" / name).resolve() == ROOT / name
+        assert not (ROOT / "cae" / name).readlink().is_absolute()
 
 
 def test_kernels_import_without_the_rest():

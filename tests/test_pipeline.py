@@ -16,6 +16,7 @@ from cae.kernels import nearest
 from cae.metrics import clustering_scores
 from cae.semantic_space import n_centers, select_texts, semantic_centers
 from cae.text import Corpus, TextBank
+from cae.transport import column_potentials, popularity
 
 N, D, K = 700, 24, 4
 
@@ -52,13 +53,16 @@ def oracle_selection(u: np.ndarray, p: np.ndarray, top_k: int) -> np.ndarray:
 
 def oracle_plan(x: np.ndarray, u: np.ndarray, config: CAEConfig) -> np.ndarray:
     cost = 1 - x @ u.T  # Eq. 6
-    n, m = cost.shape
-    f, g = np.zeros(n), np.zeros(m)
-    if config.coupling == "softmax":
+    n = len(cost)
+    g = np.zeros(len(u))
+    if config.balance == 0:
         return softmax(-cost / config.epsilon, axis=1) / n  # Eq. 12
+    popularity = softmax(-cost / config.epsilon, axis=1).mean(axis=0)
+    b = popularity ** (1 - config.balance)  # uniform, as in Eq. 5, for balance 1
+    b /= b.sum()
     for _ in range(1000):
         f = -config.epsilon * (logsumexp((g - cost) / config.epsilon, axis=1) + np.log(n))
-        g = -config.epsilon * (logsumexp((f[:, None] - cost) / config.epsilon, axis=0) + np.log(m))
+        g = -config.epsilon * (logsumexp((f[:, None] - cost) / config.epsilon, axis=0) - np.log(b))
     return np.exp((f[:, None] + g - cost) / config.epsilon)  # Eq. 10
 
 
@@ -71,11 +75,14 @@ def oracle_counterpart(x: np.ndarray, u: np.ndarray, config: CAEConfig) -> np.nd
 def oracle_fusion(parts: list[np.ndarray], config: CAEConfig) -> tuple[np.ndarray, np.ndarray]:
     if config.center_modalities:
         parts = [unit(part - part.mean(axis=0)) for part in parts]
+    weight = np.array([1.0] + [config.text_weight] * (len(parts) - 1))
     if config.fusion == "concat":
-        return unit(np.concatenate(parts, axis=1)), np.full((len(parts[0]), len(parts)), 1 / len(parts))
+        z = np.concatenate([w * part for w, part in zip(weight, parts, strict=True)], axis=1)
+        return unit(z), np.tile(weight / weight.sum(), (len(z), 1))
     prototype = np.mean(parts, axis=0)  # Eq. 14
     alpha = np.stack([(unit(part) * unit(prototype)).sum(axis=1) for part in parts], axis=1)  # Eq. 15
-    beta = softmax(alpha / config.gamma, axis=1)  # Eq. 16
+    beta = weight * softmax(alpha / config.gamma, axis=1)  # Eq. 16
+    beta /= beta.sum(axis=1, keepdims=True)
     z = sum(beta[:, [m]] * part for m, part in enumerate(parts))  # Eq. 17
     return (unit(z) if config.spherical else z), beta
 
@@ -132,7 +139,7 @@ def test_number_of_centers_follows_tac(n_images, expected):
     assert n_centers(n_images, CAEConfig(n_clusters=3)) == expected
 
 
-@pytest.mark.parametrize("preset", ["default", "paper", "tac"])
+@pytest.mark.parametrize("preset", ["auto", "default", "paper", "tac"])
 def test_predict_gives_the_labels_of_fit_bit_for_bit(preset):
     images, _, banks = toy_world()
     fitted, at_fit = pipeline.fit(images, banks, CAEConfig.from_preset(preset, K, n_init=3))
@@ -159,7 +166,7 @@ def test_texts_help_where_they_know_more_than_the_images():
     images = normalize(0.6 * concepts[labels] + style + 0.05 * torch.randn(N, D, generator=generator), dim=1)
     nouns = normalize(concepts.repeat_interleave(4, dim=0) + 0.1 * torch.randn(4 * K, D, generator=generator), dim=1)
     banks = {"noun": make_bank("noun", [f"n{i}" for i in range(len(nouns))], nouns)}
-    config = CAEConfig(n_clusters=K, modalities=("noun",), gamma=0.02)
+    config = CAEConfig(n_clusters=K, modalities=("noun",), text_weight=1.0, gamma=0.02)
     _, prediction = pipeline.fit(images, banks, config)
     baseline = image_kmeans(images, K, n_init=5, max_iter=100, seed=0)
     assert clustering_scores(prediction.cluster, labels)["acc"] > 95
@@ -192,14 +199,41 @@ def test_bad_input_is_named(change, message):
         pipeline.fit(*change(images, banks), CAEConfig(n_clusters=K))
 
 
-def test_oracle_fusion_is_what_fuse_modalities_does():
+@pytest.mark.parametrize("fusion", ["prototype", "concat"])
+@pytest.mark.parametrize("text_weight", [0.25, 1.0])
+def test_oracle_fusion_is_what_fuse_modalities_does(fusion, text_weight):
     generator = torch.Generator().manual_seed(0)
     parts = [normalize(torch.randn(50, D, generator=generator), dim=1) for _ in range(3)]
-    config = CAEConfig(n_clusters=K, center_modalities=False)
+    config = CAEConfig(n_clusters=K, center_modalities=False, fusion=fusion, text_weight=text_weight)
     z, beta = fuse_modalities(parts, torch.zeros(3, D), config)
     expected_z, expected_beta = oracle_fusion([part.double().numpy() for part in parts], config)
     np.testing.assert_allclose(z.numpy(), expected_z, atol=1e-6)
     np.testing.assert_allclose(beta.numpy(), expected_beta, atol=1e-6)
+
+
+@pytest.mark.parametrize("fusion", ["prototype", "sum"])
+def test_texts_of_no_weight_leave_the_image_alone(fusion):
+    generator = torch.Generator().manual_seed(0)
+    parts = [normalize(torch.randn(50, D, generator=generator), dim=1) for _ in range(3)]
+    config = CAEConfig(n_clusters=K, center_modalities=False, fusion=fusion, text_weight=0.0)
+    z, beta = fuse_modalities(parts, torch.zeros(3, D), config)
+    torch.testing.assert_close(z, parts[0])
+    torch.testing.assert_close(beta, torch.tensor([1.0, 0.0, 0.0]).expand(50, 3))
+
+
+def test_balance_lies_between_the_softmax_and_even_use():
+    """The mass of a text moves from what a softmax gives it to the same for all."""
+    images, _, banks = toy_world()
+    u = normalize(banks["noun"].embeddings.float(), dim=1)
+    free = popularity(images, u, 0.05)
+    spread = []
+    for balance in (0.0, 0.5, 1.0):
+        g = column_potentials(images, u, CAEConfig(n_clusters=K, balance=balance, epsilon=0.05, sinkhorn_tol=1e-5))
+        mass = torch.softmax((images @ u.T + g) / 0.05, dim=1).mean(dim=0).double()
+        expected = free ** (1 - balance)
+        torch.testing.assert_close(mass, expected / expected.sum(), atol=1e-4, rtol=0)
+        spread.append(float(mass.std()))
+    assert spread[0] > spread[1] > spread[2]
 
 
 def test_kmeans_reaches_the_quality_of_scikit_learn():

@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,16 +26,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae.cache import cache_dir
-from cae.data import list_images, read_image
+from cae.data import EmbeddingError, files_identity, list_images, read_embeddings, read_image
+from cae.data.embeddings import READERS as EMBEDDING_READERS
 
 Split = Literal["train", "test"]
 
@@ -59,7 +55,7 @@ class LabelledImages:
     """
 
     name: str
-    read: Callable[[int, int], Image.Image]
+    read: Callable[[int, int | None], Image.Image]
     labels: Tensor
     class_names: list[str]
     identity: str
@@ -107,14 +103,14 @@ def load_dataset(
         data = _hugging_face(spec.removeprefix("hf:"), split)
     elif path.is_dir():
         data = _folder(path, split)
-    elif path.suffix in EMBEDDING_FILES:
+    elif path.suffix in EMBEDDING_READERS:
         if split == "train":
             raise DatasetError(f"{path} holds one split; give the embeddings of the training split as a data set too")
         data = _embeddings(path, labels)
     else:
         raise DatasetError(
             f"no data set {spec!r}: expected {', '.join(NAMED)}, hf:NAME, a folder with a sub-folder per class, or a "
-            f"file of embeddings ({', '.join(EMBEDDING_FILES)})"
+            f"file of embeddings ({', '.join(EMBEDDING_READERS)})"
         )
     if len(data.labels.unique()) < 2:
         raise DatasetError(f"{spec} has one class only: there is nothing to tell apart")
@@ -144,28 +140,22 @@ def _from_paths(
 ) -> LabelledImages:
     """Pictures of known paths and classes; `say` turns a class into what one would call it."""
     order = {label: i for i, label in enumerate(sorted(set(classes)))}
-    # Size and time stand for the content: hashing a million pictures would take as long as embedding them.
-    stats = [(os.fspath(path.relative_to(root)), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
     return LabelledImages(
         name,
         partial(_read_path, list(paths)),
         torch.tensor([order[label] for label in classes]),
         [say(label) for label in order],
-        _digest(json.dumps(stats).encode("utf-8", "surrogatepass")),
+        files_identity(root, paths),
     )
 
 
-def _read_path(paths: Sequence[Path], index: int, side: int) -> Image.Image:
+def _read_path(paths: Sequence[Path], index: int, side: int | None) -> Image.Image:
     return read_image(paths[index], side)
 
 
 def _spoken(folder: str) -> str:
     """A folder's name as words."""
     return " ".join(folder.replace("_", " ").split())
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
 
 
 # The Hugging Face hub
@@ -201,7 +191,7 @@ def _hugging_face(name: str, split: Split) -> LabelledImages:
     )
 
 
-def _read_row(rows: Any, column: str, index: int, side: int) -> Image.Image:
+def _read_row(rows: Any, column: str, index: int, side: int | None) -> Image.Image:
     return rows[index][column].convert("RGB")
 
 
@@ -233,7 +223,7 @@ def _torchvision(
     )
 
 
-def _read_item(items: Any, index: int, side: int) -> Image.Image:
+def _read_item(items: Any, index: int, side: int | None) -> Image.Image:
     return items[index][0].convert("RGB")
 
 
@@ -349,14 +339,17 @@ NAMED: dict[str, Callable[[Path, Split], LabelledImages]] = {
 
 def _embeddings(path: Path, labels: Path | None) -> LabelledEmbeddings:
     """Unit embeddings and classes of a file."""
-    if not path.is_file():
-        raise DatasetError(f"no such file: {path}")
     try:
-        x, classes = EMBEDDING_FILES[path.suffix](path, labels)
-    except (KeyError, OSError, ValueError, SafetensorError) as error:
-        raise DatasetError(f"{path} cannot be used as labelled embeddings: {error}") from error
-    if x.ndim != 2 or len(classes) != len(x):
-        raise DatasetError(f"{path} holds embeddings of shape {tuple(x.shape)} and {len(classes)} labels")
+        x, classes = read_embeddings(path, labels)
+    except EmbeddingError as error:
+        raise DatasetError(str(error)) from error
+    if classes is None:
+        raise DatasetError(
+            f"the labels of {path} are missing: expected "
+            + {".npy": f"{labels or path.with_suffix('.labels.npy')}", ".parquet": "a column `label`"}.get(
+                path.suffix, "a tensor `labels`"
+            )
+        )
     if not np.isfinite(x).all() or not np.linalg.norm(x, axis=1).all():
         raise DatasetError(f"{path} holds embeddings that are NaN, infinite or zero")
     names, numbers = np.unique(classes, return_inverse=True)
@@ -367,33 +360,5 @@ def _embeddings(path: Path, labels: Path | None) -> LabelledEmbeddings:
         torch.from_numpy(numbers.astype(np.int64)),
         # Numbers are no names: nothing to encode for zero-shot.
         None if np.issubdtype(names.dtype, np.number) else [_spoken(str(name)) for name in names],
-        _digest(rows.numpy().tobytes()),
+        hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:32],
     )
-
-
-def _npy(path: Path, labels: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    labels = labels or path.with_suffix(".labels.npy")
-    if not labels.is_file():
-        raise DatasetError(f"the labels of {path} are missing: expected {labels}")
-    return np.load(path, allow_pickle=False), np.load(labels, allow_pickle=False).reshape(-1)
-
-
-def _safetensors(path: Path, labels: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    tensors = load_file(path)
-    if not {"embeddings", "labels"} <= set(tensors):
-        raise ValueError(f"expected tensors `embeddings` and `labels`, found {', '.join(tensors)}")
-    return tensors["embeddings"].float().numpy(), tensors["labels"].numpy().reshape(-1)
-
-
-def _parquet(path: Path, labels: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    table = pq.read_table(path)
-    if not {"embedding", "label"} <= set(table.column_names):
-        raise ValueError(f"expected columns `embedding` and `label`, found {', '.join(table.column_names)}")
-    return np.asarray(table["embedding"].to_pylist(), dtype=np.float32), np.asarray(table["label"].to_pylist())
-
-
-EMBEDDING_FILES: dict[str, Callable[[Path, Path | None], tuple[np.ndarray, np.ndarray]]] = {
-    ".npy": _npy,
-    ".safetensors": _safetensors,
-    ".parquet": _parquet,
-}

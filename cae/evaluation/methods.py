@@ -70,6 +70,7 @@ METHODS: dict[str, Method] = {
     "tac": Method("TAC without training (Li et al. 2024)", "tac"),
     "paper": Method("CAE by the letter of the equations", "paper"),
     "default": Method("CAE with the defaults of this package"),
+    "auto": Method("CAE that decides without labels what the texts may weigh", "auto"),
     # With training.
     "tac-heads": Method("TAC with trained cluster heads (Li et al. 2024)", "tac", kind="trained"),
     "mca": Method("MCA (Qiu et al. 2024), our reading", "tac", kind="trained"),
@@ -82,7 +83,8 @@ METHODS: dict[str, Method] = {
     "concat": Method("image and counterparts side by side", settings={"fusion": "concat"}),
     "sum": Method("image and counterparts added up", settings={"fusion": "sum"}),
     # Eq. 9 against Eq. 5.
-    "softmax": Method("softmax in place of optimal transport", settings={"coupling": "softmax"}),
+    "softmax": Method("softmax in place of optimal transport", settings={"balance": 0.0}),
+    "uniform": Method("texts used evenly, as in Eq. 5", settings={"balance": 1.0}),
 }
 
 
@@ -109,7 +111,7 @@ def run_method(name: str, problem: Problem, seed: int) -> Tensor:
     if method.kind == "trained":
         module = TRAINED[name.partition(":")[0]](**asdict(config))
         # TAC's protocol: what selects the texts is also what is trained on.
-        module.fit_embeddings(problem.x if problem.select_on is None else problem.select_on, problem.banks)
+        module.fit_embeddings(problem.x if problem.select_on is None else problem.select_on, banks=problem.banks)
         return module.predict_embeddings(problem.x).cluster.cpu()
     _, prediction = pipeline.fit(problem.x, problem.banks, config, select_on=problem.select_on)
     return prediction.cluster.cpu()

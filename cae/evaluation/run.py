@@ -82,6 +82,7 @@ def evaluate(
         embed(
             part,
             loaded,
+            device=device,
             batch_size=batch_size,
             workers=workers,
             progress=reporter(f"{split} set") if reporter else None,

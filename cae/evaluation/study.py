@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
 import statistics
@@ -12,21 +10,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from cae.cache import cache_dir
-from cae.data import ImageBatch, ImageError, collate_readable
+from cae.data import ImageData, Pictures
+from cae.embedder import embed_pictures
 from cae.encoders import Encoder
 from cae.evaluation.datasets import DatasetError, LabelledEmbeddings, LabelledImages
 from cae.evaluation.methods import Problem, parse_method, run_method
-from cae.files import replacing
 from cae.metrics import clustering_scores, silhouette_score, stability
 from cae.module import provenance
 from cae.stopwatch import stopwatch
@@ -36,27 +29,11 @@ METRICS = ("nmi", "acc", "ari")
 Progress = Callable[[str], Callable[[int, int], None]]
 
 
-class _Pictures(Dataset[tuple[Tensor, int] | None]):
-    """A data set's pictures as an encoder wants them; None where one cannot be read."""
-
-    def __init__(self, data: LabelledImages, encoder: Encoder) -> None:
-        self.read, self.length = data.read, len(data.labels)
-        self.preprocess, self.side = encoder.preprocess, encoder.image_size
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
-        try:
-            return self.preprocess(self.read(index, self.side)), index
-        except ImageError:
-            return None
-
-
 def embed(
     data: LabelledImages | LabelledEmbeddings,
     encoder: Encoder,
     *,
+    device: torch.device | str = "cpu",
     batch_size: int = 64,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
@@ -68,6 +45,7 @@ def embed(
     Args:
         data: pictures; embeddings are handed back as they are.
         encoder: encodes the pictures.
+        device: where it does.
         batch_size: pictures encoded at once.
         workers: processes that read pictures.
         progress: called with the number of pictures embedded so far and in all.
@@ -77,42 +55,13 @@ def embed(
     """
     if isinstance(data, LabelledEmbeddings):
         return data
-    key = hashlib.sha256(json.dumps([encoder.fingerprint, data.identity]).encode()).hexdigest()[:32]
-    file = cache_dir() / "embeddings" / f"{key}.safetensors"
-    try:
-        cached = load_file(file)
-        x, index = cached["x"], cached["index"]
-    except (OSError, SafetensorError, KeyError):
-        x, index = _encode(data, encoder, batch_size, workers, progress)
-        with replacing(file) as (target,):
-            save_file({"x": x, "index": index}, target)
-    return LabelledEmbeddings(data.name, x, data.labels[index], data.class_names, data.identity)
-
-
-def _encode(
-    data: LabelledImages,
-    encoder: Encoder,
-    batch_size: int,
-    workers: int,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[Tensor, Tensor]:
-    """(N', D) float32 unit rows on the CPU and (N',) int64 positions of the pictures that could be read."""
-    loader: DataLoader[ImageBatch] = DataLoader(
-        _Pictures(data, encoder),  # type: ignore[arg-type]  # collate makes batches of what the data set yields
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=partial(collate_readable, encoder.image_size),
+    pictures = Pictures(data.read, [str(i) for i in range(len(data.labels))], identity=data.identity)
+    x, index = embed_pictures(
+        ImageData(pictures, batch_size=batch_size, num_workers=workers), encoder, device=device, progress=progress
     )
-    rows, positions = [], []
-    for batch in loader:
-        if len(batch["index"]):
-            rows.append(encoder.encode_images(batch["image"]).cpu())
-            positions.append(batch["index"])
-        if progress:
-            progress(int(batch["index"][-1]) + 1 if len(batch["index"]) else 0, len(data.labels))
-    if not rows:
+    if not len(x):
         raise DatasetError(f"none of the {len(data.labels)} pictures of {data.name} can be read")
-    return torch.cat(rows), torch.cat(positions)
+    return LabelledEmbeddings(data.name, x, data.labels[index], data.class_names, data.identity)
 
 
 def load_banks(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cae.evaluation.paper import PAPER, PAPER_ENCODER
-from cae.results import write_json
+from cae.files import write_json
 
 METRICS = ("nmi", "acc", "ari")
 TSNE_IMAGES = 2000

@@ -120,7 +120,7 @@ def _wordnet() -> Corpus:
     """All noun lemmas of WordNet 3.0 (Fellbaum, 1998), in the order of its index, spelled as in their first sense."""
     from nltk.corpus import wordnet
 
-    _ensure_wordnet()
+    ensure_wordnet()
     list(wordnet.all_synsets("n"))  # one pass over the data file: six times faster than looking each synset up
     texts, glosses, pairs = [], [], 0
     for name in wordnet.all_lemma_names("n"):
@@ -135,7 +135,7 @@ def _wordnet() -> Corpus:
     return Corpus("noun", "wordnet", texts, glosses, pairs)
 
 
-def _ensure_wordnet() -> None:
+def ensure_wordnet() -> None:
     """Download WordNet where NLTK does not find it.
 
     Raises:

@@ -17,16 +17,15 @@ from typing import Any
 from cae.module import CAE
 from cae.trained.mca import MCA
 from cae.trained.module import TrainedClustering
-from cae.trained.state import FittedHeads
 from cae.trained.tac import TAC, CAEHeads
 
-__all__ = ["MCA", "TAC", "TRAINED", "CAEHeads", "FittedHeads", "TrainedClustering", "load_pretrained"]
+__all__ = ["MCA", "TAC", "TRAINED", "CAEHeads", "TrainedClustering", "load_pretrained"]
 
 TRAINED: dict[str, type[TrainedClustering]] = {cls.method: cls for cls in (TAC, CAEHeads, MCA)}
 """Every trained method by its name."""
 
 
-def load_pretrained(folder: str | os.PathLike[str], **overrides: Any) -> CAE | TrainedClustering:
+def load_pretrained(folder: str | os.PathLike[str], **overrides: Any) -> CAE:
     """Load a model folder, whichever method wrote it.
 
     Args:

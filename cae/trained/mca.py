@@ -34,7 +34,7 @@ but the entropy. One setting for all data; none was chosen by labels of image se
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class MCA(TrainedClustering):
     method: ClassVar[str] = "mca"
     preset: ClassVar[Preset] = "tac"
 
-    def __init__(self, n_clusters: int, **options: Any) -> None:
+    def __init__(self, n_clusters: int | Literal["auto"], **options: Any) -> None:
         super().__init__(n_clusters, **options)
         self._neighbours = self._best = self._clusters = self._mass = torch.empty(0)
 

@@ -12,7 +12,7 @@ among its neighbours, a column does not compete with itself, and labels are the 
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class TAC(TrainedClustering):
     Use and further arguments as in `TrainedClustering`. Text selection and counterparts are the preset `tac`.
 
     Args:
-        n_clusters: K.
+        n_clusters: K, or "auto".
         temperature: of the distillation; by default 0.5, or 5 from 100 clusters on.
         options: of `TrainedClustering`.
     """
@@ -41,13 +41,18 @@ class TAC(TrainedClustering):
     method: ClassVar[str] = "tac-heads"
     preset: ClassVar[Preset] = "tac"
 
-    def __init__(self, n_clusters: int, *, temperature: float | None = None, **options: Any) -> None:
+    def __init__(self, n_clusters: int | Literal["auto"], *, temperature: float | None = None, **options: Any) -> None:
         super().__init__(n_clusters, **options)
         if temperature is not None and not temperature > 0:
             raise ValueError(f"temperature must be a positive number, got {temperature!r}")
         self.save_hyperparameters({"temperature": temperature}, logger=False)
-        self.temperature = temperature or (MANY_TEMPERATURE if n_clusters >= MANY_CLUSTERS else TEMPERATURE)
         self._neighbours: dict[str, Tensor] = {}
+
+    @property
+    def temperature(self) -> float:
+        """Of the distillation."""
+        many = self.config.n_clusters >= MANY_CLUSTERS
+        return self.hparams["temperature"] or (MANY_TEMPERATURE if many else TEMPERATURE)
 
     def build_heads(self, dim: int) -> None:
         """A head for the image and each text modality."""

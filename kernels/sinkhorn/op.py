@@ -1,6 +1,7 @@
 """The public op: its contract, its checks and its dispatch."""
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ def cosine_sinkhorn(
     tol: float = 1e-3,
     acceleration: bool = True,
     group: ProcessGroup | None = None,
+    callback: Callable[[int, float], None] | None = None,
     backend: Backend = "auto",
 ) -> SinkhornResult:
     r"""Potentials of the entropic transport plan between images and texts at cost c_ij = 1 - x_i·u_j.
@@ -52,6 +54,7 @@ def cosine_sinkhorn(
         acceleration: Anderson's; False gives the plain iteration, one exact Sinkhorn update a step.
         group: process group whose ranks each hold a shard of the rows and all columns; column sums are reduced over
             it, and every rank gets the same g. None: this process holds all rows.
+        callback: hears of each iteration: its number, from 1 on, and the L1 error of the column sums it found.
         backend: "reference" (dense float64, plain iteration), "torch", "triton", or "auto" by device.
 
     Returns:
@@ -114,6 +117,7 @@ def cosine_sinkhorn(
         tol=tol,
         acceleration=acceleration,
         group=group,
+        callback=callback,
     )
     if not result.converged:
         warnings.warn(

@@ -1,5 +1,7 @@
 """Dense float64 oracle: textbook Sinkhorn in the log domain, two half steps on an (N, M) cost matrix."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -19,6 +21,7 @@ def cosine_sinkhorn(
     tol: float,
     acceleration: bool,
     group: ProcessGroup | None,
+    callback: Callable[[int, float], None] | None,
 ) -> SinkhornResult:
     """The public op without acceleration (`acceleration` is ignored) and for one process."""
     if group is not None:
@@ -31,6 +34,8 @@ def cosine_sinkhorn(
         f = -epsilon * torch.logsumexp((g - cost) / epsilon, dim=1)
         log_columns = torch.logsumexp((f[:, None] + g - cost) / epsilon + log_a[:, None], dim=0)
         error = float((log_columns.exp() - b).abs().sum())
+        if callback:
+            callback(n_iter, error)
         if error <= tol or n_iter == max_iter:
             break
         g = g + epsilon * (log_b - log_columns)

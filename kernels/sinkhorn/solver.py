@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -61,6 +62,7 @@ def solve(
     tol: float,
     acceleration: bool,
     group: ProcessGroup | None,
+    callback: Callable[[int, float], None] | None,
 ) -> SinkhornResult:
     """Sinkhorn's fixed point log v = log v + log b - log(column sums), from sweeps alone.
 
@@ -73,6 +75,7 @@ def solve(
         tol: L1 error to stop at.
         acceleration: whether Anderson's step replaces the plain one.
         group: ranks to sum the column sums over.
+        callback: hears of each iteration and its error.
     """
     b = col_weights.double().cpu()
     log_v = b.log() if init is None else init.double().cpu() / epsilon
@@ -85,6 +88,8 @@ def solve(
             all_reduce(columns, group=group)
         columns = columns.cpu()
         error = float((columns - b).abs().sum())
+        if callback:
+            callback(n_iter, error)
         residual = b.log() - columns.clamp_min(_TINY).log()
         # A plain step from the best potentials never raises the error, but may leave it where it was for long (a
         # cluster's mass cannot get out): it is progress all the same.

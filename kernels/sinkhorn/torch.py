@@ -1,5 +1,7 @@
 """Streaming backend: one float32 panel of rows at a time, with all columns, in bounded scratch."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -20,6 +22,7 @@ def cosine_sinkhorn(
     tol: float,
     acceleration: bool,
     group: ProcessGroup | None,
+    callback: Callable[[int, float], None] | None,
 ) -> SinkhornResult:
     """The public op; arguments as checked there."""
     return solve(
@@ -31,6 +34,7 @@ def cosine_sinkhorn(
         tol=tol,
         acceleration=acceleration,
         group=group,
+        callback=callback,
     )
 
 

@@ -1,5 +1,7 @@
 """Triton backend: one product x·u per iteration, its softmax kept in a bounded panel between two kernels."""
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -23,6 +25,7 @@ def cosine_sinkhorn(
     tol: float,
     acceleration: bool,
     group: ProcessGroup | None,
+    callback: Callable[[int, float], None] | None,
 ) -> SinkhornResult:
     """The public op; arguments as checked there."""
     with torch.cuda.device_of(x):
@@ -35,6 +38,7 @@ def cosine_sinkhorn(
             tol=tol,
             acceleration=acceleration,
             group=group,
+            callback=callback,
         )
 
 

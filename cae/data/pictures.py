@@ -1,21 +1,20 @@
-"""Pictures from disk, read so that nothing a folder holds can stop a run."""
+"""Pictures, read so that nothing a folder holds can stop a run."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import IO, NotRequired, TypedDict
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-
-from cae.encoders import Encoder
+from torch.utils.data import Dataset
 
 PAPER_WHITE = (255, 255, 255)
 
@@ -24,11 +23,34 @@ class ImageError(ValueError):
     """A file cannot be read as a picture; the message says why."""
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """N pictures in a fixed order, wherever they lie.
+
+    Attributes:
+        read: (index, side) to an RGB picture, see `read_image`; picklable, so that workers can read.
+        paths: N names for people, a path below the root where there is one.
+        labels: (N,) int64 classes, or None.
+        identity: differs where the pictures do; None where that cannot be told without reading them all.
+    """
+
+    read: Callable[[int, int | None], Image.Image]
+    paths: Sequence[str]
+    labels: Tensor | None = None
+    identity: str | None = None
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.paths)
+
+
 class ImageBatch(TypedDict):
-    """What `ImageFolderData` yields; unreadable files are left out, so a batch may be short or even empty."""
+    """Some pictures as the data modules yield them; unreadable ones are left out, so a batch may be short or empty."""
 
     image: Tensor  # (B, 3, H, W) float32
-    index: Tensor  # (B,) int64, position in `ImageFolder.paths`
+    index: Tensor  # (B,) int64, position in the data
+    path: list[str]  # B
+    label: NotRequired[Tensor]  # (B,) int64, where there are classes
 
 
 def list_images(root: str | os.PathLike[str]) -> list[Path]:
@@ -58,11 +80,11 @@ def _visible_files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
-def read_image(path: str | os.PathLike[str], side: int | None = None) -> Image.Image:
+def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None) -> Image.Image:
     """A picture as people see it: upright, 8-bit RGB, transparency on white, the first frame of an animation.
 
     Args:
-        path: any file that Pillow opens.
+        path: any file that Pillow opens, by name or opened.
         side: the side of the square the picture will be shrunk to. A JPEG is then decoded at the smallest of its
             built-in scales that still has twice that side, which saves most of the work on a photograph.
 
@@ -97,73 +119,53 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-class ImageFolder(Dataset[tuple[Tensor, int] | None]):
-    """The pictures of a list of paths, preprocessed; None where a file cannot be read.
+def files_identity(root: Path, paths: Sequence[Path]) -> str:
+    """A hash that differs when a file is added, removed, renamed or written to.
+
+    Size and time stand for the content: hashing a million pictures would take as long as embedding them.
+    """
+    stats = [(os.fspath(path.relative_to(root)), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
+    return hashlib.sha256(json.dumps(stats).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class PictureDataset(Dataset[tuple[Tensor, int] | None]):
+    """Pictures from `start` on, preprocessed, with their index; None where one cannot be read.
 
     Args:
-        paths: the files.
+        pictures: what to read.
         preprocess: RGB picture to (3, H, W) float32, an encoder's `preprocess`.
         side: an encoder's `image_size`, see `read_image`.
+        start: the first one.
     """
 
-    def __init__(self, paths: Sequence[Path], preprocess: Callable[[Image.Image], Tensor], side: int | None) -> None:
-        self.paths = paths
+    def __init__(
+        self, pictures: Pictures, preprocess: Callable[[Image.Image], Tensor], side: int | None, start: int = 0
+    ) -> None:
+        self.pictures = pictures
         self.preprocess = preprocess
         self.side = side
+        self.start = start
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.pictures) - self.start
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | None:
+    def __getitem__(self, position: int) -> tuple[Tensor, int] | None:
+        index = self.start + position
         try:
-            return self.preprocess(read_image(self.paths[index], self.side)), index
+            return self.preprocess(self.pictures.read(index, self.side)), index
         except ImageError:
             return None
 
 
-def collate_readable(side: int, samples: Sequence[tuple[Tensor, int] | None]) -> ImageBatch:
+def collate_readable(pictures: Pictures, side: int, samples: Sequence[tuple[Tensor, int] | None]) -> ImageBatch:
     """Stack what could be read."""
     readable = [sample for sample in samples if sample is not None]
-    images = torch.stack([image for image, _ in readable]) if readable else torch.empty(0, 3, side, side)
-    return {"image": images, "index": torch.tensor([index for _, index in readable], dtype=torch.int64)}
-
-
-class ImageFolderData(pl.LightningDataModule):
-    """A folder of pictures for `trainer.predict`: recursive, in a fixed order, unreadable files left out.
-
-    Batches are `ImageBatch` dicts; `index` points into `paths`.
-
-    Args:
-        root: the folder.
-        batch_size: pictures per batch.
-        num_workers: processes that read and preprocess, so that decoding overlaps with encoding.
-        paths: take these files instead of listing `root`.
-
-    Raises:
-        ImageError: no such folder, or no picture in it.
-    """
-
-    def __init__(
-        self,
-        root: str | os.PathLike[str],
-        *,
-        batch_size: int = 64,
-        num_workers: int = 2,
-        paths: Sequence[Path] | None = None,
-    ) -> None:
-        super().__init__()
-        self.root = Path(root)
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.paths = list(paths) if paths is not None else list_images(root)
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """The pictures, preprocessed as the module's encoder wants them."""
-        encoder: Encoder = self.trainer.lightning_module.encoder  # type: ignore[union-attr, assignment]
-        return DataLoader(
-            ImageFolder(self.paths, encoder.preprocess, encoder.image_size),
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=partial(collate_readable, encoder.image_size),
-            persistent_workers=False,
-        )
+    index = torch.tensor([index for _, index in readable], dtype=torch.int64)
+    batch: ImageBatch = {
+        "image": torch.stack([image for image, _ in readable]) if readable else torch.empty(0, 3, side, side),
+        "index": index,
+        "path": [pictures.paths[i] for i in index.tolist()],
+    }
+    if pictures.labels is not None:
+        batch["label"] = pictures.labels[index]
+    return batch

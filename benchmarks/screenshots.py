@@ -1,0 +1,63 @@
+"""The README's screenshots: run the demo, then picture what its terminal and its report show.
+
+make screenshots        # needs Chromium on the machine
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+from rich.console import Console
+
+from cae import cli, terminal
+
+OUT = Path(__file__).parent / "results" / "screenshots"
+
+
+def main() -> None:
+    OUT.mkdir(parents=True, exist_ok=True)
+    # In a folder of its own, so that the paths in the pictures are those that a reader will see.
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), sync_playwright() as playwright:
+        svg = run_demo()
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        # Twice the pixels, as on the screens that READMEs are read on.
+        options = {"device_scale_factor": 2, "reduced_motion": "reduce"}
+        page = browser.new_context(viewport={"width": 1200, "height": 860}, **options).new_page()
+        page.set_content(svg)
+        save(page, "terminal", "svg")
+        report = Path(folder, "demo-result", "report", "index.html").as_uri()
+        page.goto(report)
+        page.locator("#groups").evaluate("section => section.scrollIntoView()")
+        page.wait_for_timeout(1000)
+        save(page, "report")
+        page.locator("#canvas").evaluate("canvas => canvas.focus({ preventScroll: true })")
+        page.keyboard.press("ArrowRight")
+        page.locator("#map").evaluate("section => section.scrollIntoView()")
+        page.wait_for_timeout(1000)
+        save(page, "map")
+        browser.close()
+
+
+def run_demo() -> str:
+    """Run `cae demo`; returns its terminal as SVG."""
+    console = Console(record=True, file=io.StringIO(), width=110)
+    console.print("$ cae demo", highlight=False, style="bold")
+    terminal.out = terminal.err = console
+    cli.app(["demo"], standalone_mode=False)
+    return console.export_svg(title="cae demo")
+
+
+def save(page: Page, name: str, selector: str | None = None) -> None:
+    """Write what is in sight, or one element, as WebP."""
+    png = page.locator(selector).screenshot() if selector else page.screenshot()
+    Image.open(io.BytesIO(png)).convert("RGB").save(OUT / f"{name}.webp", quality=70, method=6)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""What the settings leave to the data: `fusion="auto"` and `n_clusters="auto"`, decided without labels on a sample.
+
+How much the texts may weigh depends on what the text encoder knows beyond the image encoder, and on the pictures; no
+fixed setting is right for all (figures: benchmarks/README.md). The criterion is a held-out probe: a partition that
+means something can be told from the image embeddings of pictures that the probe has not seen. So
+
+1. cluster the sample under each candidate, image k-means among them;
+2. fit a ridge regression from the image embeddings to the clusters on one half of the sample, predict the clusters of
+   the other half, and the other way round;
+3. take the candidate whose clusters agree best with their predictions, by NMI.
+
+Arbitrary cuts through a continuum, which k-means makes where style outweighs content, and partitions by texts that know
+nothing of the images are both hard to predict.
+
+The number of clusters comes from `cae.cluster_count`, once for the images alone and once for the fused embeddings; the
+probe says whose to believe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.nn.functional import normalize, one_hot
+
+from cae.cluster_count import count_clusters
+from cae.clustering import cells, kmeans
+from cae.config import UNKNOWN, CAEConfig
+from cae.distributed import from_first
+from cae.metrics import clustering_scores
+from cae.stopwatch import stage
+
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "image alone": {"fusion": "sum", "text_weight": 0.0, "center_modalities": False},
+    "a little text": {"fusion": "sum", "text_weight": 0.1},
+    "some text": {"fusion": "sum", "text_weight": 0.25},
+    "much text": {"fusion": "sum", "text_weight": 0.5},
+    "prototype": {"fusion": "prototype"},
+    "prototype, texts as they come": {"fusion": "prototype", "balance": 0.0},
+}
+"""What is tried, as changes to the settings that were asked for; in case of a tie the first wins."""
+
+SAMPLE = 4000
+"""Images on which candidates are compared, at least; `PER_CLUSTER` for each cluster where that is more."""
+PER_CLUSTER = 50
+
+RIDGE = 1.0
+"""Penalty of the probe, for rows of unit length."""
+
+
+class Trial(Protocol):
+    """The pipeline on a sample, `cae.pipeline.Trial`."""
+
+    def fused(self, config: CAEConfig) -> Tensor:
+        """Z (S, D) of Eq. 17 under these settings."""
+
+
+def sample_size(n_images: int, config: CAEConfig) -> int:
+    """Images to decide on."""
+    return min(n_images, max(SAMPLE, PER_CLUSTER * config.n_clusters))
+
+
+@stage("decisions")
+def decide(
+    sample: Tensor,
+    config: CAEConfig,
+    select: Callable[[CAEConfig], Any],
+    trial: Callable[[Tensor, Any], Trial],
+    group: ProcessGroup | None = None,
+) -> tuple[CAEConfig, dict[str, Any]]:
+    """Fill in what the settings leave open.
+
+    Args:
+        sample: (S, D) float32 unit image embeddings, the same on every rank of the group.
+        config: what was asked for, with `n_clusters` or `fusion` left open, or both.
+        select: the selected texts under settings with a number of clusters; a collective call.
+        trial: the pipeline on a sample with selected texts.
+        group: the processes that share the images; the first one's numbers decide.
+
+    Returns:
+        Settings with nothing left open, and records for people: `cluster_count` (chosen, from, criterion, curves) and
+        `auto` (chosen, criterion, sample, scores in percent), each if it was decided.
+    """
+    # In random order, so that the halves of the probe are alike.
+    sample = sample[torch.randperm(len(sample), generator=torch.Generator().manual_seed(config.seed)).to(sample.device)]
+    probe = Probe(sample)
+    decided: dict[str, Any] = {}
+    if config.n_clusters == UNKNOWN:
+        config, decided["cluster_count"] = _count(sample, probe, config, select, trial, group)
+    if config.fusion == "auto":
+        config, decided["auto"] = _weigh(probe, config, trial(sample, select(config)), group)
+    return config, decided
+
+
+def _count(
+    sample: Tensor,
+    probe: Probe,
+    config: CAEConfig,
+    select: Callable[[CAEConfig], Any],
+    trial: Callable[[Tensor, Any], Trial],
+    group: ProcessGroup | None,
+) -> tuple[CAEConfig, dict[str, Any]]:
+    """The number of clusters."""
+    options = {"max_iter": config.kmeans_iter, "seed": config.seed}
+    images = count_clusters(sample, **options)
+    config = replace(config, n_clusters=_agreed(images.n_clusters, group))
+    fixed = replace(config, fusion="prototype") if config.fusion == "auto" else config
+    fused = count_clusters(normalize(trial(sample, select(config)).fused(fixed), dim=1), **options)
+    counts = {"images": images, "fused": fused}
+    scores = {source: probe.score(count.labels, count.n_clusters) for source, count in counts.items()}
+    source = max(scores, key=lambda name: scores[name])
+    chosen = _agreed(counts[source].n_clusters, group)
+    record = {
+        "chosen": chosen,
+        "from": source,
+        "criterion": "modularity of the partition on the graph of nearest neighbours, by number of clusters",
+        "curves": {name: {str(k): round(q, 4) for k, q in count.curve.items()} for name, count in counts.items()},
+    }
+    return replace(config, n_clusters=chosen), record
+
+
+def _weigh(
+    probe: Probe, config: CAEConfig, trial: Trial, group: ProcessGroup | None
+) -> tuple[CAEConfig, dict[str, Any]]:
+    """How much the texts may weigh."""
+    configs = {name: replace(config, **changes) for name, changes in CANDIDATES.items()}
+    scores = {}
+    for name, candidate in configs.items():
+        z = trial.fused(candidate)
+        centroids = kmeans(
+            z,
+            candidate.n_clusters,
+            spherical=candidate.spherical,
+            # Few restarts: the winner is clustered again with all of them.
+            n_init=-(-candidate.n_init // 4),
+            max_iter=candidate.kmeans_iter,
+            seed=candidate.seed,
+        )
+        scores[name] = probe.score(cells(z, centroids, spherical=candidate.spherical)[0], candidate.n_clusters)
+    chosen = list(configs)[_agreed(max(range(len(scores)), key=list(scores.values()).__getitem__), group)]
+    record = {
+        "chosen": chosen,
+        "criterion": "NMI of clusters with their prediction from held-out images by ridge regression, in percent",
+        "sample": len(probe),
+        "scores": {name: round(100 * score, 2) for name, score in scores.items()},
+    }
+    return configs[chosen], record
+
+
+def _agreed(value: int, group: ProcessGroup | None) -> int:
+    """The first rank's value: rounding must not let ranks decide differently."""
+    return int(from_first(torch.tensor(value), group))
+
+
+class Probe:
+    """Two-fold ridge regression from image embeddings to cluster labels, prepared once for any number of labelings.
+
+    Args:
+        x: (S, D) float32 embeddings in random order, S at least 4.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        x = x.cpu().double()
+        self.n = len(x)
+        halves = x[: len(x) // 2], x[len(x) // 2 :]
+        self.hats = [_ridge_hat(train, test) for train, test in (halves, halves[::-1])]
+
+    def __len__(self) -> int:
+        return self.n
+
+    def score(self, labels: Tensor, n_clusters: int) -> float:
+        """NMI in [0, 1] of labels (S,) int64 with their prediction."""
+        labels = labels.cpu()
+        onehot = one_hot(labels, n_clusters).double()
+        halves = onehot[: len(labels) // 2], onehot[len(labels) // 2 :]
+        means = [half.mean(dim=0) for half in halves]
+        second, first = (
+            (hat @ (half - mean) + mean).argmax(dim=1) for hat, half, mean in zip(self.hats, halves, means, strict=True)
+        )
+        return clustering_scores(torch.cat([first, second]), labels)["nmi"] / 100
+
+
+def _ridge_hat(train: Tensor, test: Tensor) -> Tensor:
+    """H (S', S) with H y the predictions for `test` of a ridge regression of centred y on `train`."""
+    mean = train.mean(dim=0)
+    train, test = train - mean, test - mean
+    # The smaller of the two normal equations: (X'X + r)^-1 X' = X' (XX' + r)^-1.
+    if len(train) <= train.shape[1]:
+        gram = train @ train.T
+        gram.diagonal().add_(RIDGE)
+        return torch.linalg.solve(gram, train @ test.T).T
+    gram = train.T @ train
+    gram.diagonal().add_(RIDGE)
+    return test @ torch.linalg.solve(gram, train.T)

@@ -1,0 +1,121 @@
+"""`cae edit RESULT …`: change a result by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cae import terminal
+
+if TYPE_CHECKING:
+    from cae.edits import Edit
+    from cae.results import SavedResult
+
+Cluster = Annotated[str, typer.Argument(help="A group's name or number.", metavar="GROUP")]
+Clusters = Annotated[list[str], typer.Argument(help="Names or numbers of groups.", metavar="GROUP...")]
+
+edit_app = typer.Typer(
+    help="Rename, merge, split and pin groups, or move single pictures. Edits are kept beside the result, shown in "
+    "exports and reports, and applied again after the next `cae cluster` into the same folder.",
+    subcommand_metavar="[COMMAND] [ARGS]...",
+)
+
+
+@edit_app.callback(invoke_without_command=True)
+def edit(
+    context: typer.Context,
+    result: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")],
+) -> None:
+    """Without a command: show the groups as edited, and the edits."""
+    from cae.results import SavedResult
+
+    context.obj = SavedResult.load(result)
+    if context.invoked_subcommand is None:
+        terminal.print_edits(context.obj)
+
+
+@edit_app.command()
+def rename(context: typer.Context, cluster: Cluster, name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+    """Call a group something else."""
+    from cae.edits import Rename, anchors_of, check_name, find_cluster
+
+    view = context.obj.edited
+    id = find_cluster(view, cluster)
+    _add(context.obj, Rename(anchors_of(view, id), check_name(view, name, [id])))
+
+
+@edit_app.command()
+def merge(
+    context: typer.Context,
+    clusters: Clusters,
+    name: Annotated[str | None, typer.Option(help="Of the merged group; by default the first one's.")] = None,
+) -> None:
+    """Make several groups one."""
+    from cae.edits import EditError, Merge, anchors_of, check_name, find_cluster
+
+    view = context.obj.edited
+    ids = list(dict.fromkeys(find_cluster(view, cluster) for cluster in clusters))
+    if len(ids) < 2:
+        raise EditError("merging takes at least two groups")
+    anchors = tuple(anchors_of(view, id) for id in ids)
+    _add(context.obj, Merge(anchors, anchors[0].name if name is None else check_name(view, name, ids)))
+
+
+@edit_app.command()
+def split(
+    context: typer.Context,
+    cluster: Cluster,
+    into: Annotated[int, typer.Option(min=2, help="Number of parts.")] = 2,
+) -> None:
+    """Take a group apart by what its pictures look like."""
+    from cae.edits import Split, anchors_of, find_cluster, split_into
+
+    view = context.obj.edited
+    id = find_cluster(view, cluster)
+    _add(context.obj, Split(anchors_of(view, id), split_into(view, id, into)))
+
+
+@edit_app.command()
+def pin(context: typer.Context, clusters: Clusters) -> None:
+    """Keep the pictures and the name of groups, whatever the next fit finds."""
+    from cae.edits import Pin, anchors_of, find_cluster
+
+    view = context.obj.edited
+    ids = [find_cluster(view, cluster) for cluster in clusters]
+    _add(context.obj, *(Pin(anchors_of(view, id, every=True)) for id in ids))
+
+
+@edit_app.command()
+def move(
+    context: typer.Context,
+    pictures: Annotated[list[str], typer.Argument(help="Paths of pictures, as the result has them or on disk.")],
+    to: Annotated[str, typer.Option(help="Name or number of the group.")],
+) -> None:
+    """Put single pictures into another group."""
+    from cae.edits import Move, anchors_of, find_cluster, find_pictures
+
+    view = context.obj.edited
+    _add(context.obj, Move(anchors_of(view, find_cluster(view, to)), find_pictures(view, pictures)))
+
+
+@edit_app.command()
+def undo(context: typer.Context) -> None:
+    """Take the last edit back."""
+    from cae.edits import EditError, save_edits
+
+    result: SavedResult = context.obj
+    if not result.edits:
+        raise EditError(f"there are no edits in {result.folder}")
+    save_edits(result.edits[:-1], result.folder)
+    terminal.out.print(f"taken back: {result.edits[-1]}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _add(result: SavedResult, *edits: Edit) -> None:
+    """Keep edits after those that there are, and show the groups as they are now."""
+    from cae.edits import save_edits
+    from cae.results import SavedResult
+
+    save_edits([*result.edits, *edits], result.folder)
+    terminal.print_edits(SavedResult.load(result.folder))

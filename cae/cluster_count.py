@@ -1,0 +1,94 @@
+"""`n_clusters="auto"`: how many groups there are, decided without labels.
+
+The criterion is the modularity (Newman & Girvan 2004) of the k-means partition on the graph of nearest neighbours: the
+share of neighbours that stay together, less what it would be by chance. Too few clusters leave chance high, too many
+cut neighbours apart. Where groups fall into sub-groups the curve is flat, and the finest of the partitions that are
+about as good as the best is taken. Other criteria that were tried, with figures: benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_array
+from sklearn.neighbors import kneighbors_graph
+from torch import Tensor
+
+from cae.clustering import kmeans
+from cae.kernels import nearest
+from cae.stopwatch import stage
+
+NEIGHBOURS = 15
+"""Edges that each image starts in the graph."""
+
+SLACK = 0.03
+"""A finer partition may fall short of the best by this share of what the best falls short of 1."""
+
+DROP = 0.95
+"""The search ends once `PATIENCE` counts in a row have less than this share of the best modularity."""
+PATIENCE = 6
+
+RESTARTS = 10
+"""Of each k-means; a bad optimum would dent the curve."""
+
+
+class ClusterCount(NamedTuple):
+    """How many clusters, and why."""
+
+    n_clusters: int
+    """K."""
+    curve: dict[int, float]
+    """Modularity by number of clusters, ascending."""
+    labels: Tensor
+    """(N,) int64 labels of the partition into K."""
+
+
+@stage("cluster count")
+def count_clusters(z: Tensor, *, max_iter: int, seed: int) -> ClusterCount:
+    """The number of clusters by modularity.
+
+    Args:
+        z: (N, D) float32 unit rows; a sample of some thousand is enough. N at least 6.
+        max_iter: of each k-means.
+        seed: of each k-means.
+
+    Raises:
+        ValueError: too few images for groups to show.
+    """
+    if len(z) < 6:
+        raise ValueError(f"the number of clusters cannot be found out from {len(z)} images; give n_clusters")
+    graph = _neighbour_graph(z)
+    curve: dict[int, float] = {}
+    partitions: dict[int, Tensor] = {}
+    for k in _counts(len(z) // 3):
+        centroids = kmeans(z, k, spherical=True, n_init=RESTARTS, max_iter=max_iter, seed=seed)
+        partitions[k] = nearest(z, centroids).labels
+        curve[k] = _modularity(graph, partitions[k].cpu().numpy(), k)
+        best = max(curve.values())
+        if len(curve) > PATIENCE and max(list(curve.values())[-PATIENCE:]) < DROP * best:
+            break
+    chosen = max(k for k, value in curve.items() if value >= best - SLACK * (1 - best))
+    return ClusterCount(chosen, curve, partitions[chosen])
+
+
+def _counts(most: int) -> list[int]:
+    """2, 3, … 20, then steps of a tenth, up to `most`."""
+    counts = [2]
+    while counts[-1] < most:
+        counts.append(max(counts[-1] + 1, round(1.1 * counts[-1])) if counts[-1] >= 20 else counts[-1] + 1)
+    return [count for count in counts if count <= max(most, 2)]
+
+
+def _neighbour_graph(z: Tensor) -> csr_array:
+    """(N, N) symmetric weights: 1 where two images are among each other's nearest neighbours, 1/2 where one is."""
+    # Rows have unit length: the order of Euclidean distances is that of cosines.
+    graph = csr_array(kneighbors_graph(z.cpu().numpy(), min(NEIGHBOURS, len(z) - 1)))
+    return (graph + graph.T) / 2
+
+
+def _modularity(graph: csr_array, labels: np.ndarray, k: int) -> float:
+    """sum_c (e_cc - (sum_d e_cd)^2) with e_cd the share of the edges' weight between clusters c and d."""
+    member = csr_array((np.ones(len(labels)), (np.arange(len(labels)), labels)), shape=(len(labels), k))
+    e = (member.T @ graph @ member).toarray() / graph.sum()
+    return float(np.trace(e) - (e.sum(axis=1) ** 2).sum())

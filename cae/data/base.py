@@ -1,0 +1,69 @@
+"""What all data modules share: one loader in a fixed order, for `trainer.fit`, `predict` and `test`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities import suggested_max_num_workers
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch.utils.data import DataLoader, Dataset
+
+MOST_WORKERS = 8
+"""Processes that read, unless told otherwise, where there are that many cores."""
+
+
+class Data(pl.LightningDataModule):
+    """Samples in a fixed order.
+
+    Args:
+        batch_size: samples per batch.
+        num_workers: processes that read and prepare, so that this overlaps with encoding; None for as many as there are
+            cores for, up to 8.
+    """
+
+    def __init__(self, batch_size: int, num_workers: int | None) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self._num_workers = num_workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """What a fit goes over once."""
+        return self.loader()
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """All samples."""
+        return self.loader()
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """All samples."""
+        return self.loader()
+
+    def loader(self) -> DataLoader[Any]:
+        """All samples."""
+        raise NotImplementedError
+
+    def sampler(self, dataset: Dataset[Any]) -> UnrepeatedDistributedSampler | None:
+        """Of several processes, this one's samples: in order, none twice; Lightning's own would shuffle for a fit."""
+        trainer = self.attached
+        if trainer.world_size == 1:
+            return None
+        return UnrepeatedDistributedSampler(dataset, trainer.world_size, trainer.global_rank, shuffle=False)
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that read and prepare."""
+        if self._num_workers is not None:
+            return self._num_workers
+        return min(MOST_WORKERS, suggested_max_num_workers(self.attached.num_devices))
+
+    @property
+    def attached(self) -> pl.Trainer:
+        """The trainer.
+
+        Raises:
+            RuntimeError: there is none yet.
+        """
+        if self.trainer is None:
+            raise RuntimeError("a data module of cae has loaders only inside a trainer: pass it as `datamodule`")
+        return self.trainer

@@ -1,0 +1,277 @@
+"""Data modules of pictures: a folder, a Hugging Face data set, a torchvision data set.
+
+They serve an `Embedder`, and so `CAE`: its encoder says how pictures are prepared, and its store which of them need no
+reading any more. Batches are `ImageBatch` dicts in a fixed order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from cae.data.base import Data
+from cae.data.pictures import (
+    ImageError,
+    PictureDataset,
+    Pictures,
+    collate_readable,
+    files_identity,
+    list_images,
+    read_image,
+)
+
+if TYPE_CHECKING:
+    from cae.embedder import Embedder
+
+
+class ImageData(Data):
+    """Pictures for `trainer.fit`, `predict` and `test`, by an `Embedder` or `CAE`.
+
+    Args:
+        pictures: what there is.
+        batch_size: pictures per batch.
+        num_workers: processes that read and preprocess; None for as many as there are cores for, up to 8.
+    """
+
+    def __init__(self, pictures: Pictures, *, batch_size: int = 64, num_workers: int | None = None) -> None:
+        super().__init__(batch_size, num_workers)
+        self.pictures = pictures
+
+    @property
+    def identity(self) -> str | None:
+        """Differs where the pictures do; None where nobody knows."""
+        return self.pictures.identity
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The pictures that the module's store lacks."""
+        # At least one for each process: Lightning passes over an epoch without batches, and with it over the fit.
+        last = len(self.pictures) - self.attached.world_size
+        return self.loader(max(min(self.embedder.done(), last), 0))
+
+    def loader(self, start: int = 0) -> DataLoader[Any]:
+        """The pictures from `start` on."""
+        encoder = self.embedder.encoder
+        dataset = PictureDataset(self.pictures, encoder.preprocess, encoder.image_size, start)
+        return DataLoader(
+            dataset,
+            sampler=self.sampler(dataset),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=partial(collate_readable, self.pictures, encoder.image_size),
+        )
+
+    @property
+    def embedder(self) -> Embedder:
+        """The module that the pictures are for."""
+        return self.attached.lightning_module  # type: ignore[return-value]
+
+
+class ImageFolderData(ImageData):
+    """A folder of pictures: recursive, sorted by path, unreadable files left out.
+
+    `index` points into `paths`. If all pictures lie in sub-folders, the top one is a picture's `label`, by the order of
+    `classes`.
+
+    Args:
+        root: the folder.
+        batch_size: pictures per batch.
+        num_workers: processes that read and preprocess, see `ImageData`.
+        paths: take these files below the folder instead of listing it.
+
+    Raises:
+        ImageError: no such folder, or no picture in it.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+        paths: Sequence[Path] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.paths = list(paths) if paths is not None else list_images(root)
+        parts = [path.relative_to(self.root).parts for path in self.paths]
+        self.classes = sorted({top for top, *below in parts if below}) if all(len(each) > 1 for each in parts) else []
+        number = {name: i for i, name in enumerate(self.classes)}
+        pictures = Pictures(
+            partial(_read_path, self.paths),
+            [os.fsencode(Path(*each).as_posix()).decode("utf-8", "replace") for each in parts],
+            torch.tensor([number[each[0]] for each in parts]) if self.classes else None,
+            files_identity(self.root, self.paths),
+        )
+        super().__init__(pictures, batch_size=batch_size, num_workers=num_workers)
+
+
+def _read_path(paths: Sequence[Path], index: int, side: int | None) -> Image.Image:
+    return read_image(paths[index], side)
+
+
+class TorchvisionData(ImageData):
+    """A data set of torchvision, or any that yields (PIL image, …): leave its `transform` unset.
+
+    Classes come from its `targets` or `labels`. An interrupted fit goes on where it stopped for data sets that have
+    their pictures in memory as `data` or list their files as `samples`.
+
+    Args:
+        dataset: the data set.
+        batch_size: pictures per batch.
+        num_workers: processes that read and preprocess, see `ImageData`.
+    """
+
+    def __init__(self, dataset: Any, *, batch_size: int = 64, num_workers: int | None = None) -> None:
+        labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
+        samples, data = getattr(dataset, "samples", None), getattr(dataset, "data", None)
+        paths, identity = [str(i) for i in range(len(dataset))], None
+        if samples is not None:
+            root, files = Path(dataset.root), [Path(sample[0]) for sample in samples]
+            paths, identity = [os.path.relpath(file, root) for file in files], files_identity(root, files)
+        elif isinstance(data, np.ndarray | Tensor):
+            identity = hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()[:32]
+        pictures = Pictures(
+            partial(_read_item, dataset), paths, None if labels is None else torch.as_tensor(labels).long(), identity
+        )
+        super().__init__(pictures, batch_size=batch_size, num_workers=num_workers)
+
+
+def _read_item(dataset: Any, index: int, side: int | None) -> Image.Image:
+    try:
+        item = dataset[index]
+    except OSError as error:  # what Pillow raises for a damaged file
+        raise ImageError(str(error)) from error
+    picture = item[0] if isinstance(item, tuple | list) else item
+    if not isinstance(picture, Image.Image):
+        raise TypeError(
+            f"{type(dataset).__name__} yields {type(picture).__name__}, not PIL images: leave its transform unset, the "
+            "encoder has its own; or pass a DataLoader of preprocessed images to the trainer"
+        )
+    return picture.convert("RGB")
+
+
+class HuggingFaceData(ImageData):
+    """A data set of the `datasets` library, map-style or streaming.
+
+    A stream is read once, front to back, by one worker of each process; of several processes each reads all of it and
+    decodes its share. An interrupted fit on a stream begins again.
+
+    Args:
+        dataset: `datasets.Dataset` or `IterableDataset`; of a `DatasetDict` choose a split.
+        image: the column of pictures; by default the only one of that kind.
+        label: the column of classes; by default `label`, or the only one of that kind, if there is one.
+        batch_size: pictures per batch.
+        num_workers: processes that read and preprocess, see `ImageData`.
+
+    Raises:
+        ValueError: no such column, or none that can be chosen.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        image: str | None = None,
+        label: str | None = None,
+        batch_size: int = 64,
+        num_workers: int | None = None,
+    ) -> None:
+        import datasets
+
+        features = dataset.features
+        if features is None:
+            raise ValueError("the stream does not tell its columns; give it `features`, or use .cast_column on it")
+        self.image = _column(features, image, datasets.Image, "image")
+        if self.image is None:
+            raise ValueError(f"the data set has no column of pictures; its columns are {', '.join(features)}")
+        self.label = _column(features, label, datasets.ClassLabel, "label")
+        # Decoded here, as files are: in small where that will do, and with a reason where it fails.
+        self.rows = dataset.cast_column(self.image, datasets.Image(decode=False))
+        self.streaming = isinstance(dataset, datasets.IterableDataset)
+        if self.streaming:
+            pictures = Pictures(_unread, [])
+        else:
+            labels = None if self.label is None else torch.as_tensor(self.rows[self.label][:]).long()
+            pictures = Pictures(
+                partial(_read_row, self.rows, self.image),
+                [str(i) for i in range(len(self.rows))],
+                labels,
+                f"hf:{dataset._fingerprint}",
+            )
+        super().__init__(pictures, batch_size=batch_size, num_workers=num_workers)
+
+    def loader(self, start: int = 0) -> DataLoader[Any]:
+        """The pictures from `start` on; of a stream all."""
+        if not self.streaming:
+            return super().loader(start)
+        encoder, trainer = self.embedder.encoder, self.attached
+        stream = _Stream(self, encoder.preprocess, encoder.image_size, trainer.global_rank, trainer.world_size)
+        return DataLoader(
+            stream,
+            batch_size=self.batch_size,
+            num_workers=min(self.num_workers, 1),
+            collate_fn=_collate_stream,
+        )
+
+
+def _column(features: Any, name: str | None, kind: type, usual: str) -> str | None:
+    """The column of that name, or the one of that kind."""
+    if name is not None:
+        if name not in features:
+            raise ValueError(f"the data set has no column {name!r}; its columns are {', '.join(features)}")
+        return name
+    found = [key for key, feature in features.items() if isinstance(feature, kind)]
+    if usual in found:
+        return usual
+    if len(found) > 1:
+        raise ValueError(f"the data set has several columns of {usual}s, {', '.join(found)}: say which with `{usual}`")
+    return found[0] if found else None
+
+
+def _read_row(rows: Any, column: str, index: int, side: int | None) -> Image.Image:
+    return _decode(rows[index][column], side)
+
+
+def _decode(value: Any, side: int | None) -> Image.Image:
+    """A picture as `datasets.Image(decode=False)` gives it: its bytes, or else where they are."""
+    if value is None:
+        raise ImageError("no picture")
+    return read_image(io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"], side)
+
+
+def _unread(index: int, side: int | None) -> Image.Image:
+    raise IndexError("a stream has no picture by number")
+
+
+class _Stream(IterableDataset[Any]):
+    """Samples (image, index, label) of a stream, of several processes this one's share."""
+
+    def __init__(self, data: HuggingFaceData, preprocess: Any, side: int, rank: int, ranks: int) -> None:
+        self.rows, self.image, self.label = data.rows, data.image, data.label
+        self.preprocess, self.side, self.rank, self.ranks = preprocess, side, rank, ranks
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int, int | None]]:
+        for index, row in enumerate(self.rows):
+            if index % self.ranks != self.rank:
+                continue
+            try:
+                picture = self.preprocess(_decode(row[self.image], self.side))
+            except ImageError:
+                continue
+            yield picture, index, row[self.label] if self.label is not None else None
+
+
+def _collate_stream(samples: Sequence[tuple[Tensor, int, int | None]]) -> dict[str, Any]:
+    images, index, labels = zip(*samples, strict=True)
+    batch = {"image": torch.stack(images), "index": torch.tensor(index), "path": [str(i) for i in index]}
+    return batch if labels[0] is None else {**batch, "label": torch.tensor(labels)}

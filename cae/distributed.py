@@ -1,0 +1,104 @@
+"""Collective operations over processes that each hold a share of the images.
+
+All of them take the process group as an argument and are the identity where it is None: whoever runs alone inside a
+larger distributed program (a callback on one rank, say) must not wait for the others. Every rank of the group has to
+call them in the same order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+
+def is_first(group: ProcessGroup | None) -> bool:
+    """Whether this process does what one of them should do for all."""
+    return group is None or dist.get_rank(group) == 0
+
+
+def summed(value: Tensor, group: ProcessGroup | None, *, largest: bool = False) -> Tensor:
+    """The elementwise sum of a tensor over all ranks, the same bits on each of them; `largest`: the maximum."""
+    if group is None:
+        return value
+    reduced = value.detach().to(_device(group), copy=True)
+    dist.all_reduce(reduced, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=group)
+    return reduced.to(value.device)
+
+
+def total(count: int, group: ProcessGroup | None) -> int:
+    """The sum of a whole number over all ranks."""
+    return int(summed(torch.tensor(count), group))
+
+
+def gathered(rows: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The rows (N_r, …) of all ranks, one after the other, on every rank; N_r may differ and be 0."""
+    if group is None:
+        return rows
+    here = rows.detach().to(_device(group))
+    sizes = [torch.zeros((), dtype=torch.int64, device=here.device) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(sizes, torch.tensor(len(here), device=here.device), group=group)
+    longest = max(int(size) for size in sizes)
+    padded = here.new_zeros(longest, *here.shape[1:])
+    padded[: len(here)] = here
+    shares = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(shares, padded, group=group)
+    return torch.cat([share[: int(size)] for share, size in zip(shares, sizes, strict=True)]).to(rows.device)
+
+
+def from_first(value: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The first rank's tensor on every rank; the others pass one of the same shape and dtype."""
+    if group is None:
+        return value
+    sent = value.detach().to(_device(group)).contiguous()
+    dist.broadcast(sent, dist.get_global_rank(group, 0), group=group)
+    return sent.to(value.device)
+
+
+def unrepeated(index: Tensor, group: ProcessGroup | None) -> Tensor:
+    """Which samples no other row stands for already.
+
+    `DistributedSampler` gives some samples to two ranks so that all have equally many. Each index is looked after by
+    the rank of its remainder, so memory and traffic are O(N / ranks).
+
+    Args:
+        index: (N_r,) int64, what tells the samples apart; at least 0.
+        group: the ranks.
+
+    Returns:
+        (N_r,) bool, True for one row of each index in the whole group.
+    """
+    if group is None:
+        return _first_of_each(index)
+    ranks = dist.get_world_size(group)
+    owner = index % ranks
+    order = owner.argsort(stable=True)
+    sent = torch.bincount(owner, minlength=ranks)
+    received = _exchanged(sent, [1] * ranks, [1] * ranks, group)
+    asked = _exchanged(index[order], received.tolist(), sent.tolist(), group)
+    answers = _exchanged(_first_of_each(asked).to(torch.uint8), sent.tolist(), received.tolist(), group)
+    keep = torch.empty_like(index, dtype=torch.bool)
+    keep[order] = answers.bool()
+    return keep
+
+
+def _exchanged(value: Tensor, received: list[int], sent: list[int], group: ProcessGroup) -> Tensor:
+    """Consecutive stretches of `value` to the ranks in turn, for what they send here."""
+    here = value.to(_device(group))
+    result = here.new_empty(sum(received))
+    dist.all_to_all_single(result, here, received, sent, group=group)
+    return result.to(value.device)
+
+
+def _first_of_each(index: Tensor) -> Tensor:
+    first = torch.zeros(len(index), dtype=torch.bool)
+    first[torch.from_numpy(np.unique(index.cpu().numpy(), return_index=True)[1])] = True
+    return first.to(index.device)
+
+
+def _device(group: ProcessGroup) -> torch.device:
+    """Where the group's backend wants its tensors."""
+    on_cuda = dist.get_backend(group) == dist.Backend.NCCL
+    return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")

@@ -1,0 +1,307 @@
+"""Images to embeddings under a Trainer: `Trainer(max_epochs=1).fit(Embedder(store="embeddings"), datamodule=…)`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.nn.functional import normalize
+from torch.utils.data import DistributedSampler
+
+from cae.cache import cache_dir
+from cae.config import DEFAULT_ENCODER
+from cae.distributed import summed
+from cae.encoders import Encoder, load_encoder
+from cae.store import EmbeddingStore
+
+if TYPE_CHECKING:
+    from cae.data import ImageData
+
+IMAGE_KEYS = ("image", "images", "pixel_values", "embedding", "embeddings")
+
+LOADER_SHIFT = 40
+"""Samples of several loaders keep apart: the loader's number goes above this bit of a sample's."""
+
+
+class Embedder(pl.LightningModule):
+    """Encodes every image once into an `EmbeddingStore`: one epoch of `trainer.fit`, without any training.
+
+    Batches may be images (B, 3, H, W), embeddings (B, D), a tuple or list that begins with one of them, or a dict with
+    one of them under `image`, `images`, `pixel_values`, `embedding` or `embeddings`. A dict may tell the images apart
+    by `index` (B,) int64; else they are counted in the order of the loader, whose sampler is known.
+
+    With a folder as store, an interrupted run goes on where it stopped, if the data module says what its images are
+    (`identity`, as those of `cae.data` do); what the store has is then not even read. On several processes each writes
+    a store of its own below the folder.
+
+    Args:
+        encoder: a spec for `cae.encoders.load_encoder`, or an `Encoder`.
+        encoder_weights: a local weights file for `open_clip` encoders, in place of a download.
+        store: a folder for the embeddings, mapped into memory from there; None keeps them in memory.
+        dtype: what embeddings are rounded to, `float32` or `float16`.
+
+    Raises:
+        ValueError: another dtype.
+        EncoderError, StoreError: from `setup`, when weights cannot be had or the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        encoder: str | Encoder = DEFAULT_ENCODER,
+        *,
+        encoder_weights: str | os.PathLike[str] | None = None,
+        store: str | os.PathLike[str] | None = None,
+        dtype: Literal["float32", "float16"] = "float32",
+    ) -> None:
+        super().__init__()
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f"embeddings are kept as float32 or float16, not {dtype!r}")
+        self.automatic_optimization = False
+        self.encoder_spec = encoder if isinstance(encoder, str) else encoder.spec
+        self._encoder: Encoder | None = None if isinstance(encoder, str) else encoder
+        self.encoder_weights = encoder_weights
+        self.store_folder = store
+        self.embedding_dtype = dtype
+        self.store: EmbeddingStore | None = None
+        self._counted: Counter[int] = Counter()
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, loaded at first use."""
+        if self._encoder is None:
+            weights = Path(self.encoder_weights) if self.encoder_weights else None
+            self._encoder = load_encoder(self.encoder_spec, weights=weights)
+        return self._encoder
+
+    @property
+    def group(self) -> ProcessGroup | None:
+        """The processes that share the images; None for one."""
+        return dist.group.WORLD if self.trainer.world_size > 1 else None
+
+    def setup(self, stage: str) -> None:
+        """Open the store, before the data module is asked for a loader; DDP wraps nothing that has no parameter."""
+        if stage == "fit":
+            self.open_store()
+            if isinstance(self.trainer.strategy, DDPStrategy):
+                self.anchor = torch.nn.Parameter(torch.zeros(1))
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the store's folder."""
+        if stage == "fit" and hasattr(self, "anchor"):
+            del self.anchor
+        self._close_store()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Keep what is done."""
+        self._close_store()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out what is there for DDP alone."""
+        checkpoint["state_dict"].pop("anchor", None)
+
+    def configure_optimizers(self) -> list[Any]:
+        """None: nothing is trained."""
+        return []
+
+    def on_fit_start(self) -> None:
+        """Bring the encoder to the trainer's device."""
+        self.encoder.to(self.device)
+
+    @torch.no_grad()
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """Encode a batch into the store."""
+        self.collect(batch)
+
+    def on_train_epoch_end(self) -> None:
+        """One epoch is all there is to do, and one step, by which ModelCheckpoint sees that something has changed."""
+        assert self.store is not None  # since setup
+        self.store.finish()
+        self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.increment_completed()
+        self.trainer.should_stop = True
+
+    def open_store(self) -> None:
+        """Make the store, with what an earlier run has left in it."""
+        self._counted.clear()
+        folder, identity = None, getattr(self.trainer.datamodule, "identity", None)  # type: ignore[attr-defined]
+        if self.store_folder is not None:
+            folder = Path(self.store_folder) / f"{self.trainer.global_rank}-of-{self.trainer.world_size}"
+        self.store = EmbeddingStore(
+            self.encoder.dim,
+            dtype=getattr(torch, self.embedding_dtype),
+            folder=folder,
+            identity={
+                # Images that cannot be told from others are embedded every time.
+                "data": identity or os.urandom(16).hex(),
+                "encoder": self.encoder.fingerprint,
+                "precision": str(self.trainer.precision),
+            },
+        )
+        # A rank that was ahead of the others may be given other images now: `done` must hold for all below it.
+        self.store.keep_up_to(self.done() - 1)
+
+    def done(self) -> int:
+        """The number up to which all images have been embedded, those that cannot be read left out.
+
+        Images are numbered and loaded in order, by all ranks alike, so it is the least of their largest.
+        """
+        last = -1 if self.store is None else self.store.last
+        return -int(summed(torch.tensor(-last), self.group, largest=True)) + 1
+
+    def collect(self, batch: Any, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
+        """A batch into the store: its images' numbers (B,) int64 on the CPU, and embeddings (B, D) as it keeps them."""
+        assert self.store is not None  # since setup
+        images = images_of(batch)
+        index = self._numbers(batch, len(images), dataloader_idx)
+        known = self.store.find(index)
+        if len(known) and (known >= 0).all():
+            return index, self.store.rows[known].to(self.device)
+        x = self.embed(images)
+        self.store.append(index, x)
+        return index, x
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), or embeddings (B, D), to unit rows (B, D) on the module's device, in the store's dtype.
+
+        Raises:
+            ValueError: neither images nor embeddings.
+        """
+        dtype: torch.dtype = getattr(torch, self.embedding_dtype)
+        if images.ndim == 4:
+            if not len(images):
+                return torch.empty(0, self.encoder.dim, dtype=dtype, device=self.device)
+            # The trainer's precision may have gone for the last digits of both.
+            return normalize(self.encoder.encode_images(images.float()).float(), dim=1).to(dtype)
+        if images.ndim == 2 and images.is_floating_point():
+            return normalize(images.to(self.device).float(), dim=1).to(dtype)
+        raise ValueError(
+            f"expected images (B, 3, H, W) or embeddings (B, D), got a {images.dtype} tensor of shape "
+            f"{tuple(images.shape)}"
+        )
+
+    def _numbers(self, batch: Any, n: int, dataloader_idx: int) -> Tensor:
+        """What tells a batch's samples from all others, the same however many processes share them."""
+        if isinstance(batch, Mapping) and "index" in batch:
+            index = batch["index"].cpu().long()
+            if index.shape != (n,):
+                raise ValueError(f"`index` of the batch has shape {tuple(index.shape)}, but there are {n} images in it")
+        else:
+            start = self._counted[dataloader_idx]
+            self._counted[dataloader_idx] += n
+            index = self._drawn(start, n, dataloader_idx)
+        return index + (dataloader_idx << LOADER_SHIFT)
+
+    def _drawn(self, start: int, n: int, dataloader_idx: int) -> Tensor:
+        """Which samples a loader's sampler has drawn for this rank from the `start`-th on."""
+        trainer = self.trainer
+        loaders = {"fit": trainer.train_dataloader, "predict": trainer.predict_dataloaders}.get(
+            trainer.state.fn or "", trainer.test_dataloaders
+        )
+        loader = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
+        sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+        if type(sampler) is DistributedSampler and sampler.shuffle:  # as Lightning makes them for training
+            return torch.tensor(list(sampler)[start : start + n])
+        index = torch.arange(start, start + n) * trainer.world_size + trainer.global_rank
+        # What a DistributedSampler fills up with begins at the front again.
+        return index % len(sampler.dataset) if isinstance(sampler, DistributedSampler) else index  # type: ignore[arg-type]
+
+    def _close_store(self) -> None:
+        if self.store is not None:
+            self.store.close()
+
+
+def embed_pictures(
+    data: ImageData,
+    encoder: Encoder,
+    *,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Embed pictures in the cache, going on where an earlier run stopped; Lightning itself says nothing.
+
+    Args:
+        data: pictures with an identity, without which they are embedded each time.
+        encoder: encodes them.
+        device: where it does.
+        progress: called with the number of pictures embedded so far and in all.
+
+    Returns:
+        (N', D) float32 unit rows, mapped from the cache, and (N',) int64 positions of the pictures that can be read.
+
+    Raises:
+        StoreError: the cache cannot be written.
+        KeyboardInterrupt: as usual; what is done is kept.
+    """
+    device, total = torch.device(device), len(data.pictures)
+    key = hashlib.sha256(json.dumps([encoder.fingerprint, data.identity]).encode()).hexdigest()[:32]
+    embedder = Embedder(encoder, store=cache_dir() / "embeddings" / key)
+
+    def advance(*_: Any) -> None:
+        if progress:
+            progress(min(embedder.done(), total), total)
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    trainer = pl.Trainer(
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        callbacks=[LambdaCallback(on_train_start=advance, on_train_batch_end=advance)] if progress else None,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        # Whoever called has chosen the number of workers.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        try:
+            trainer.fit(embedder, datamodule=data)
+        except SystemExit as stop:
+            # How Lightning answers Ctrl-C.
+            raise KeyboardInterrupt if trainer.interrupted else stop from stop
+    if progress:
+        progress(total, total)
+    assert embedder.store is not None  # since setup
+    order = embedder.store.index.argsort()
+    in_order = bool((order.diff() > 0).all())
+    return embedder.store.rows if in_order else embedder.store.rows[order], embedder.store.index[order]
+
+
+def images_of(batch: Any) -> Tensor:
+    """The images or embeddings of a batch, however the user's DataModule packs them.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if isinstance(batch, Mapping):
+        for key in IMAGE_KEYS:
+            if key in batch:
+                return images_of(batch[key])
+        raise ValueError(f"a dict batch needs one of the keys {', '.join(IMAGE_KEYS)}; this one has {', '.join(batch)}")
+    if isinstance(batch, Tensor):
+        return batch
+    if isinstance(batch, tuple | list) and batch:
+        return images_of(batch[0])
+    raise ValueError(f"expected a batch of images or embeddings as tensor, tuple or dict, got {type(batch).__name__}")
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """The classes (B,) of a batch: `label` or `labels` of a dict, or a tuple's second part; None where it has none."""
+    if isinstance(batch, Mapping):
+        found = batch.get("label", batch.get("labels"))
+    else:
+        found = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    return found if isinstance(found, Tensor) and found.ndim == 1 and not found.is_floating_point() else None

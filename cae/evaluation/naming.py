@@ -1,0 +1,90 @@
+"""How well names of clusters fit classes that people named, by WordNet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cae.text.corpora import ensure_wordnet
+
+STEPS = 2
+"""Hypernyms up to which a name may be more special than the class: a Siamese is a cat, but a cat is no Siamese."""
+
+
+class NamedCluster(NamedTuple):
+    """A cluster's name beside the class that most of its images have.
+
+    Attributes:
+        label: the majority class.
+        purity: its share of the cluster.
+        name: the cluster's name.
+        nouns: its most typical nouns, best first.
+        exact: whether the name is the class, or a synonym.
+        special: whether the name is the class or at most `STEPS` hypernyms below it.
+        among: whether the name is so, or one of the nouns is the class or a synonym.
+    """
+
+    label: str
+    purity: float
+    name: str
+    nouns: list[str]
+    exact: bool
+    special: bool
+    among: bool
+
+
+def name_clusters(
+    clusters: Tensor, labels: Tensor, classes: Sequence[str], names: Sequence[str], nouns: Sequence[Sequence[str]]
+) -> list[NamedCluster]:
+    """Compare the names of K clusters with the classes of their images; clusters without images are left out.
+
+    Args:
+        clusters: (N,) int64 in [0, K).
+        labels: (N,) int64 true classes.
+        classes: their names, as people call folders: plural, with underscores.
+        names: K names.
+        nouns: K lists of typical nouns.
+
+    Raises:
+        TextError: WordNet can neither be found nor downloaded.
+    """
+    ensure_wordnet()
+    table = []
+    for k, (name, typical) in enumerate(zip(names, nouns, strict=True)):
+        inside = labels[clusters == k]
+        if not len(inside):
+            continue
+        majority = int(inside.mode().values)
+        label = classes[majority]
+        exact, special = is_a(name, label, 0), is_a(name, label, STEPS)
+        among = special or any(is_a(noun, label, 0) for noun in typical)
+        purity = float((inside == majority).to(torch.float32).mean())
+        table.append(NamedCluster(label, purity, name, list(typical), exact, special, among))
+    return table
+
+
+def is_a(noun: str, label: str, steps: int) -> bool:
+    """Whether some sense of a noun is one of the label's, or at most so many hypernyms below it."""
+    wanted, reached = _senses(label), _senses(noun)
+    for _ in range(steps + 1):
+        if wanted & reached:
+            return True
+        reached = frozenset(above for sense in reached for above in (*sense.hypernyms(), *sense.instance_hypernyms()))
+    return False
+
+
+@cache
+def _senses(text: str) -> frozenset[Any]:
+    """Noun synsets of a word or phrase in any number; of its last word where WordNet does not know the phrase."""
+    from nltk.corpus import wordnet
+
+    words = text.replace("_", " ").split()
+    for phrase in ("_".join(words), words[-1] if words else ""):
+        found = frozenset(wordnet.synsets(phrase, "n"))
+        if found:
+            return found
+    return frozenset()

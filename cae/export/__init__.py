@@ -1,0 +1,96 @@
+"""Take a result away: the edited view of it, in the form that the next tool reads.
+
+| target | what is written |
+| --- | --- |
+| `folders` | a folder a cluster, called after it, with its pictures |
+| `csv`, `parquet` | `assignments` and `clusters`, a row each |
+| `json` | `result.json`: clusters, pictures, and the run they come from |
+| `hf` | an image folder with `metadata.jsonl`, for `datasets.load_dataset(OUT)` |
+| `fiftyone` | a `FiftyOneImageClassificationDataset`: `data/` and `labels.json` |
+| `coco` | `annotations.json`: a category a cluster, an annotation a picture without a box |
+
+A target is a function from a result to a plan, which file goes where; `cae.export.tree` carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from cae.export import coco, fiftyone, folders, huggingface, tables
+from cae.export.tree import ExportError, Placing, Plan, carry_out
+from cae.results import SavedResult
+
+__all__ = ["TARGETS", "ExportError", "Exported", "Placing", "Target", "export"]
+
+Target = Literal["folders", "csv", "parquet", "json", "hf", "fiftyone", "coco"]
+TARGETS: dict[Target, Callable[[SavedResult], Plan]] = {
+    "folders": folders.plan,
+    "csv": tables.plan_csv,
+    "parquet": tables.plan_parquet,
+    "json": tables.plan_json,
+    "hf": huggingface.plan,
+    "fiftyone": fiftyone.plan,
+    "coco": coco.plan,
+}
+assert tuple(TARGETS) == get_args(Target)
+
+
+class Exported(NamedTuple):
+    """What an export did.
+
+    Attributes:
+        written: files written, placed or found in place.
+        removed: files of an earlier export that no longer belong.
+        missing: paths of pictures that are no longer there and so were left out.
+        changed: paths of pictures that were placed, but hold other bytes than those that were clustered.
+    """
+
+    written: int
+    removed: int
+    missing: list[str]
+    changed: list[str]
+
+
+def export(
+    result: SavedResult,
+    target: Target,
+    out: Path,
+    *,
+    by: Placing = "copy",
+    progress: Callable[[int, int], None] | None = None,
+) -> Exported:
+    """Write a result, as its edits show it, for another tool.
+
+    The same export again changes nothing; after edits it brings `out` up to date. Interrupted, it leaves whole files
+    only, and goes on from there when it is run again. The original pictures are never moved or changed.
+
+    Args:
+        result: what to export.
+        target: a key of `TARGETS`.
+        out: a folder, made if need be. What is in it and not of an earlier export to the same target is left alone.
+        by: how pictures get there: `copy`, `hardlink` (same disk; changing one changes the original) or `symlink`.
+        progress: called with (done, total) files.
+
+    Raises:
+        ExportError: `out` holds another export, files in the way or the originals, or cannot hold links.
+    """
+    plan = TARGETS[target](result.edited)
+    placed = any(isinstance(content, Path) for content in plan.values())
+    if placed and any(place.resolve().is_relative_to(result.root.resolve()) for place in _tops(plan, out)):
+        raise ExportError(f"{out} would mix with the original pictures; choose another folder with --out")
+    removed = carry_out(plan, out, target=target, by=by, progress=progress)
+    paths = result.assignments["path"].to_pylist()
+    missing = [path for path, place in zip(paths, result.pictures, strict=True) if place is None]
+    return Exported(
+        written=len(plan),
+        removed=removed,
+        missing=missing if placed or target == "coco" else [],
+        changed=[paths[row] for row in result.changed()] if placed else [],
+    )
+
+
+def _tops(plan: Plan, out: Path) -> set[Path]:
+    """`out` and what the plan has directly in it, which may be links to anywhere."""
+    return {out, *(out / name.partition("/")[0] for name in plan)}

@@ -1,0 +1,155 @@
+"""Bring a folder to what a plan says: whole files only, and nothing touched that an export did not write."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeAlias
+
+from cae.files import write_json
+
+Placing = Literal["copy", "hardlink", "symlink"]
+
+# Path below the export, with slashes, to a picture to be placed there or to what writes the file.
+Plan: TypeAlias = Mapping[str, Path | Callable[[Path], None]]
+
+FORMAT_VERSION = 1
+MANIFEST = ".cae-export.json"
+_UNFINISHED = ".writing-"
+
+
+class ExportError(OSError):
+    """An export cannot be made where it was asked for; the message says why and what to do."""
+
+
+def carry_out(
+    plan: Plan, out: Path, *, target: str, by: Placing, progress: Callable[[int, int], None] | None = None
+) -> int:
+    """Write, place and remove files until `out` is what the plan says.
+
+    A list of what belongs to the export lies in `out` before the first file does, so that an interrupted export is
+    known as ours, and what it leaves behind can be removed later. Whatever is not in that list is left alone.
+
+    Args:
+        plan: what is to be where.
+        out: the folder; made if need be.
+        target: what is exported; a folder holds one kind of export.
+        by: how pictures get there.
+        progress: called with (done, total) files.
+
+    Returns:
+        How many files of an earlier export were removed.
+
+    Raises:
+        ExportError: `out` is a file, holds another export or files in the way, or cannot hold links.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
+    ours = _read_manifest(out, target)
+    # First: where case does not matter, a file that is renamed from `Cat` to `cat` would be its own obstacle.
+    removed = sum(_remove(name, out) for name in ours if name not in plan)
+    foreign = next((name for name in plan if name not in ours and os.path.lexists(out / name)), None)
+    if foreign is not None:
+        raise ExportError(f"{out / foreign} is in the way and no part of an earlier export; choose another --out")
+    for leftover in out.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    _write_manifest(out, target, {*ours, *plan})
+    with tempfile.TemporaryDirectory(dir=out, prefix=_UNFINISHED) as temporary:
+        for done, (name, content) in enumerate(plan.items()):
+            _bring(content, out / name, Path(temporary, "file"), by)
+            if progress:
+                progress(done + 1, len(plan))
+    _write_manifest(out, target, plan)
+    return removed
+
+
+def _bring(content: Path | Callable[[Path], None], place: Path, draft: Path, by: Placing) -> None:
+    """One file to its place, by way of a draft on the same disk, unless it is there already."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(content, Path):
+        content(draft)
+    elif _is_placed(content, place, by):
+        return
+    else:
+        _place(content.absolute(), draft, by)
+    draft.replace(place)
+
+
+def _is_placed(picture: Path, place: Path, by: Placing) -> bool:
+    if by == "symlink":
+        return place.is_symlink() and place.readlink() == picture.absolute()
+    if place.is_symlink() or not place.exists():
+        return False
+    if by == "hardlink":
+        return place.samefile(picture)
+    ours, original = place.stat(), picture.stat()
+    # `copy2` keeps the time of the last change, so another size or time means another content.
+    same = (ours.st_size, ours.st_mtime_ns) == (original.st_size, original.st_mtime_ns)
+    return same and not place.samefile(picture)
+
+
+def _place(picture: Path, draft: Path, by: Placing) -> None:
+    try:
+        if by == "copy":
+            shutil.copy2(picture, draft)
+        elif by == "hardlink":
+            os.link(picture.resolve(), draft)
+        else:
+            draft.symlink_to(picture)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise ExportError(f"{picture} was there a moment ago and is gone; run the export again") from error
+        if error.errno == errno.ENOSPC:
+            raise ExportError(f"no space left for {picture}; make room and run the export again to go on") from error
+        other = "" if by == "copy" else "; use --by copy"
+        raise ExportError(f"cannot {by} {picture}: {error.strerror or error}{other}") from error
+
+
+def _remove(name: str, out: Path) -> bool:
+    """Remove a file of ours, and the folders that this leaves empty."""
+    place = out / name
+    # A folder that somebody replaced by a link leads to files that are not ours.
+    if not place.parent.resolve().is_relative_to(out.resolve()) or not os.path.lexists(place) or place.is_dir():
+        return False
+    place.unlink()
+    for folder in place.relative_to(out).parents:
+        try:
+            (out / folder).rmdir() if folder.parts else None
+        except OSError:  # not empty
+            break
+    return True
+
+
+def _read_manifest(out: Path, target: str) -> set[str]:
+    """Files of an earlier export to `out`; none for a fresh folder."""
+    if not (out / MANIFEST).is_file():
+        return set()
+    try:
+        manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        version, kind, files = manifest["format_version"], manifest["target"], manifest["files"]
+        if not all(isinstance(name, str) and _is_below(name) for name in files):
+            raise ValueError("it names files outside of the export")
+        newer = version > FORMAT_VERSION
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{out / MANIFEST} is damaged ({error}); export to another folder with --out") from error
+    if newer:
+        raise ExportError(f"{out} holds an export of a newer version of cae; upgrade cae or choose another --out")
+    if kind != target:
+        raise ExportError(f"{out} holds an export to {kind}; choose another folder for {target} with --out")
+    return set(files)
+
+
+def _is_below(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and bool(path.parts)
+
+
+def _write_manifest(out: Path, target: str, files: Iterable[str]) -> None:
+    write_json({"format_version": FORMAT_VERSION, "target": target, "files": sorted(files)}, out / MANIFEST)

@@ -1,0 +1,147 @@
+"""What the page shows of a result: its groups, and for all pictures a column for each fact.
+
+The page numbers pictures by group, and within a group from the most typical on: a group is a range of numbers, its
+representatives come first, and what a page of the gallery shows lies on few sheets of thumbnails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cae.pipeline import representations
+from cae.results import SavedResult
+
+N_REPRESENTATIVES = 9
+N_DOUBTFUL = 4
+"""Borderline pictures of a group, and odd ones out."""
+_BLOCK_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Group:
+    """A cluster as its section of the page shows it. Pictures are numbered as the page numbers them.
+
+    Attributes:
+        id: its label in the result.
+        name: as in the result, edits included.
+        gloss: definition of the name; may be empty.
+        size: its pictures.
+        nouns: typical ones, best first.
+        captions: typical ones, best first.
+        cohesion: mean cosine of its pictures to their centre, where the last k-means saw them; 1 if all are alike.
+        first: number of its most typical picture; the others follow.
+        representatives: the pictures nearest to its centre.
+        borderline: the least sure of the others: nearly in another group.
+        odd: of those left, the least like the rest of the group to the image encoder alone, texts aside.
+    """
+
+    id: int
+    name: str
+    gloss: str
+    size: int
+    nouns: list[str]
+    captions: list[str]
+    cohesion: float
+    first: int
+    representatives: list[int]
+    borderline: list[int]
+    odd: list[int]
+
+
+def fused(result: SavedResult) -> Tensor:
+    """What the last k-means saw of each picture, as unit rows (N, D) float32."""
+    blocks = result.embeddings.float().split(_BLOCK_ROWS)
+    return torch.cat([normalize(representations(block, result.fitted)["fused"], dim=1) for block in blocks])
+
+
+def describe_groups(result: SavedResult, z: Tensor) -> tuple[list[Group], NDArray[np.int64]]:
+    """The groups, largest first, and the order in which the page numbers pictures.
+
+    Args:
+        result: N pictures; a cluster without pictures has no section.
+        z: (N, D) unit rows from `fused`.
+
+    Returns:
+        The groups; and (N,) the row of the assignments behind each number.
+    """
+    labels = torch.from_numpy(result.assignments["cluster"].to_numpy().copy())
+    confidence = torch.from_numpy(result.assignments["confidence"].to_numpy().copy())
+    groups: list[Group] = []
+    order: list[Tensor] = []
+    members_of = {record["id"]: (labels == record["id"]).nonzero().squeeze(1) for record in result.clusters}
+    for record in sorted(result.clusters, key=lambda record: -len(members_of[record["id"]])):
+        members = members_of[record["id"]]
+        if not len(members):
+            continue
+        centrality = _cosine_to_mean(z[members])
+        members = members[centrality.argsort(descending=True, stable=True)]
+        first = sum(map(len, order))
+        order.append(members)
+        numbers = torch.arange(len(members))
+        doubtful = numbers[N_REPRESENTATIVES:]
+        borderline = doubtful[confidence[members[doubtful]].argsort(stable=True)[:N_DOUBTFUL]]
+        left = doubtful[~torch.isin(doubtful, borderline)]
+        likeness = _cosine_to_mean(normalize(result.embeddings[members].float(), dim=1))
+        odd = left[likeness[left].argsort(stable=True)[:N_DOUBTFUL]]
+        groups.append(
+            Group(
+                **{field: record[field] for field in ("id", "name", "gloss", "nouns", "captions")},
+                size=len(members),
+                cohesion=float(centrality.mean()),
+                first=first,
+                representatives=(first + numbers[:N_REPRESENTATIVES]).tolist(),
+                borderline=(first + borderline).tolist(),
+                odd=(first + odd).tolist(),
+            )
+        )
+    return groups, torch.cat(order).numpy()
+
+
+def _cosine_to_mean(rows: Tensor) -> Tensor:
+    """(n,) of unit rows (n, D)."""
+    return rows @ normalize(rows.mean(dim=0), dim=0)
+
+
+def columns(result: SavedResult, groups: Sequence[Group], order: NDArray[np.int64]) -> dict[str, Any]:
+    """A column a fact, for `order` of the assignments: arrays, lists of strings, and indices into lists.
+
+    Returns:
+        `path`; `group` and `runnerUp`, positions in `groups` (-1: none); `confidence` and `weights` (N, 3) of image,
+        noun and caption in hundredths; `nounNames` and `nouns` (N, 3) into it, `captionTexts` and `caption` into it
+        (-1: none).
+    """
+    table = result.assignments.take(order)
+    position = {group.id: i for i, group in enumerate(groups)}
+    nouns = [[*row, "", "", ""][:3] for row in table["top_nouns"].to_pylist()]
+    noun_names, noun_indices = _index([noun for row in nouns for noun in row])
+    caption_texts, caption_indices = _index(table["top_caption"].to_pylist())
+    weights = np.stack([table[f"beta_{modality}"].to_numpy() for modality in ("image", "noun", "caption")], axis=1)
+    return {
+        "path": table["path"].to_pylist(),
+        "group": np.repeat(np.arange(len(groups)), [group.size for group in groups]),
+        "runnerUp": np.array([position.get(k, -1) for k in table["runner_up"].to_pylist()]),
+        "confidence": _hundredths(table["confidence"].to_numpy()),
+        "weights": _hundredths(weights),
+        "nounNames": noun_names,
+        "nouns": noun_indices.reshape(-1, 3),
+        "captionTexts": caption_texts,
+        "caption": caption_indices,
+    }
+
+
+def _index(texts: Sequence[str | None]) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct texts, and for each text its place among them; -1 for an empty one."""
+    distinct = {text: i for i, text in enumerate(dict.fromkeys(filter(None, texts)))}
+    return list(distinct), np.array([distinct.get(text, -1) if text else -1 for text in texts], dtype=np.int64)
+
+
+def _hundredths(shares: NDArray[np.floating]) -> NDArray[np.int64]:
+    return np.nan_to_num(shares * 100).round().astype(np.int64)

@@ -1,0 +1,147 @@
+"use strict";
+// The page: what is searched for, and the groups, the map and the gallery that show what was found.
+
+const PAGE_SIZE = 120;
+
+/** Give everything that belongs to a group its colour. */
+function paintGroups(root) {
+  for (const each of root.querySelectorAll("[data-group]")) {
+    const group = Number(each.dataset.group);
+    each.style.setProperty("--group", `light-dark(${groupColour(group, false)}, ${groupColour(group, true)})`);
+  }
+}
+
+(() => {
+  const find = (selector) => document.querySelector(selector);
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+
+  const state = { query: "", group: -1, order: "typical", page: 0, found: [] };
+  const panel = new Panel(find("#panel"));
+  const map = new PictureMap(find("#canvas"), find("#hover"), {
+    open: (i) => panel.open(i, state.found),
+    said: (i) => (find("#map-said").textContent = spoken(i)),
+  });
+
+  // ---- search, group and order: what is found ----
+
+  const compare = new Intl.Collator("en", { numeric: true }).compare;
+  const orders = {
+    typical: (a, b) => a - b,
+    unsure: (a, b) => pictures.confidence[a] - pictures.confidence[b],
+    path: (a, b) => compare(pictures.path[a], pictures.path[b]),
+  };
+
+  function update() {
+    state.found = pictures.search(state.query, state.group);
+    if (state.order !== "typical") state.found.sort(orders[state.order]);
+    state.page = 0;
+    showGroups();
+    showOnMap();
+    showPage();
+  }
+
+  function showGroups() {
+    const groups = new Set(state.query ? state.found.map((i) => pictures.group[i]) : []);
+    const cards = all(".card");
+    for (const card of cards) {
+      card.hidden = Boolean(state.query) && state.group < 0 && !groups.has(Number(card.dataset.group));
+    }
+    const left = cards.filter((card) => !card.hidden).length;
+    find("#groups-found").textContent = left === cards.length ? "" : `${count(left, "group")} of ${cards.length} with “${state.query}”`;
+  }
+
+  function showOnMap() {
+    if (state.found.length === pictures.count) return map.show(null);
+    const shown = new Uint8Array(pictures.count);
+    for (const i of state.found) shown[i] = 1;
+    map.show(shown);
+  }
+
+  function showPage() {
+    const pages = Math.max(Math.ceil(state.found.length / PAGE_SIZE), 1);
+    state.page = Math.min(Math.max(state.page, 0), pages - 1);
+    const start = state.page * PAGE_SIZE;
+    const numbers = state.found.slice(start, start + PAGE_SIZE);
+    find("#gallery").replaceChildren(...numbers.map(pictureButton));
+    find("#found").textContent = state.found.length ? count(state.found.length, "picture") : "No picture fits. Search for another word, or look in all groups.";
+    find("#page").value = state.page + 1;
+    find("#page").max = pages;
+    find("#last-page").textContent = pages.toLocaleString("en");
+    find("[data-turn='-1']").disabled = state.page === 0;
+    find("[data-turn='1']").disabled = state.page === pages - 1;
+    find(".pages").hidden = pages === 1;
+  }
+
+  function turnTo(page) {
+    state.page = page;
+    showPage();
+    find("#pictures").scrollIntoView();
+  }
+
+  function showGroup(group) {
+    state.group = group;
+    find("#group").value = group;
+    for (const button of all("#legend button")) button.setAttribute("aria-pressed", Number(button.dataset.group) === group);
+    update();
+  }
+
+  // ---- what can be pressed ----
+
+  let typing;
+  find("#query").addEventListener("input", (event) => {
+    clearTimeout(typing);
+    typing = setTimeout(() => {
+      state.query = event.target.value.trim();
+      update();
+    }, 80);
+  });
+  find("#group").addEventListener("change", (event) => showGroup(Number(event.target.value)));
+  find("#order").addEventListener("change", (event) => {
+    state.order = event.target.value;
+    update();
+  });
+  for (const button of all("[data-turn]")) {
+    button.addEventListener("click", () => turnTo(state.page + Number(button.dataset.turn)));
+  }
+  find("#page").addEventListener("change", (event) => turnTo(Number(event.target.value) - 1 || 0));
+  for (const button of all("[data-show]")) {
+    button.addEventListener("click", () => {
+      showGroup(Number(button.dataset.show));
+      find("#pictures").scrollIntoView();
+      find("#group").focus({ preventScroll: true });
+    });
+  }
+  for (const button of all("#legend button")) {
+    const group = Number(button.dataset.group);
+    button.addEventListener("click", () => showGroup(state.group === group ? -1 : group));
+  }
+  for (const button of all("[data-zoom]")) {
+    button.addEventListener("click", () => (Number(button.dataset.zoom) ? map.zoom(Number(button.dataset.zoom)) : map.fit()));
+  }
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-picture]");
+    if (!button) return;
+    const among = button.closest("#gallery") ? state.found : [...button.parentElement.children].map((each) => Number(each.dataset.picture));
+    panel.open(Number(button.dataset.picture), among);
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "/" || event.target.matches("input, select") || panel.dialog.open) return;
+    find("#query").focus();
+    event.preventDefault();
+  });
+
+  const themeButton = find("#theme");
+  const nameTheme = () => themeButton.setAttribute("aria-label", `Colours: ${theme.labels[theme.current]}`);
+  themeButton.addEventListener("click", () => theme.turn());
+  document.addEventListener("themechange", nameTheme);
+  nameTheme();
+
+  // ---- the start ----
+
+  for (const strip of all("[data-numbers]")) {
+    strip.append(...strip.dataset.numbers.split(" ").filter(Boolean).map((i) => pictureButton(Number(i))));
+  }
+  paintGroups(document);
+  update();
+})();

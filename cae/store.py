@@ -1,0 +1,252 @@
+"""Image embeddings as they come, in memory or on disk.
+
+On disk a store is a folder with three files that only grow:
+
+    embeddings.bin   rows, as they lie in memory
+    index.bin        their images' numbers, int64
+    blocks.jsonl     what the rows are of, then a line a block: how many rows, and the checksum of both files' part
+
+A block counts once its line is written, after its rows. So a run that is killed at any moment is gone on with from the
+last block that is whole; whatever lies behind the first one that is not, torn or damaged, is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from cae.files import replacing
+
+logger = logging.getLogger("cae")
+
+FORMAT = 1
+"""Version of the files. Change it with their layout."""
+
+BLOCK = 1024
+"""Rows that are written, and can be lost, at a time; a block ends with a batch and may be somewhat larger."""
+
+
+class StoreError(OSError):
+    """Embeddings cannot be written or read where they were asked for."""
+
+
+class EmbeddingStore:
+    """N rows of width D with the number of the image behind each; see the module for the files.
+
+    Attributes:
+        index: (N,) int64, the number of the image behind each of `rows`.
+        last: the largest number that was appended, -1 if there is none.
+
+    Args:
+        dim: D.
+        dtype: float32 or float16.
+        folder: where the rows go; in memory if None. Held by one process at a time; a second one waits.
+        identity: what the rows are of (data, encoder, settings), plain values. Rows of another identity are dropped.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        folder: str | os.PathLike[str] | None = None,
+        identity: Mapping[str, str] | None = None,
+    ) -> None:
+        self.dim, self.dtype = dim, dtype
+        self.folder = None if folder is None else Path(folder)
+        self._blocks: list[tuple[Tensor, Tensor]] = []  # not on disk yet
+        self._waiting = 0  # rows in them
+        self.index = torch.empty(0, dtype=torch.int64)
+        self._order: Tensor | None = None  # that sorts the index, once somebody looks for something
+        self._rows = torch.empty(0, dim, dtype=dtype)
+        self.last = -1
+        if self.folder is not None:
+            self._open(self.folder, {"format": FORMAT, "dim": dim, "dtype": str(dtype), **(identity or {})})
+
+    def append(self, index: Tensor, rows: Tensor) -> None:
+        """Add a batch; rows whose image the store had when it was opened are passed over.
+
+        Args:
+            index: (B,) int64 numbers of the images.
+            rows: (B, D), of any float dtype on any device.
+        """
+        index = index.cpu()
+        new = self.find(index) < 0
+        self._blocks.append((index[new], rows.detach()[new.to(rows.device)].to("cpu", self.dtype)))
+        self._waiting += int(new.sum())
+        self.last = max(self.last, int(index.max())) if len(index) else self.last
+        if self.folder is not None and self._waiting >= BLOCK:
+            self._write()
+
+    def finish(self) -> None:
+        """Make `rows` and `index` tell of everything appended so far, and put it on disk."""
+        if self.folder is not None:
+            self._write()
+            self._map()
+            return
+        blocks, self._blocks = self._blocks[::-1], []
+        index, rows, self._waiting = [self.index], self._rows.new_empty(len(self._rows) + self._waiting, self.dim), 0
+        rows[: (end := len(self._rows))] = self._rows
+        while blocks:  # each is let go as soon as it is in its place: never twice in memory
+            number, block = blocks.pop()
+            rows[end : (end := end + len(block))] = block
+            index.append(number)
+        self.index, self._rows, self._order = torch.cat(index), rows, None
+
+    def keep_up_to(self, last: int) -> None:
+        """Drop all rows from the first on whose image has a number above `last`, before anything is appended."""
+        above = (self.index > last).nonzero()
+        if not len(above):
+            return
+        left = int(above[0])
+        self.last = int(self.index[:left].max()) if left else -1
+        if self.folder is None:
+            self.index, self._rows, self._order = self.index[:left], self._rows[:left], None
+            return
+        header, *blocks = self._lines()
+        lines, start = [header], 0
+        for block in blocks:
+            stop = min(start + int(str(block["rows"])), left)
+            if stop > start:
+                rows, index = (part[start:stop].numpy().tobytes() for part in (self._rows, self.index))
+                lines.append({"rows": stop - start, "crc32": _checksum(rows, index)})
+            start = stop
+        self._write_journal(lines)
+        self._cut(left)
+        self._map()
+
+    def close(self) -> None:
+        """Put on disk what is not there yet, and let other processes have the folder. `rows` stays mapped."""
+        if self.folder is not None and self._lock.is_locked:
+            self._write()
+            self._lock.release()
+
+    @property
+    def rows(self) -> Tensor:
+        """(N, D) the rows up to the last `finish`, mapped from the disk if the store has a folder."""
+        return self._rows
+
+    def find(self, index: Tensor) -> Tensor:
+        """(B,) int64 positions in `rows` of images by number (B,), -1 for one that is not there, or not yet."""
+        if not len(self.index):
+            return torch.full_like(index, -1)
+        if self._order is None:
+            self._order = self.index.argsort()
+            self._sorted = self.index[self._order]
+        at = torch.searchsorted(self._sorted, index).clamp_max(len(self._sorted) - 1)
+        return torch.where(self._sorted[at] == index, self._order[at], -1)
+
+    def _open(self, folder: Path, header: dict[str, object]) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / ".lock")
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                logger.warning("another run writes to %s: waiting for it", folder)
+                self._lock.acquire()
+            lines = self._lines()
+            if not lines or lines[0] != header:
+                if lines:
+                    old = {key for key in {*lines[0], *header} if lines[0].get(key) != header.get(key)}
+                    logger.warning("the embeddings in %s are of another %s: embedding again", folder, ", ".join(old))
+                lines = [header]
+            whole = self._whole(lines[1:])
+            if whole < len(lines) - 1:
+                logger.warning("the embeddings in %s are damaged from block %d on: embedding from there", folder, whole)
+            rows = sum(int(str(line["rows"])) for line in lines[1 : 1 + whole])
+            self._write_journal(lines[: 1 + whole])
+            self._cut(rows)
+            self._map()
+        except OSError as error:
+            raise StoreError(f"embeddings cannot be kept in {folder} ({error}); choose a folder with room") from error
+        self.last = int(self.index.max()) if len(self.index) else -1
+
+    def _write_journal(self, lines: list[dict[str, object]]) -> None:
+        assert self.folder is not None
+        with replacing(self.folder / "blocks.jsonl") as (journal,):
+            journal.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+    def _cut(self, rows: int) -> None:
+        """Take what lies behind these rows off both files."""
+        for path, width in self._files():
+            with path.open("ab") as file:
+                file.truncate(rows * width)
+
+    def _files(self) -> tuple[tuple[Path, int], tuple[Path, int]]:
+        """Both files with their bytes a row."""
+        assert self.folder is not None
+        return (self.folder / "embeddings.bin", self.dim * self.dtype.itemsize), (self.folder / "index.bin", 8)
+
+    def _lines(self) -> list[dict[str, object]]:
+        """The journal up to a line that was torn, empty where there is none."""
+        assert self.folder is not None
+        try:
+            text = (self.folder / "blocks.jsonl").read_text(encoding="utf-8")
+        except (FileNotFoundError, UnicodeDecodeError):
+            return []
+        lines = []
+        for line in text.splitlines():
+            try:
+                lines.append(dict(json.loads(line)))
+            except (ValueError, TypeError):
+                break
+        return lines
+
+    def _whole(self, blocks: list[dict[str, object]]) -> int:
+        """How many of the journal's blocks are on disk as they were written, up to the first that is not."""
+        (rows_file, width), (index_file, _) = self._files()
+        if not (rows_file.is_file() and index_file.is_file()):
+            return 0
+        with rows_file.open("rb") as rows, index_file.open("rb") as index:
+            for i, block in enumerate(blocks):
+                n = block.get("rows")
+                if not isinstance(n, int) or _checksum(rows.read(width * n), index.read(8 * n)) != block.get("crc32"):
+                    return i
+        return len(blocks)
+
+    def _write(self) -> None:
+        """A block of everything that waits: first its rows, then its line."""
+        assert self.folder is not None
+        if not self._waiting:
+            return
+        numbers, blocks = zip(*self._blocks, strict=True)
+        rows, index = (torch.cat(column).numpy().tobytes() for column in (blocks, numbers))
+        line = json.dumps({"rows": self._waiting, "crc32": _checksum(rows, index)}) + "\n"
+        (rows_file, _), (index_file, _) = self._files()
+        files = {rows_file: rows, index_file: index, self.folder / "blocks.jsonl": line.encode()}
+        try:
+            for path, content in files.items():
+                with path.open("ab") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise StoreError(f"cannot write to {self.folder} ({error}); choose a folder with room") from error
+        self._blocks, self._waiting = [], 0
+
+    def _map(self) -> None:
+        (rows, width), (index, _) = self._files()
+        n = rows.stat().st_size // width
+        self.index, self._order = torch.from_numpy(np.fromfile(index, dtype=np.int64)), None
+        # An empty file cannot be mapped. Copy on write, as torch wants writable memory; nobody writes.
+        self._rows = torch.empty(0, self.dim, dtype=self.dtype)
+        if n:
+            dtype = np.float16 if self.dtype == torch.float16 else np.float32
+            self._rows = torch.from_numpy(np.memmap(rows, dtype=dtype, mode="c", shape=(n, self.dim)))
+
+
+def _checksum(rows: bytes, index: bytes) -> int:
+    return zlib.crc32(index, zlib.crc32(rows))

@@ -1,0 +1,381 @@
+"""Cluster a model's embeddings while it trains: `Trainer(callbacks=[ClusteringCallback(n_clusters=10)])`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+
+from cae.callbacks.loggers import log_details
+from cae.callbacks.matching import cluster_centers, match_clusters, overlap
+from cae.callbacks.outputs import describe, look_up
+from cae.callbacks.ranks import gather, on_rank_zero
+from cae.callbacks.reservoir import Reservoir, smallest
+from cae.config import CAEConfig, Preset
+from cae.encoders import Encoder
+from cae.estimator import CAEClusterer, text_banks
+from cae.metrics import clustering_scores, silhouette_score, stability
+from cae.text import TextBank
+
+T = TypeVar("T")
+
+LOWEST = {"nmi": 0.0, "acc": 0.0, "ari": -0.5, "silhouette": -1.0, "stability": -0.5}
+"""What monitors see of each score until there is one: the least it can be."""
+
+RESTARTS = 5
+"""Of k-means, unless `n_init` is given: this runs epoch after epoch, and a fit for good does more."""
+
+
+class ClusteringError(RuntimeError):
+    """A validation run could not be clustered; the message names the hook, the key and the shape."""
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """What one validation run came to.
+
+    Attributes:
+        labels: (n,) int64 clusters of the sampled embeddings, in the order of validation.
+        centers: (K, D) float32, the direction of each cluster's mean embedding.
+        scores: `acc`, `nmi`, `ari` if there are class labels; `silhouette`; `stability`, the ARI of these labels and
+            the previous ones, if they are of the same samples; `size_min` and `size_max`; with texts `beta_image`,
+            `beta_noun`, `beta_caption`, the mean weights of Eq. 16.
+        samples: digest of which samples these are, empty where the loaders' order is not known to be fixed.
+    """
+
+    labels: Tensor
+    centers: Tensor
+    scores: dict[str, float]
+    samples: str
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples in each of the K clusters."""
+        return torch.bincount(self.labels, minlength=len(self.centers)).tolist()
+
+
+class ClusteringCallback(Callback):
+    """Clusters embeddings at the end of a validation run and logs how good the clusters are.
+
+    Scores are logged as `cluster_acc`, `cluster_nmi`, `cluster_ari` (all in [0, 1], if there are class labels),
+    `cluster_silhouette`, `cluster_stability`, … (`Clustering.scores`), and can be monitored by ModelCheckpoint and
+    EarlyStopping: on validation runs that do not cluster, monitors see the last scores, and before the first clustering
+    the least they can be, while loggers get measured values only. `clustering` holds the last result, in which clusters
+    keep their ids from one run to the next.
+
+    Without texts the clusters are those of spherical k-means; with `banks` or an `encoder` of the same space they are
+    CAE's. On several processes rank 0 clusters a sample of all ranks' embeddings; rows that a DistributedSampler
+    repeats to even out the ranks, at most one a rank, are part of it. Several validation loaders are clustered as one.
+
+    The model's weights, gradients and mode, and the global random generators, stay as they are. A failure is a warning,
+    and training goes on.
+
+    Args:
+        n_clusters: K.
+        embedding: where the embeddings (B, D) are in what `validation_step` returns: a dict key, a path of keys,
+            attributes and positions (`"outputs.pooled"`, `"1"`), or a function of it.
+        label: where the class labels (B,) are, likewise; None for none.
+        method: a method of the LightningModule to call on the batch; its result holds the embeddings (B, D), or is them
+            if `embedding` is left alone. `label` is then looked up in the batch.
+        banks: a `cae.text.TextBank` of the embeddings' space under `noun` and under `caption`.
+        encoder: in place of `banks`, what embeds the corpora: a spec for `cae.encoders.load_encoder` or an `Encoder`.
+        nouns: corpus for `encoder`.
+        captions: corpus for `encoder`.
+        every_n_epochs: cluster the validation runs of every n-th epoch; 1 unless `every_n_train_steps` is given.
+        every_n_train_steps: in place of epochs, cluster at the first validation run after this many more steps.
+        max_samples: cluster a uniform sample of at most so many embeddings.
+        prefix: of the logged names; tells several of these callbacks apart.
+        details: give loggers more than scores: cluster sizes to every logger, a histogram and the embedding projector
+            to TensorBoard, a table to W&B.
+        strict: raise `ClusteringError` in place of the warning.
+        preset: of `cae.config.CAEConfig`.
+        settings: any field of `CAEConfig`, such as `seed`; `n_init` is 5 unless given.
+
+    Raises:
+        ValueError: a setting is unknown or out of range, or settings exclude each other.
+        ClusteringError: from validation hooks, with `strict=True`.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int,
+        *,
+        embedding: str | Callable[[Any], Tensor] | None = None,
+        label: str | Callable[[Any], Tensor] | None = None,
+        method: str | None = None,
+        banks: Mapping[str, TextBank] | None = None,
+        encoder: str | Encoder | None = None,
+        nouns: str = "imagenet22k",
+        captions: str = "glosses",
+        every_n_epochs: int | None = None,
+        every_n_train_steps: int | None = None,
+        max_samples: int = 20_000,
+        prefix: str = "cluster_",
+        details: bool = False,
+        strict: bool = False,
+        preset: Preset = "default",
+        **settings: Any,
+    ) -> None:
+        settings = {"n_init": RESTARTS, **settings}
+        self.config = CAEConfig.from_preset(preset, n_clusters, **settings)
+        if every_n_epochs is not None and every_n_train_steps is not None:
+            raise ValueError("give every_n_epochs or every_n_train_steps, not both")
+        for name, value in (("every_n_epochs", every_n_epochs), ("every_n_train_steps", every_n_train_steps)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if max_samples < n_clusters:
+            raise ValueError(f"max_samples must be at least n_clusters = {n_clusters}, got {max_samples}")
+        if banks is not None and encoder is not None:
+            raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
+        self.embedding = embedding if embedding or method else "embedding"
+        self.label = label
+        self.method = method
+        self.banks = banks
+        self.encoder = encoder
+        self.nouns = nouns
+        self.captions = captions
+        self.every_n_epochs = every_n_epochs or 1
+        self.every_n_train_steps = every_n_train_steps
+        self.max_samples = max_samples
+        self.prefix = prefix
+        self.details = details
+        self.strict = strict
+        self.preset: Preset = preset
+        self.settings = settings
+        self.clustering: Clustering | None = None
+        self._last_step = 0
+        self._reservoir: Reservoir | None = None
+        self._width: int | None = None
+        self._failure: str | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Tells apart the saved states of several of these callbacks."""
+        return self._generate_state_key(prefix=self.prefix, n_clusters=self.config.n_clusters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last clustering, so that ids and monitors go on after a resume."""
+        return {"last_step": self._last_step, "clustering": self.clustering and asdict(self.clustering)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._last_step = state_dict["last_step"]
+        self.clustering = Clustering(**state_dict["clustering"]) if state_dict["clustering"] else None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find out before training whether the module has the method and whether the texts can be had.
+
+        Raises:
+            ValueError: no such method.
+            EncoderError, TextError: the encoder or its texts cannot be had.
+        """
+        if stage not in ("fit", "validate"):
+            return
+        if self.method is not None and not callable(getattr(pl_module, self.method, None)):
+            raise ValueError(
+                f"{type(pl_module).__name__} has no method {self.method!r}, which this callback shall call"
+            )
+        if self.encoder is not None and self.banks is None:
+            on_rank_zero(trainer, self._load_banks)
+
+    def _load_banks(self) -> None:
+        self.banks = text_banks(self.config, None, self.encoder, nouns=self.nouns, captions=self.captions)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show monitors the last scores, and begin to collect if this run shall be clustered."""
+        self._reservoir, self._width, self._failure = None, None, None
+        if trainer.sanity_checking:
+            return
+        # Logged before the measured scores, which replace them for monitors if there are any.
+        self._log(pl_module, self._standing_scores(), logger=False)
+        if self._is_due(trainer):
+            self._reservoir = Reservoir(self.max_samples, self.config.seed + trainer.global_rank)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collect the batch's embeddings; a failure is told at the end, where all ranks hear of it and none waits."""
+        if self._reservoir is None or self._failure is not None:
+            return
+        _, error = attempt(lambda: self._collect(trainer, pl_module, outputs, batch))
+        if error is not None:
+            self._failure = f"on_validation_batch_end, batch {batch_idx}: {error}"
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Cluster what was collected and log the scores.
+
+        Raises:
+            ClusteringError: with `strict=True`, embeddings could not be collected or clustered.
+        """
+        if self._reservoir is None:
+            return
+        reservoir, self._reservoir = self._reservoir, None
+        collected = gather(trainer, (self._failure, None if self._failure else reservoir.sample()))
+        clustering, error = attempt(lambda: on_rank_zero(trainer, lambda: self._cluster(trainer, pl_module, collected)))
+        if clustering is None:
+            message = f"on_validation_epoch_end: {error}"
+            if self.strict:
+                raise ClusteringError(message) from error
+            rank_zero_warn(f"this validation run was not clustered: {message}", category=RuntimeWarning)
+            return
+        self.clustering, self._last_step = clustering, trainer.global_step
+        self._log(pl_module, clustering.scores)
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return True  # trainer.validate
+        if self.every_n_train_steps is not None:
+            return trainer.global_step - self._last_step >= self.every_n_train_steps
+        return (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
+    def _standing_scores(self) -> dict[str, float]:
+        # The same names in every run: a name that is new to Lightning later than its measured score would replace it.
+        last = self.clustering.scores if self.clustering else {}
+        names = LOWEST if self.label else ("silhouette", "stability")
+        return {name: last.get(name, LOWEST[name]) for name in names}
+
+    def _log(self, pl_module: pl.LightningModule, scores: Mapping[str, float], *, logger: bool | None = None) -> None:
+        # Every rank logs the same number, and the largest of them is that number exactly; a mean could round.
+        pl_module.log_dict(
+            {self.prefix + name: score for name, score in scores.items()},
+            logger=logger,
+            sync_dist=True,
+            reduce_fx="max",
+            batch_size=1,
+        )
+
+    def _collect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any) -> None:
+        source, labelled = ("validation_step", outputs), ("validation_step", outputs)
+        if self.method is not None:
+            with trainer.precision_plugin.val_step_context():
+                source = (self.method, getattr(pl_module, self.method)(batch))
+            labelled = ("the batch", batch)
+        x = look_up(self.embedding, *source) if self.embedding else source[1]
+        name = f"embedding {self.embedding!r} of {source[0]}" if self.embedding else f"the result of {source[0]}"
+        if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
+            raise ValueError(f"{name} must be a tensor of floats (B, D), got {describe(x)}")
+        if self._width not in (None, x.shape[1]):
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, but width {self._width} in the batches before")
+        columns = [x.float()]
+        if self.label is not None:
+            y = look_up(self.label, *labelled)
+            if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.is_floating_point():
+                raise ValueError(
+                    f"label {self.label!r} of {labelled[0]} must be a tensor of whole numbers ({len(x)},), "
+                    f"got {describe(y)}"
+                )
+            columns.append(y.long())
+        assert self._reservoir is not None  # the hook has looked
+        self._width = x.shape[1]
+        self._reservoir.add(*columns)
+
+    def _cluster(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        collected: Sequence[tuple[str | None, tuple[Tensor, ...] | None]],
+    ) -> Clustering:
+        """On rank 0: cluster the ranks' samples, name the clusters as before, score them."""
+        for rank, (failure, _) in enumerate(collected):
+            if failure is not None:
+                raise ClusteringError(f"rank {rank}, {failure}" if len(collected) > 1 else failure)
+        parts = [sample for _, sample in collected if sample is not None]
+        if not parts:
+            raise ClusteringError("no embeddings were collected")
+        _, positions, x, *targets = smallest(parts, self.max_samples)
+        self._check(x)
+        x = normalize(x, dim=1)
+        classes = targets[0].unique(return_inverse=True)[1] if targets else None
+        samples = digest(positions, *targets) if has_fixed_order(trainer) else ""
+
+        found = CAEClusterer(
+            self.config.n_clusters,
+            banks=self.banks,
+            preset=self.preset,
+            settings=self.settings,
+            device=str(pl_module.device),
+        ).fit(x.numpy())
+        labels, scores = self._keep_ids(x, torch.from_numpy(found.labels_), samples)
+        if classes is not None:
+            scores.update({name: percent / 100 for name, percent in clustering_scores(labels, classes).items()})
+        scores["silhouette"] = silhouette_score(x, labels, seed=self.config.seed)
+        if found.beta_ is not None:
+            weights = found.beta_.mean(axis=0).tolist()
+            modalities = ("image", *self.config.modalities)
+            scores.update({f"beta_{name}": weight for name, weight in zip(modalities, weights, strict=True)})
+        clustering = Clustering(labels, cluster_centers(x, labels, self.config.n_clusters), scores, samples)
+        scores.update(size_min=min(clustering.sizes), size_max=max(clustering.sizes))
+        if self.details:
+            log_details(trainer.loggers, x, labels, classes, clustering.sizes, self.prefix, trainer.global_step)
+        return clustering
+
+    def _check(self, x: Tensor) -> None:
+        name = f"embedding {self.embedding or self.method!r} of shape {tuple(x.shape)}"
+        broken = int((~x.isfinite().all(dim=1)).sum())
+        if broken:
+            raise ClusteringError(f"{name} holds NaN or infinity in {broken} of {len(x)} rows")
+        if len(x) < self.config.n_clusters:
+            raise ClusteringError(f"{name}: {len(x)} samples are too few for {self.config.n_clusters} clusters")
+        if self.clustering is not None and x.shape[1] != self.clustering.centers.shape[1]:
+            raise ClusteringError(
+                f"{name} is {x.shape[1]} wide, but {self.clustering.centers.shape[1]} at the last clustering (step "
+                f"{self._last_step}); clusters of different spaces cannot keep their ids"
+            )
+
+    def _keep_ids(self, x: Tensor, labels: Tensor, samples: str) -> tuple[Tensor, dict[str, float]]:
+        """Call each cluster what its predecessor was called, by shared samples if they are the same, else by centers.
+
+        Returns:
+            The renamed labels, and `stability` if the samples are the same.
+        """
+        if self.clustering is None:
+            return labels, {}
+        n_clusters, previous, scores = self.config.n_clusters, self.clustering, dict[str, float]()
+        if samples and samples == previous.samples:
+            similarity = overlap(labels, previous.labels, n_clusters)
+            scores["stability"] = stability([labels, previous.labels])
+        else:
+            similarity = cluster_centers(x, labels, n_clusters) @ previous.centers.T
+        return match_clusters(similarity)[labels], scores
+
+
+def attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """The result of `work` or its error, with the global random generators as they were before."""
+    # The error is caught inside, because `isolate_rng` does not restore the generators after one.
+    with isolate_rng():
+        try:
+            return work(), None
+        except Exception as error:
+            return None, error
+
+
+def digest(*columns: Tensor) -> str:
+    """Hash of tensors on the CPU."""
+    return hashlib.sha256(b"".join(column.numpy().tobytes() for column in columns)).hexdigest()
+
+
+def has_fixed_order(trainer: pl.Trainer) -> bool:
+    """Whether all validation loaders are known to give the same samples in the same order in every run."""
+    for loader in CombinedLoader(trainer.val_dataloaders, "sequential").flattened:
+        sampler = loader.sampler if isinstance(loader, DataLoader) else None
+        shuffled = isinstance(sampler, DistributedSampler) and sampler.shuffle
+        if not isinstance(sampler, SequentialSampler | DistributedSampler) or shuffled:
+            return False
+    return True

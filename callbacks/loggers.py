@@ -1,0 +1,45 @@
+"""More than scalars for loggers that can show it, through what Lightning's loggers offer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+PROJECTED = 2000
+"""Embeddings shown in TensorBoard's projector, and rows of a table."""
+
+
+def log_details(
+    loggers: Iterable[Logger],
+    x: Tensor,
+    labels: Tensor,
+    classes: Tensor | None,
+    sizes: Sequence[int],
+    prefix: str,
+    step: int,
+) -> None:
+    """Cluster sizes to every logger, a histogram and the projector to TensorBoard, a table to W&B.
+
+    Args:
+        loggers: the trainer's.
+        x: (N, D) float32 embeddings.
+        labels: (N,) int64 clusters.
+        classes: (N,) int64 classes, if known.
+        sizes: of the K clusters.
+        prefix: of the names.
+        step: what the loggers file it under.
+    """
+    header = ["cluster"] if classes is None else ["cluster", "class"]
+    columns = [labels] if classes is None else [labels, classes]
+    rows = [list(row) for row in zip(*(column[:PROJECTED].tolist() for column in columns), strict=True)]
+    for logger in loggers:
+        logger.log_metrics({f"{prefix}size_{k}": size for k, size in enumerate(sizes)}, step=step)
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_histogram(f"{prefix}labels", labels, step, bins=len(sizes))
+            logger.experiment.add_embedding(
+                x[:PROJECTED], rows, tag=f"{prefix}embedding", global_step=step, metadata_header=header
+            )
+        elif isinstance(logger, WandbLogger):
+            logger.log_table(f"{prefix}table", columns=header, data=rows, step=step)

@@ -1,0 +1,145 @@
+"""Trainer verbs on several processes: everybody's images once, the labels of one process, and no rank left waiting."""
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from conftest import FakeEncoder
+from torch.nn.functional import normalize
+
+from cae import CAE, ImageFolderData
+from cae.data import EmbeddingData
+
+K = 3
+OPTIONS = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+def blobs():
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.arange(61) % K
+    centers = torch.randn(K, FakeEncoder.dim, generator=generator)
+    return normalize(centers[groups] + 0.5 * torch.randn(61, FakeEncoder.dim, generator=generator), dim=1), groups
+
+
+def run_verbs(folder, texts, **options):
+    """Labels by index of pictures and embeddings, by `predict` on a fresh module and after `fit`; `test`'s scores."""
+    # Lightning's hints on workers, and that a DistributedSampler repeats samples when testing, which is what is tested.
+    warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+    pictures = ImageFolderData(folder, batch_size=4, num_workers=0)
+    embeddings = EmbeddingData(*blobs(), batch_size=8, num_workers=0)
+    found = {}
+    for name, data in (("pictures", pictures), ("embeddings", embeddings)):
+        module = CAE(K, encoder=FakeEncoder(), n_init=3, **texts)
+        found[name, "fresh"] = labels(pl.Trainer(**OPTIONS, **options).predict(module, datamodule=data))
+        module = CAE(K, encoder=FakeEncoder(), n_init=3, **texts)
+        pl.Trainer(**OPTIONS, **options, max_epochs=1).fit(module, datamodule=data)
+        found[name, "fitted"] = labels(pl.Trainer(**OPTIONS, **options).predict(module, datamodule=data))
+        found[name, "n"] = module.fitted.n_images
+        found[name, "sizes"] = [cluster.size for cluster in module.fitted.clusters]
+        (found[name, "test"],) = pl.Trainer(**OPTIONS, **options).test(module, datamodule=data, verbose=False)
+    # A user's own loader: tuples, no index.
+    module = CAE(K, encoder=FakeEncoder(), n_init=3, **texts)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*blobs()), batch_size=8)
+    pl.Trainer(**OPTIONS, **options, max_epochs=1).fit(module, loader)
+    found["own", "n"] = module.fitted.n_images
+    found["own", "sizes"] = [cluster.size for cluster in module.fitted.clusters]
+    (found["own", "test"],) = pl.Trainer(**OPTIONS, **options).test(module, loader, verbose=False)
+    return found
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def labels(batches):
+    return {
+        int(index): int(label)
+        for batch in batches
+        for index, label in zip(batch["index"], batch["cluster"], strict=True)
+    }
+
+
+def _enter(rank, world, port, folder, texts, out):
+    torch.set_num_threads(1)
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+        TORCHELASTIC_RUN_ID="test", GROUP_RANK="0", LOCAL_WORLD_SIZE=str(world),
+    )  # fmt: skip
+    found = run_verbs(folder, texts, devices=world, strategy="ddp")
+    (out / f"{rank}.pickle").write_bytes(pickle.dumps(found))
+    torch.distributed.barrier()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_verbs_give_what_one_process_gives(picture_folder, text_files, tmp_path, world):
+    (picture_folder / "red" / "broken.png").write_bytes(b"no picture")  # 31 files: no world divides them
+    with warnings.catch_warnings():
+        alone = run_verbs(picture_folder, text_files)
+    torch.multiprocessing.spawn(_enter, (world, free_port(), picture_folder, text_files, tmp_path), nprocs=world)
+    ranks = [pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(world)]
+    for name, n in (("pictures", 30), ("embeddings", 61)):
+        for how in ("fresh", "fitted"):
+            shares = [rank[name, how] for rank in ranks]
+            assert sum(len(share) for share in shares) == n  # nobody predicts what another predicts
+            assert {index: label for share in shares for index, label in share.items()} == alone[name, how]
+        for rank in ranks:
+            assert rank[name, "n"] == alone[name, "n"] == n
+            assert rank[name, "sizes"] == alone[name, "sizes"]
+            assert rank[name, "test"] == pytest.approx(alone[name, "test"], abs=1e-3)
+    for rank in ranks:
+        assert rank["own", "n"] == 61
+        assert rank["own", "sizes"] == alone["own", "sizes"]
+        assert rank["own", "test"] == pytest.approx(alone["own", "test"], abs=1e-3)
+
+
+FAILING = """
+import os, sys
+import lightning.pytorch as pl
+from cae import CAE, ImageFolderData
+from conftest import FakeEncoder
+
+class Failing(FakeEncoder):
+    def encode_images(self, images):
+        if os.environ.get("LOCAL_RANK", "0") == "1":
+            raise RuntimeError("this rank's encoder has failed")
+        return super().encode_images(images)
+
+module = CAE(3, encoder=Failing(), nouns=sys.argv[2], captions=sys.argv[3])
+trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False)
+trainer.predict(module, datamodule=ImageFolderData(sys.argv[1], batch_size=4, num_workers=0))
+"""
+
+
+def test_a_rank_that_fails_ends_all_with_its_error(picture_folder, text_files, tmp_path):
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "PYTHONWARNINGS": "ignore"}
+    arguments = [sys.executable, str(script), str(picture_folder), text_files["nouns"], text_files["captions"]]
+    # A session of its own, so that nothing is left running even where this test fails.
+    with subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        try:
+            _, errors = run.communicate(timeout=280)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode != 0
+    assert "this rank's encoder has failed" in errors

@@ -1,0 +1,176 @@
+"""`CAEClusterer` among scikit-learn's estimators, and beside the pipeline that it calls."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.cluster import KMeans
+from sklearn.datasets import make_blobs
+from sklearn.metrics import adjusted_rand_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer
+from sklearn.utils.estimator_checks import check_estimator
+from torch.nn.functional import normalize
+
+from cae import CAEClusterer, pipeline
+from cae.config import CAEConfig
+from cae.text import Corpus, TextBank
+
+ONE_CLUSTER = "asks for n_clusters=1, which is no clustering; CAE needs two"
+NOT_APPLICABLE = {
+    "check_dont_overwrite_parameters": ONE_CLUSTER,
+    "check_methods_subset_invariance": ONE_CLUSTER,
+    "check_fit2d_1sample": ONE_CLUSTER,
+    "check_fit2d_1feature": ONE_CLUSTER,
+    "check_fit2d_predict1d": ONE_CLUSTER,
+}
+
+
+def text_banks(dim: int, n: int = 60) -> dict[str, TextBank]:
+    """Random texts in a space of any width."""
+    banks = {}
+    for seed, kind in enumerate(("noun", "caption")):
+        rows = normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+        corpus = Corpus(kind, "random", [f"{kind} {i}" for i in range(n)], None, n)
+        banks[kind] = TextBank(corpus, rows.half(), "{}", "random", "random-1")
+    return banks
+
+
+class AtLeastTwo(CAEClusterer):
+    """Makes two clusters where a check asks for one, so that the rest of what it checks can be seen."""
+
+    def fit(self, X, y=None):
+        asked, self.n_clusters = self.n_clusters, max(self.n_clusters, 2)
+        try:
+            return super().fit(X, y)
+        finally:
+            self.n_clusters = asked
+
+
+class WithTexts(AtLeastTwo):
+    """Has text banks of whatever width a check's numbers have."""
+
+    def fit(self, X, y=None):
+        shape = np.asarray(X).shape
+        self.banks = text_banks(shape[1] if len(shape) == 2 and shape[1] else 1)
+        try:
+            return super().fit(X, y)
+        finally:
+            self.banks = None
+
+
+def failures(estimator, expected_failed_checks=None):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = check_estimator(estimator, expected_failed_checks=expected_failed_checks, on_fail=None, on_skip=None)
+    return {r["check_name"]: r["exception"] for r in results if r["status"] == "failed"}, {
+        r["check_name"] for r in results if r["status"] == "xfail"
+    }
+
+
+def test_scikit_learns_own_checks_pass():
+    failed, expected = failures(CAEClusterer(), NOT_APPLICABLE)
+    assert failed == {}
+    assert expected == set(NOT_APPLICABLE)
+
+
+def test_the_checks_that_ask_for_one_cluster_pass_with_two():
+    assert failures(AtLeastTwo())[0] == {}
+
+
+def test_the_checks_pass_with_texts():
+    no_direction = {"check_estimators_dtypes": "has rows of zeros, which have no direction to compare with texts"}
+    failed, expected = failures(WithTexts(settings={"n_init": 2}), no_direction)
+    assert failed == {}
+    assert expected == set(no_direction)
+
+
+def test_rows_without_direction_are_refused_where_they_meet_texts(blobs):
+    x = blobs[0].copy()
+    x[3] = 0
+    assert len(CAEClusterer(3).fit_predict(x)) == 120
+    with pytest.raises(ValueError, match=r"1 of 120 rows are zero"):
+        CAEClusterer(3, banks=text_banks(16)).fit(x)
+
+
+@pytest.fixture
+def blobs():
+    x, y = make_blobs(120, centers=3, n_features=16, cluster_std=0.5, random_state=0)
+    return x.astype(np.float32), y
+
+
+def test_without_texts_it_is_spherical_k_means(blobs):
+    x, y = blobs
+    found = CAEClusterer(3, random_state=1).fit(x)
+    directions = x / np.linalg.norm(x, axis=1, keepdims=True)
+    assert adjusted_rand_score(found.labels_, KMeans(3, n_init=10, random_state=0).fit_predict(directions)) == 1
+    assert adjusted_rand_score(found.labels_, y) == 1
+    assert found.fitted_ is None
+    assert found.beta_ is None
+    np.testing.assert_allclose(found.transform(x), 1 - directions @ found.cluster_centers_.T, atol=1e-6)
+    np.testing.assert_array_equal(found.transform(x).argmin(axis=1), found.labels_)
+
+
+@pytest.mark.parametrize("preset", ["auto", "default", "paper", "tac"])
+def test_with_text_banks_it_is_the_pipeline(blobs, preset):
+    x, _ = blobs
+    banks = text_banks(16)
+    # These blobs lie further apart than CLIP embeddings: at an epsilon made for those no mass can move between them.
+    settings = {"n_init": 2, "epsilon": 0.05}
+    found = CAEClusterer(3, banks=banks, preset=preset, settings=settings, random_state=5).fit(x)
+    unit = normalize(torch.from_numpy(x), dim=1)
+    config = CAEConfig.from_preset(preset, 3, seed=5, **settings)
+    fitted, prediction = pipeline.fit(unit, banks, config)
+    np.testing.assert_array_equal(found.labels_, prediction.cluster.numpy())
+    np.testing.assert_array_equal(found.beta_, prediction.beta.numpy())
+    assert [cluster.name for cluster in found.fitted_.clusters] == [cluster.name for cluster in fitted.clusters]
+    for rows in (slice(None), slice(7, 8)):
+        np.testing.assert_array_equal(found.predict(x[rows]), found.labels_[rows])
+    np.testing.assert_array_equal(found.transform(x).argmin(axis=1), found.labels_)
+
+
+def test_an_encoder_brings_its_own_banks(blobs, fake_encoder, text_files):
+    x = np.pad(blobs[0], ((0, 0), (0, fake_encoder.dim - 16)))
+    found = CAEClusterer(3, encoder=fake_encoder, settings={"n_init": 2}, **text_files).fit(x)
+    assert set(found.fitted_.selected) == {"noun", "caption"}
+
+
+def test_it_works_in_pipelines_and_clones(blobs):
+    x, y = blobs
+    model = make_pipeline(Normalizer(), CAEClusterer(3))
+    assert adjusted_rand_score(model.fit_predict(x), y) == 1
+    assert model.transform(x).shape == (120, 3)
+    assert list(model[-1].get_feature_names_out()) == ["caeclusterer0", "caeclusterer1", "caeclusterer2"]
+    assert clone(model[-1]).get_params() == model[-1].get_params()
+
+
+def test_parameters_may_be_what_scikit_learn_hands_out(blobs):
+    x, y = blobs
+    for seed in (None, np.int64(3), np.random.RandomState(0)):
+        assert adjusted_rand_score(CAEClusterer(np.int64(3), random_state=seed).fit_predict(x), y) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_clusters": 0}, "n_clusters must be a whole number of at least 2"),
+        ({"n_clusters": 500}, "Found array with 120 sample"),
+        ({"settings": {"epsilom": 1}}, "did you mean 'epsilon'"),
+        ({"banks": text_banks(5)}, "the noun bank has width 5, the images 16"),
+        ({"banks": {}}, "the noun bank is missing"),
+        ({"banks": text_banks(16), "encoder": "lite"}, "banks or an encoder, not both"),
+        ({"device": "nowhere"}, "device 'nowhere' cannot be used"),
+    ],
+)
+def test_parameters_are_checked_in_fit(blobs, options, message):
+    with pytest.raises(ValueError, match=message):
+        CAEClusterer(**{"n_clusters": 3, **options}).fit(blobs[0])
+
+
+def test_nan_is_refused(blobs):
+    x = blobs[0].copy()
+    x[3, 2] = np.nan
+    with pytest.raises(ValueError, match="contains NaN"):
+        CAEClusterer(3).fit(x)

@@ -1,0 +1,57 @@
+"""The measure of names, on a hierarchy small enough to read: animal > cat > siamese > blue point."""
+
+import pytest
+import torch
+
+from cae.evaluation import naming
+
+
+class Sense:
+    def __init__(self, name, *above):
+        self.name, self.above = name, above
+
+    def hypernyms(self):
+        return list(self.above)
+
+    def instance_hypernyms(self):
+        return []
+
+
+ANIMAL = Sense("animal")
+CAT = Sense("cat", ANIMAL)
+SIAMESE = Sense("siamese", CAT)
+POINT = Sense("blue point", SIAMESE)
+WORDS = {"animal": ANIMAL, "cat": CAT, "true cat": CAT, "siamese": SIAMESE, "blue point": POINT, "cats": CAT}
+
+
+@pytest.fixture(autouse=True)
+def hierarchy(monkeypatch):
+    monkeypatch.setattr(naming, "_senses", lambda text: frozenset({WORDS[text]} if text in WORDS else ()))
+    monkeypatch.setattr(naming, "ensure_wordnet", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("noun", "steps", "fits"),
+    [("true cat", 0, True), ("siamese", 0, False), ("siamese", 1, True), ("blue point", 2, True),
+     ("blue point", 1, False), ("animal", 2, False), ("no such word", 2, False)],
+)  # fmt: skip
+def test_a_noun_fits_a_class_that_it_is_or_lies_below(noun, steps, fits):
+    assert naming.is_a(noun, "cats", steps) == fits
+
+
+def test_clusters_are_compared_with_the_class_that_most_of_their_images_have():
+    clusters = torch.tensor([0, 0, 0, 1, 1, 3])
+    labels = torch.tensor([0, 0, 1, 1, 1, 0])
+    table = naming.name_clusters(
+        clusters,
+        labels,
+        ["cats", "animal"],
+        ["siamese", "siamese", "empty", "fish"],
+        [["siamese"], ["fish", "animal"], [], ["true cat"]],
+    )
+    assert [(row.label, row.exact, row.special, row.among) for row in table] == [
+        ("cats", False, True, True),
+        ("animal", False, True, True),
+        ("cats", False, False, True),
+    ]
+    assert table[0].purity == pytest.approx(2 / 3)

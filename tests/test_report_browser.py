@@ -1,0 +1,255 @@
+"""The report as people meet it, in a headless Chromium, from disk."""
+
+import json
+import os
+import re
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect, sync_playwright
+
+from cae.edits import Rename, anchors_of, save_edits
+from cae.files import write_json
+from cae.report import write_report
+from cae.results import SavedResult
+
+pytestmark = pytest.mark.browser
+
+PHONE = {"width": 390, "height": 844}
+DESK = {"width": 1280, "height": 900}
+NASTY = "<script>alert(1)</script>\"'&amp;<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("no Chromium on this machine: install it (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def view(browser):
+    """Open a report; the test fails if the page complains, loads from anywhere else, or asks something."""
+    complaints, contexts = [], []
+
+    def view(report, viewport=DESK, expect_missing_files=False, **options):
+        context = browser.new_context(viewport=viewport, reduced_motion="reduce", **options)
+        contexts.append(context)
+        page = context.new_page()
+        if not expect_missing_files:
+            page.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url))
+        page.goto((report / "index.html").as_uri())
+        return page
+
+    yield view
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def report(result_folder):
+    names = ["harbour", "meadow", "desert"]
+    result = SavedResult.load(result_folder)
+    edits = [
+        Rename(anchors_of(result, record["id"]), name) for record, name in zip(result.clusters, names, strict=True)
+    ]
+    save_edits(edits, result_folder)
+    write_report(SavedResult.load(result_folder), result_folder / "report", lambda _: lambda *_: None)
+    return result_folder / "report"
+
+
+def test_it_shows_groups_and_pictures(view, report):
+    page = view(report)
+    expect(page.locator("h1")).to_have_text("pictures")
+    assert sorted(page.locator(".card h3").all_inner_texts()) == ["desert", "harbour", "meadow"]
+    expect(page.locator("#gallery .picture")).to_have_count(30)
+    expect(page.locator("#found")).to_have_text("30 pictures")
+    page.locator("#gallery .picture").first.scroll_into_view_if_needed()
+    expect(page.locator("#gallery .thumbnail").first).to_have_css("background-image", re.compile("url"))
+
+
+def test_search_narrows_groups_and_gallery_and_says_when_nothing_fits(view, report):
+    page = view(report)
+    page.keyboard.press("/")
+    expect(page.locator("#query")).to_be_focused()
+    page.keyboard.type("harbour")
+    expect(page.locator(".card:visible")).to_have_count(1)
+    found = page.locator("#gallery .picture").count()
+    assert 0 < found < 30
+    page.locator("#query").fill("RED/3")
+    expect(page.locator("#found")).to_have_text("1 picture")
+    page.locator("#query").fill("no such thing")
+    expect(page.locator("#found")).to_contain_text("No picture fits")
+    page.locator("#query").fill("")
+    expect(page.locator("#gallery .picture")).to_have_count(30)
+
+
+def test_a_group_can_be_shown_alone_from_its_card_the_list_and_the_legend(view, report):
+    page = view(report)
+    card = page.locator(".card").nth(1)
+    size = int(card.locator(".facts-line span").first.inner_text().split()[0])
+    card.locator(".all").click()
+    expect(page.locator("#gallery .picture")).to_have_count(size)
+    expect(page.locator("#group")).to_have_value("1")
+    expect(page.locator("#legend button").nth(1)).to_have_attribute("aria-pressed", "true")
+    page.locator("#legend button").nth(1).click()
+    expect(page.locator("#gallery .picture")).to_have_count(30)
+    page.locator("#group").select_option("0")
+    expect(page.locator("#legend button").nth(0)).to_have_attribute("aria-pressed", "true")
+
+
+def test_the_panel_says_why_and_walks_by_keyboard(view, report):
+    page = view(report)
+    page.locator("#order").select_option("path")
+    first = page.locator("#gallery .picture").first
+    first.focus()
+    page.keyboard.press("Enter")
+    panel = page.locator("#panel")
+    expect(panel).to_be_visible()
+    expect(panel.locator(".panel-path")).to_have_text("blue/0.png")
+    expect(panel.locator("dt")).to_have_text(["Group", "Confidence", "Next best", "Nouns", "Caption", "Weights"])
+    expect(panel.locator("img")).to_have_js_property("naturalWidth", 24)
+    page.keyboard.press("ArrowRight")
+    expect(panel.locator(".panel-path")).to_have_text("blue/1.png")
+    page.keyboard.press("Escape")
+    expect(panel).not_to_be_visible()
+    expect(first).to_be_focused()
+
+
+def dots(page):
+    """Where the map shows its pictures, in pixels of the page; the map scrolled into view and drawn."""
+    page.locator("#canvas").scroll_into_view_if_needed()
+    page.wait_for_function("document.getElementById('canvas').width > 300")
+    return page.evaluate(
+        """() => {
+          const box = document.getElementById("canvas").getBoundingClientRect();
+          const scale = (Math.min(box.width, box.height) - 48) / 65535;
+          const at = (value, start, length) => start + (length - 65535 * scale) / 2 + value * scale;
+          return Array.from({ length: pictures.count }, (_, i) => [
+            at(pictures.position[2 * i], box.left, box.width),
+            at(pictures.position[2 * i + 1], box.top, box.height),
+          ]);
+        }"""
+    )
+
+
+def test_the_map_shows_a_picture_under_the_pointer_and_opens_it(view, report):
+    page = view(report)
+    x, y = dots(page)[7]
+    page.mouse.move(x, y)
+    expect(page.locator("#hover")).to_be_visible()
+    shown = page.locator("#hover .path").inner_text()
+    page.mouse.click(x, y)
+    expect(page.locator("#panel-title")).to_have_text(shown)
+    page.keyboard.press("Escape")
+    page.mouse.move(2, 2)
+    expect(page.locator("#hover")).to_be_hidden()
+
+
+def test_the_map_works_by_keyboard_and_keeps_to_what_was_searched_for(view, report):
+    page = view(report)
+    page.locator("#query").fill("red/")
+    expect(page.locator("#found")).to_have_text("10 pictures")
+    page.locator("#canvas").focus()
+    seen = set()
+    for key in ("ArrowLeft", "ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown", "+", "ArrowRight", "0"):
+        page.keyboard.press(key)
+        seen.add(page.locator("#map-said").inner_text())
+    assert len(seen) > 1
+    page.keyboard.press("Enter")
+    expect(page.locator(".panel-path")).to_contain_text("red/")
+
+
+def test_the_theme_turns_and_follows_the_system(view, report):
+    page = view(report, color_scheme="dark")
+    background = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(background)
+    page.locator("#theme").click()
+    expect(page.locator("#theme")).to_have_attribute("aria-label", "Colours: light")
+    assert page.evaluate(background) != dark
+    page.reload()
+    expect(page.locator("#theme")).to_have_attribute("aria-label", "Colours: light")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+def test_axe_finds_nothing_serious_and_nothing_is_cut_off(view, report, viewport, scheme):
+    page = view(report, viewport, color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for part in ("page", "panel"):
+        if part == "panel":
+            page.locator("#gallery .picture").first.click()
+        found = Axe().run(page, options={"preload": False}).response["violations"]  # else it fetches the style sheets
+        serious = [
+            f"{part}: {each['id']}: {each['nodes'][0]['html']}"
+            for each in found
+            if each["impact"] in ("serious", "critical")
+        ]
+        assert serious == []
+
+
+def test_names_that_look_like_markup_are_text(view, result_folder, picture_folder):
+    names = [
+        f"red/{NASTY.replace('/', '_')}.png",
+        "red/new\nline.png",
+        "red/日本語 #?%41.png",
+        "red/" + "ü" * 125 + "u.png",
+    ]
+    path = result_folder / "assignments.parquet"
+    table = pq.read_table(path)
+    files = dict(zip([f"red/{i}.png" for i in range(4)], names, strict=True))
+    files["red/4.png"] = os.fsdecode(b"red/caf\xe9.png")
+    for old, new in files.items():
+        (picture_folder / old).rename(picture_folder / new)
+    shown = [os.fsencode(files.get(old, old)).decode("utf-8", "replace") for old in table["path"].to_pylist()]
+    pq.write_table(table.set_column(table.column_names.index("path"), "path", pa.array(shown)), path)
+    clusters = json.loads((result_folder / "clusters.json").read_text(encoding="utf-8"))["clusters"]
+    for cluster in clusters:
+        cluster |= {"name": NASTY, "gloss": NASTY, "nouns": [NASTY], "captions": [NASTY]}
+    write_json({"clusters": clusters}, result_folder / "clusters.json")
+    write_report(SavedResult.load(result_folder), result_folder / "report", lambda _: lambda *_: None)
+    page = view(result_folder / "report")
+    expect(page.locator(".card h3").first).to_have_text(NASTY)
+    page.mouse.move(*dots(page)[0])
+    expect(page.locator("#hover strong")).to_have_text(NASTY)
+    page.locator("#query").fill("red/")
+    expect(page.locator("#found")).to_have_text("10 pictures")
+    page.locator("#order").select_option("path")
+    page.locator("#gallery .picture").first.click()
+    for _ in range(10):
+        # The original, not its thumbnail: so the link leads to the file.
+        expect(page.locator("#panel img")).to_have_js_property("naturalWidth", 24)
+        assert page.locator(".panel-path").text_content() in shown
+        page.keyboard.press("ArrowRight")
+    assert page.locator("img[src='x']").count() == 0
+
+
+def test_missing_pictures_are_shown_as_such(view, result_folder, picture_folder):
+    (picture_folder / "red/0.png").unlink()
+    write_report(SavedResult.load(result_folder), result_folder / "report", lambda _: lambda *_: None)
+    page = view(result_folder / "report")
+    expect(page.locator(".notice").first).to_contain_text("1 of 30 pictures")
+    page.locator("#query").fill("red/0.png")
+    expect(page.locator("#found")).to_have_text("1 picture")
+    expect(page.locator("#gallery .missing")).to_have_text("missing")
+    page.locator("#gallery .picture").click()
+    expect(page.locator(".panel-picture")).to_contain_text("missing")
+
+
+def test_a_report_that_has_moved_away_from_its_pictures_still_shows_thumbnails(view, report, picture_folder, tmp_path):
+    moved = report.rename(tmp_path / "moved")
+    picture_folder.rename(tmp_path / "gone")
+    page = view(moved, expect_missing_files=True)
+    page.locator("#gallery .picture").first.click()
+    expect(page.locator(".panel-picture .thumbnail")).to_have_css("background-image", re.compile("url"))
