@@ -1,7 +1,9 @@
 r"""The accuracy study in one command: methods, ablations and the top-K sweep, on simulation and on image sets.
 
-    python benchmarks/accuracy.py                             # the simulator at three severities
+    python benchmarks/accuracy.py                             # the simulator at every severity
     python benchmarks/accuracy.py --encoder lite DIR …        # folders of class folders as well
+    python benchmarks/accuracy.py --study defaults            # each default against its alternatives
+    python benchmarks/accuracy.py --study count               # the number of clusters, found out
     python benchmarks/accuracy.py --fit-on train --encoder open_clip:ViT-B-32/openai --nouns wordnet \
         --captions flickr30k --data-root ROOT stl10 cifar10 cifar20 imagenet10 imagenet-dogs dtd ucf101 imagenet
                                                               # Tables 1 and 2 of the paper
@@ -12,25 +14,51 @@ Each set gets a folder with results.json, results.md and plots; summary.md puts 
 from __future__ import annotations
 
 import argparse
+import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from simulation import NOUN_VECTORS, SEVERITIES, load_noun_vectors, simulate
 
-from cae import evaluation
+from cae import evaluation, pipeline
+from cae.config import CAEConfig
 from cae.devices import find_device
+from cae.encoders import load_encoder
 from cae.evaluation.study import machine, peak_memory
 from cae.evaluation.tables import percent, write_study
+from cae.files import write_json
+from cae.metrics import clustering_scores
 
-MAIN = ("kmeans", "zero-shot", "tac", "paper", "default")
+MAIN = ("kmeans", "zero-shot", "tac", "paper", "default", "auto")
 ABLATIONS = ("noun-only", "caption-only", "texts-only", "concat", "sum", "softmax")
 SWEEP = tuple(f"default:top_k={k}" for k in (1, 2, 5, 10, 20, 30))
+DEFAULTS = (
+    "default",
+    *(f"default:epsilon={value}" for value in (0.005, 0.02)),
+    *(f"default:balance={value}" for value in (0, 0.25, 0.75, 1)),
+    *(f"default:text_weight={value}" for value in (0.1, 0.5, 1)),
+    *(f"default:gamma={value}" for value in (0.01, 1)),
+    "default:similarity_weight=true",
+    "default:unit_counterparts=false",
+    "default:center_modalities=false",
+    "default:fusion=sum",
+    "default:fusion=concat",
+    "default:spherical=false",
+    "default:retrieval=assigned",
+    *(f"default:top_k={value}" for value in (2, 10)),
+    *(f"default:n_init={value}" for value in (5, 50)),
+)
+STUDIES = {"methods": (*MAIN, *ABLATIONS, *SWEEP), "defaults": DEFAULTS}
 
 
 def main() -> None:
     options = parse_arguments()
-    methods = options.methods.split(",") if options.methods else [*MAIN, *ABLATIONS, *SWEEP]
+    if options.study == "count":
+        count_clusters(options)
+        return
+    methods = options.methods.split(",") if options.methods else STUDIES[options.study]
     studies = {}
     if options.noun_vectors.is_file():
         for severity in options.severities.split(","):
@@ -50,7 +78,7 @@ def main() -> None:
             seeds=range(options.seeds),
             fit_on=options.fit_on,
             root=options.data_root,
-            tsne=True,
+            tsne=options.study == "methods",
             device=find_device(options.device),
         )
     options.out.mkdir(parents=True, exist_ok=True)
@@ -61,7 +89,8 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*", help="as `cae evaluate --dataset` takes them")
-    parser.add_argument("--methods", help="separated by commas; all rows, ablations and the sweep by default")
+    parser.add_argument("--study", choices=(*STUDIES, "count"), default="methods", help="what is compared")
+    parser.add_argument("--methods", help="separated by commas, in place of a study's")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("accuracy-results"))
     parser.add_argument("--noun-vectors", type=Path, default=NOUN_VECTORS, help="text vectors for the simulator")
@@ -97,6 +126,48 @@ def study_simulation(severity: str, methods: Sequence[str], options: argparse.Na
     }
     write_study(results, conditions, options.out / f"simulation-{severity}")
     return results
+
+
+def count_clusters(options: argparse.Namespace) -> None:
+    """The number of clusters that `n_clusters="auto"` finds, seed by seed, as JSON and Markdown."""
+    nouns = load_noun_vectors(options.noun_vectors) if options.noun_vectors.is_file() else None
+    rows = []
+    for severity in options.severities.split(",") if nouns is not None else ():
+        worlds = [simulate(nouns, SEVERITIES[severity], seed=seed) for seed in range(options.seeds)]
+        rows.append(_counted(f"SIMULATION, {severity}", worlds))
+    if options.datasets:
+        encoder = load_encoder(options.encoder, device=find_device(options.device))
+        banks = evaluation.load_banks(["auto"], encoder, nouns=options.nouns, captions=options.captions)
+        for dataset in options.datasets:
+            data = evaluation.embed(evaluation.load_dataset(dataset, root=options.data_root), encoder)
+            problem = evaluation.make_problem(data, encoder, banks, device=find_device(options.device))
+            rows.append(_counted(f"{Path(dataset).name}, {options.encoder}", [problem] * options.seeds))
+    lines = ["| set | true K | found, seed by seed | NMI at the true K | NMI at the found K |", "|---|---|---|---|---|"]
+    for row in rows:
+        found = ", ".join(map(str, row["found"]))
+        lines.append(f"| {row['set']} | {row['true']} | {found} | {row['nmi_true']:.1f} | {row['nmi_found']:.1f} |")
+        print(lines[-1], flush=True)
+    conditions = {"command": sys.argv, "machine": machine(), "results": rows}
+    write_json(conditions, options.out / "count.json")
+    (options.out / "count.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+def _counted(name: str, problems: Sequence[evaluation.Problem]) -> dict[str, Any]:
+    found, scores = [], {"auto": [], "true": []}
+    for seed, problem in enumerate(problems):
+        for source, k in (("auto", "auto"), ("true", problem.n_clusters)):
+            config = CAEConfig.from_preset("auto", k, seed=seed)
+            fitted, prediction = pipeline.fit(problem.x, problem.banks, config)
+            scores[source].append(clustering_scores(prediction.cluster.cpu(), problem.labels)["nmi"])
+            if k == "auto":
+                found.append(fitted.config.n_clusters)
+    return {
+        "set": name,
+        "true": problems[0].n_clusters,
+        "found": found,
+        "nmi_true": statistics.fmean(scores["true"]),
+        "nmi_found": statistics.fmean(scores["auto"]),
+    }
 
 
 def summary(studies: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:

@@ -70,6 +70,7 @@ SEVERITIES = {
     "mild": Severity(concept=0.5, gap=0.8, hub=0.3, style=0.9, style_dims=4, habit=0.3, noise=0.4),
     "default": Severity(concept=0.5, gap=0.8, hub=0.3, style=1.2, style_dims=4, habit=0.2, noise=0.4),
     "severe": Severity(concept=0.5, gap=0.8, hub=0.3, style=1.4, style_dims=4, habit=0.1, noise=0.4),
+    "hubs": Severity(concept=0.5, gap=0.8, hub=1.2, style=1.2, style_dims=4, habit=0.2, noise=0.4),
 }
 
 

@@ -311,7 +311,7 @@ def evaluate(
     ],
     methods: Annotated[
         str, typer.Option(help="Separated by commas; settings behind colons, as in default:gamma=0.05:top_k=10.")
-    ] = "kmeans,zero-shot,tac,paper,default",
+    ] = "kmeans,zero-shot,tac,paper,default,auto",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 5,
     out: Annotated[Path, typer.Option(help="Where results.json, results.md and plots go.")] = Path("cae-evaluation"),
     fit_on: Annotated[

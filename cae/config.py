@@ -29,9 +29,9 @@ class CAEConfig:
             first and ranks inside it, as TAC's code does.
         modalities: which text counterparts join the image.
         image: let the image embedding take part in the fusion; False clusters the counterparts alone (Table 3).
-        balance: how evenly the texts are used, from 0 to 1. 1 is Eq. 5, where every text gets the same mass; at 0 a
-            text gets what a softmax over the texts gives it (Eq. 9); between them the column marginal is the softmax's
-            to the power 1 - balance.
+        balance: how evenly the texts are used, from 0 to 1. 1 is Eq. 5, where every text gets the same mass, also one
+            that fits no image; at 0 a text gets what a softmax over the texts gives it (Eq. 9), and hubs draw all;
+            between them the transport is unbalanced (`cae.kernels.cosine_sinkhorn`).
         epsilon: entropic regularisation of Eq. 10, or the temperature of the softmax.
         similarity_weight: multiply the plan by the similarity as in Eq. 7-8; False aggregates as in Eq. 9. A negative
             similarity turns its text round, which unit counterparts do not forgive.

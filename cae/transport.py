@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cae.blocks import BLOCK_ROWS
 from cae.config import CAEConfig
-from cae.distributed import summed, total
+from cae.distributed import total
 from cae.kernels import cosine_sinkhorn, counterparts
 from cae.stopwatch import stage, tell
 
@@ -33,9 +32,6 @@ def column_potentials(x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGro
     """
     if config.balance == 0:
         return torch.zeros(len(u), dtype=torch.float32, device=u.device)
-    # Even marginals force mass onto texts that fit no image; the softmax's let hubs draw all of it. See
-    # benchmarks/README.md for what lies between.
-    b = popularity(x, u, config.epsilon, group) ** (1 - config.balance)
     u = u.to(x.dtype)
     weights = None
     if group is not None:
@@ -53,32 +49,12 @@ def column_potentials(x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGro
         u,
         epsilon=config.epsilon,
         row_weights=weights,
-        col_weights=b / b.sum(),
-        init=b.new_zeros(len(b), dtype=torch.float32),  # the softmax, from which b is not far
         max_iter=config.sinkhorn_iter,
         tol=config.sinkhorn_tol,
+        balance=config.balance,
         group=group,
         callback=say,
     ).g
-
-
-def popularity(x: Tensor, u: Tensor, epsilon: float, group: ProcessGroup | None = None) -> Tensor:
-    """The mass that each text gets when every image chooses freely: the column means of the softmax of Eq. 9.
-
-    Args:
-        x: (N, D) float32 or float16 unit image embeddings, of a group this rank's share.
-        u: (M, D) float32 unit text embeddings.
-        epsilon: temperature.
-        group: the processes that share the images.
-
-    Returns:
-        (M,) float64, sum 1; at least the smallest float32, so that no text is ruled out for good.
-    """
-    mass = torch.zeros(len(u), dtype=torch.float64, device=u.device)
-    for rows in x.split(BLOCK_ROWS):
-        mass += torch.softmax(rows.float() @ u.T / epsilon, dim=1).sum(dim=0, dtype=torch.float64)
-    mass = summed(mass, group).clamp_min(torch.finfo(torch.float32).tiny)
-    return mass / mass.sum()
 
 
 @stage("counterparts")

@@ -62,6 +62,8 @@ def test_matrices_of_any_length(message, x, u):
         ("epsilon: ", {"epsilon": -1.0}),
         ("epsilon: ", {"epsilon": float("nan")}),
         ("tol: ", {"tol": 0.0}),
+        ("balance: ", {"balance": 0.0}),
+        ("balance: ", {"balance": 1.5}),
         ("max_iter: expected a whole number of at least 1", {"max_iter": 0}),
         (
             "row_weights: expected weights of at least 0, the least is -1",

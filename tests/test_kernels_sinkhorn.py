@@ -52,6 +52,41 @@ def test_marginals_hold_in_every_geometry(backend, epsilon, geometry):
     assert error == pytest.approx(result.marginal_error, abs=5e-5)
 
 
+@pytest.mark.filterwarnings("ignore:If reg_type = entropy")
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("balance", [0.1, 0.5, 0.9])
+def test_unbalanced_plans_are_those_of_pot(backend, balance):
+    import ot
+
+    epsilon = 0.05
+    x, u = pair("clustered", 130, 70)
+    b = torch.rand(70, generator=torch.Generator().manual_seed(0)).to(DEVICE) + 0.1
+    b /= b.sum()
+    result = cosine_sinkhorn(x, u, epsilon=epsilon, col_weights=b, balance=balance, tol=1e-5, backend=backend)
+    assert result.converged
+    expected = ot.unbalanced.sinkhorn_unbalanced(
+        torch.full_like(b[:1], 1 / 130).expand(130).double().cpu().numpy(),
+        b.double().cpu().numpy(),
+        (1 - x.double() @ u.double().T).cpu().numpy(),
+        epsilon,
+        (float("inf"), epsilon * balance / (1 - balance)),
+        reg_type="entropy",
+        numItermax=10_000,
+        stopThr=1e-12,
+    )
+    P = plan(x, u, result, epsilon).cpu()
+    torch.testing.assert_close(P, torch.from_numpy(expected), atol=1e-6, rtol=0)
+
+
+def test_unbalanced_transport_converges_where_mass_cannot_move():
+    """Two groups too far apart, and texts that are not shared as the images are."""
+    near = torch.nn.functional.one_hot(torch.arange(300) % 3 // 2, 4).float().to(DEVICE)
+    texts = torch.nn.functional.one_hot(torch.arange(20) % 2, 4).float().to(DEVICE)
+    with pytest.warns(ConvergenceWarning):
+        cosine_sinkhorn(near, texts, epsilon=0.01, max_iter=100)
+    assert cosine_sinkhorn(near, texts, epsilon=0.01, balance=0.5, max_iter=30).converged
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("epsilon", [1e-3, 3e-3, 0.03, 0.3, 1.0])
 def test_stable_from_small_to_large_epsilon(backend, epsilon):

@@ -293,3 +293,14 @@ def test_a_result_without_embeddings_says_so(result_folder):
     (result_folder / "embeddings.safetensors").unlink()
     with pytest.raises(ResultError, match=r"embeddings\.safetensors is missing"):
         write_report(SavedResult.load(result_folder), result_folder / "report", silent)
+
+
+def test_decisions_are_shown(result_folder, tmp_path):
+    run = json.loads((result_folder / "run.json").read_text(encoding="utf-8"))
+    run["auto"] = {"chosen": "some text", "scores": {"image alone": 40.0, "some text": 90.0}}
+    run["cluster_count"] = {"chosen": 3, "from": "image", "curves": {"image": {"2": 0.3, "3": 0.5, "4": 0.4}}}
+    (result_folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    html = write_report(SavedResult.load(result_folder), tmp_path / "report", silent).read_text(encoding="utf-8")
+    assert "What the texts may weigh: some text" in html
+    assert "Number of groups: 3, found out" in html
+    assert 'points="2.0,28.0 50.0,2.0 98.0,15.0 "' in html

@@ -23,6 +23,7 @@ def cosine_sinkhorn(
     init: Tensor | None = None,
     max_iter: int = 1000,
     tol: float = 1e-3,
+    balance: float = 1.0,
     acceleration: bool = True,
     group: ProcessGroup | None = None,
     callback: Callable[[int, float], None] | None = None,
@@ -38,6 +39,11 @@ def cosine_sinkhorn(
     that a new image needs is g. The rows are exact (f is the row update for the returned g); what is left over is the
     L1 error of the column sums, which stops the iteration. g is fixed up to a constant by sum_j b_j g_j = 0.
 
+    With `balance` below 1 the columns need not sum to b: they are held to it by a penalty rho KL(columns | b), rho =
+    epsilon·balance / (1 - balance) (unbalanced transport, Chizat et al. 2018), which multiplies each step's g by
+    balance. Towards 0 a row becomes the softmax of its similarities, g = 0. Distances between potentials shrink by that
+    factor in every iteration, also where clusters lie too far apart for mass to move between them.
+
     The iteration is Sinkhorn's (Cuturi 2013) on one product x·u per step, with Anderson acceleration of log v = g /
     epsilon (Walker & Ni 2011). Results are detached, the same from run to run on one device, and no (N, M) array is
     ever allocated except by the reference.
@@ -48,9 +54,10 @@ def cosine_sinkhorn(
         epsilon: entropic regularisation, above 0.
         row_weights: (N,) non-negative, sum 1 (over the whole group); uniform if None. A row of weight 0 has an f.
         col_weights: (M,) non-negative, sum 1; uniform if None. A column of weight 0 has g = -inf.
-        init: (M,) potentials g to start from; epsilon·log(col_weights) if None.
+        init: (M,) potentials g to start from; epsilon·log(col_weights), up to a constant, if None.
         max_iter: the most iterations, each of one product x·u.
         tol: stop at this L1 error of the column sums.
+        balance: how firmly the columns are held to their weights, in (0, 1]; 1 is balanced transport.
         acceleration: Anderson's; False gives the plain iteration, one exact Sinkhorn update a step.
         group: process group whose ranks each hold a shard of the rows and all columns; column sums are reduced over
             it, and every rank gets the same g. None: this process holds all rows.
@@ -75,6 +82,9 @@ def cosine_sinkhorn(
         checks.unit_rows(name, matrix)
     checks.positive("epsilon", epsilon)
     checks.positive("tol", tol)
+    checks.positive("balance", balance)
+    if balance > 1:
+        raise ValueError(f"balance: expected a number in (0, 1], got {balance!r}")
     checks.count("max_iter", max_iter)
     N, M = x.shape[0], u.shape[0]
     solve = implementation("sinkhorn", "cosine_sinkhorn", backend, x.device)
@@ -115,6 +125,7 @@ def cosine_sinkhorn(
         init=init,
         max_iter=max_iter,
         tol=tol,
+        balance=balance,
         acceleration=acceleration,
         group=group,
         callback=callback,

@@ -19,6 +19,7 @@ def cosine_sinkhorn(
     init: Tensor | None,
     max_iter: int,
     tol: float,
+    balance: float,
     acceleration: bool,
     group: ProcessGroup | None,
     callback: Callable[[int, float], None] | None,
@@ -29,15 +30,16 @@ def cosine_sinkhorn(
     a, b = row_weights.double(), col_weights.double()
     cost = 1 - x.double() @ u.double().T
     log_a, log_b = a.log(), b.log()
-    g = epsilon * log_b if init is None else init.double()
+    g = epsilon * (log_b - log_b.mean()) if init is None else init.double()
     for n_iter in range(1, max_iter + 1):
         f = -epsilon * torch.logsumexp((g - cost) / epsilon, dim=1)
         log_columns = torch.logsumexp((f[:, None] + g - cost) / epsilon + log_a[:, None], dim=0)
-        error = float((log_columns.exp() - b).abs().sum())
+        log_target = log_b - (1 - balance) / balance * g / epsilon
+        error = float((log_columns.exp() - log_target.exp()).abs().sum())
         if callback:
             callback(n_iter, error)
         if error <= tol or n_iter == max_iter:
             break
-        g = g + epsilon * (log_b - log_columns)
+        g = g + epsilon * balance * (log_target - log_columns)
     shift = b @ g
     return SinkhornResult(f + shift, g - shift, error, n_iter, error <= tol)

@@ -18,7 +18,7 @@ class SinkhornResult(NamedTuple):
     g: Tensor
     """(M,) column potentials, -inf where the column weight is 0; sum_j b_j g_j = 0."""
     marginal_error: float
-    """L1 distance of the column sums of P from the column weights; the rows are exact."""
+    """L1 distance of the column sums of P from what they should be, the column weights if balanced; rows are exact."""
     n_iter: int
     """Iterations, each of one product x·u."""
     converged: bool
@@ -60,6 +60,7 @@ def solve(
     init: Tensor | None,
     max_iter: int,
     tol: float,
+    balance: float,
     acceleration: bool,
     group: ProcessGroup | None,
     callback: Callable[[int, float], None] | None,
@@ -73,12 +74,14 @@ def solve(
         init: (M,) start for g, or None.
         max_iter: the most sweeps.
         tol: L1 error to stop at.
+        balance: lambda in (0, 1]; below 1 the columns are held to `target`, which gives way as g grows.
         acceleration: whether Anderson's step replaces the plain one.
         group: ranks to sum the column sums over.
         callback: hears of each iteration and its error.
     """
     b = col_weights.double().cpu()
-    log_v = b.log() if init is None else init.double().cpu() / epsilon
+    # Without its mean, so that the first target sums to about 1 below balance 1; at 1 a constant makes no difference.
+    log_v = b.log() - b.log().mean() if init is None else init.double().cpu() / epsilon
     anderson = Anderson(b)
     lowest, stale = math.inf, 0
     plain, penalty = 0, 1  # plain steps to take now, and at the next rejection
@@ -87,10 +90,11 @@ def solve(
         if group is not None:
             all_reduce(columns, group=group)
         columns = columns.cpu()
-        error = float((columns - b).abs().sum())
+        target = b * torch.exp((balance - 1) / balance * log_v)
+        error = float((columns - target).abs().sum())
         if callback:
             callback(n_iter, error)
-        residual = b.log() - columns.clamp_min(_TINY).log()
+        residual = balance * (target.log() - columns.clamp_min(_TINY).log())
         # A plain step from the best potentials never raises the error, but may leave it where it was for long (a
         # cluster's mass cannot get out): it is progress all the same.
         if error < lowest or plain:
