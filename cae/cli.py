@@ -306,7 +306,7 @@ def evaluate(
         str,
         typer.Option(
             help="A folder with a sub-folder per class, a file of embeddings (.npy, .safetensors, .parquet), hf:NAME, "
-            "or cifar10, cifar20, stl10, dtd, ucf101, imagenet, imagenet10, imagenet-dogs.",
+            "or cifar10, cifar20, stl10, dtd, ucf101, imagenet, imagenet10, imagenet-dogs, demo.",
         ),
     ],
     methods: Annotated[

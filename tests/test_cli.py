@@ -122,6 +122,12 @@ def test_a_trained_method_writes_the_same_files_and_predicts_from_them(run, pict
     code, _, stderr = run("predict", out, picture_folder, "--out", again, "--workers", 0)
     assert code == 0, stderr
     assert pq.read_table(again / "assignments.parquet").equals(pq.read_table(out / "assignments.parquet"))
+    assert (out / "report/index.html").is_file()
+    shutil.copy(picture_folder / "red/0.png", picture_folder / "green/copy.png")
+    Image.new("RGB", (9, 9), "red").save(picture_folder / "red/new.png")
+    code, stdout, stderr = run("update", out, picture_folder, "--workers", 0)
+    assert code == 0, stderr
+    assert "1 pictures added" in stdout
 
 
 def test_edits_are_shown_exported_and_outlive_the_next_run(clustered, run, picture_folder, text_files, tmp_path):

@@ -223,6 +223,28 @@ def test_what_cannot_be_trained_on_is_named(tac):
         tac(epsilom=0.1)
 
 
+def test_the_number_of_clusters_is_found_out_before_training(make, fake_encoder, tmp_path):
+    x, labels = toy()
+    module = TRAINED[make().method](
+        "auto", encoder=fake_encoder, nouns=make().sources["noun"], captions=make().sources["caption"]
+    )
+    found = module.fit_embeddings(x).cluster
+    assert module.config.n_clusters == module.fitted.config.n_clusters == K
+    assert clustering_scores(found, labels)["acc"] > 95
+    assert module.fitted.provenance["cluster_count"]["chosen"] == K
+    module.save_pretrained(tmp_path)
+    again = load_pretrained(tmp_path, encoder=fake_encoder)
+    assert torch.equal(again.predict_embeddings(x).cluster, found)
+
+
+def test_the_order_of_numbered_images_does_not_matter(tac):
+    x, _ = toy()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    there, back = tac(), tac()
+    found = there.fit_embeddings(x)
+    assert torch.equal(back.fit_embeddings(x[order], order).cluster, found.cluster[order])
+
+
 def test_small_sets_get_more_epochs(tac):
     module = tac()
     assert module.epochs(100_000) == 20

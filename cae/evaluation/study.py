@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -206,7 +208,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 def conditions(
     problem: Problem, data: LabelledEmbeddings, encoder: Encoder, seeds: Sequence[int], fit_on: str
 ) -> dict[str, Any]:
-    """What a result was made from and on: data, encoder, corpora, seeds, versions, machine, peak memory."""
+    """What a result was made from and on: data, encoder, corpora, seeds, command, versions, machine, peak memory."""
     return {
         "dataset": {
             "name": data.name,
@@ -217,9 +219,15 @@ def conditions(
         },
         **provenance(encoder, problem.banks),
         "seeds": list(seeds),
+        "command": command(),
         "machine": machine(),
         "peak_memory_bytes": peak_memory(),
     }
+
+
+def command() -> str:
+    """How the program was called."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def machine() -> dict[str, Any]:
