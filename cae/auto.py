@@ -38,7 +38,6 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "image alone": {"fusion": "sum", "text_weight": 0.0, "center_modalities": False},
     "a little text": {"fusion": "sum", "text_weight": 0.1},
     "some text": {"fusion": "sum", "text_weight": 0.25},
-    "much text": {"fusion": "sum", "text_weight": 0.5},
     "prototype": {"fusion": "prototype"},
     "prototype, texts as they come": {"fusion": "prototype", "balance": 0.0},
 }
@@ -48,6 +47,9 @@ SAMPLE = 4000
 """Images on which candidates are compared, at least; `PER_CLUSTER` for each cluster where that is more."""
 PER_CLUSTER = 50
 
+GLANCE = 50
+"""Most iterations of k-means for a candidate; where it takes more, clusters are cuts through a continuum."""
+
 RIDGE = 1.0
 """Penalty of the probe, for rows of unit length."""
 
@@ -56,7 +58,7 @@ class Trial(Protocol):
     """The pipeline on a sample, `cae.pipeline.Trial`."""
 
     def fused(self, config: CAEConfig) -> Tensor:
-        """Z (S, D) of Eq. 17 under these settings."""
+        """The z (S, D) of Eq. 17 under these settings."""
 
 
 def sample_size(n_images: int, config: CAEConfig) -> int:
@@ -68,7 +70,7 @@ def sample_size(n_images: int, config: CAEConfig) -> int:
 def decide(
     sample: Tensor,
     config: CAEConfig,
-    select: Callable[[CAEConfig], Any],
+    select: Callable[[int], Any],
     trial: Callable[[Tensor, Any], Trial],
     group: ProcessGroup | None = None,
 ) -> tuple[CAEConfig, dict[str, Any]]:
@@ -77,7 +79,7 @@ def decide(
     Args:
         sample: (S, D) float32 unit image embeddings, the same on every rank of the group.
         config: what was asked for, with `n_clusters` or `fusion` left open, or both.
-        select: the selected texts under settings with a number of clusters; a collective call.
+        select: the selected texts for a number of clusters; a collective call.
         trial: the pipeline on a sample with selected texts.
         group: the processes that share the images; the first one's numbers decide.
 
@@ -92,7 +94,7 @@ def decide(
     if config.n_clusters == UNKNOWN:
         config, decided["cluster_count"] = _count(sample, probe, config, select, trial, group)
     if config.fusion == "auto":
-        config, decided["auto"] = _weigh(probe, config, trial(sample, select(config)), group)
+        config, decided["auto"] = _weigh(probe, config, trial(sample, select(config.n_clusters)), group)
     return config, decided
 
 
@@ -100,7 +102,7 @@ def _count(
     sample: Tensor,
     probe: Probe,
     config: CAEConfig,
-    select: Callable[[CAEConfig], Any],
+    select: Callable[[int], Any],
     trial: Callable[[Tensor, Any], Trial],
     group: ProcessGroup | None,
 ) -> tuple[CAEConfig, dict[str, Any]]:
@@ -109,7 +111,7 @@ def _count(
     images = count_clusters(sample, **options)
     config = replace(config, n_clusters=_agreed(images.n_clusters, group))
     fixed = replace(config, fusion="prototype") if config.fusion == "auto" else config
-    fused = count_clusters(normalize(trial(sample, select(config)).fused(fixed), dim=1), **options)
+    fused = count_clusters(normalize(trial(sample, select(config.n_clusters)).fused(fixed), dim=1), **options)
     counts = {"images": images, "fused": fused}
     scores = {source: probe.score(count.labels, count.n_clusters) for source, count in counts.items()}
     source = max(scores, key=lambda name: scores[name])
@@ -135,9 +137,9 @@ def _weigh(
             z,
             candidate.n_clusters,
             spherical=candidate.spherical,
-            # Few restarts: the winner is clustered again with all of them.
-            n_init=-(-candidate.n_init // 4),
-            max_iter=candidate.kmeans_iter,
+            # A glance is enough: the winner is clustered again with all restarts and iterations.
+            n_init=-(-candidate.n_init // 5),
+            max_iter=min(candidate.kmeans_iter, GLANCE),
             seed=candidate.seed,
         )
         scores[name] = probe.score(cells(z, centroids, spherical=candidate.spherical)[0], candidate.n_clusters)
@@ -167,7 +169,7 @@ class Probe:
         x = x.cpu().double()
         self.n = len(x)
         halves = x[: len(x) // 2], x[len(x) // 2 :]
-        self.hats = [_ridge_hat(train, test) for train, test in (halves, halves[::-1])]
+        self.predictors = [_ridge(train, test) for train, test in (halves, halves[::-1])]
 
     def __len__(self) -> int:
         return self.n
@@ -177,22 +179,23 @@ class Probe:
         labels = labels.cpu()
         onehot = one_hot(labels, n_clusters).double()
         halves = onehot[: len(labels) // 2], onehot[len(labels) // 2 :]
-        means = [half.mean(dim=0) for half in halves]
         second, first = (
-            (hat @ (half - mean) + mean).argmax(dim=1) for hat, half, mean in zip(self.hats, halves, means, strict=True)
+            (predict(half - half.mean(dim=0)) + half.mean(dim=0)).argmax(dim=1)
+            for predict, half in zip(self.predictors, halves, strict=True)
         )
         return clustering_scores(torch.cat([first, second]), labels)["nmi"] / 100
 
 
-def _ridge_hat(train: Tensor, test: Tensor) -> Tensor:
-    """H (S', S) with H y the predictions for `test` of a ridge regression of centred y on `train`."""
+def _ridge(train: Tensor, test: Tensor) -> Callable[[Tensor], Tensor]:
+    """Takes centred targets (S, K) of `train` (S, D); gives their predictions for `test` (S', D)."""
     mean = train.mean(dim=0)
     train, test = train - mean, test - mean
     # The smaller of the two normal equations: (X'X + r)^-1 X' = X' (XX' + r)^-1.
-    if len(train) <= train.shape[1]:
-        gram = train @ train.T
-        gram.diagonal().add_(RIDGE)
-        return torch.linalg.solve(gram, train @ test.T).T
-    gram = train.T @ train
+    small = len(train) <= train.shape[1]
+    gram = train @ train.T if small else train.T @ train
     gram.diagonal().add_(RIDGE)
-    return test @ torch.linalg.solve(gram, train.T)
+    factor = torch.linalg.cholesky(gram)
+    if small:
+        cross = test @ train.T
+        return lambda y: cross @ torch.cholesky_solve(y, factor)
+    return lambda y: test @ torch.cholesky_solve(train.T @ y, factor)

@@ -14,6 +14,23 @@ from cae.distributed import summed, total
 from cae.kernels import fuse
 from cae.stopwatch import stage
 
+COLLAPSED = 0.99
+"""Mean weight from which one modality has taken over the fusion."""
+
+
+def collapsed_modality(mean_beta: Sequence[float], config: CAEConfig) -> str | None:
+    """The modality that leaves nothing to fuse, unless the settings want it alone.
+
+    Args:
+        mean_beta: mean modality weights, the image first, then `config.modalities`.
+        config: the settings of the fusion.
+    """
+    if not config.text_weight or (not config.image and len(config.modalities) == 1):
+        return None
+    weights = dict(zip(("image", *config.modalities), mean_beta, strict=True))
+    largest = max(weights, key=lambda modality: weights[modality])
+    return largest if weights[largest] > COLLAPSED else None
+
 
 @stage("fusion")
 def modality_means(blocks: Iterable[Sequence[Tensor]], group: ProcessGroup | None = None) -> Tensor:

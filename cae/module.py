@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import platform
 import sys
@@ -16,12 +17,15 @@ from torch import Tensor
 
 from cae import pipeline
 from cae.config import DEFAULT_ENCODER, CAEConfig, Preset
-from cae.distributed import summed, unrepeated
+from cae.distributed import is_first, summed, total, unrepeated
 from cae.embedder import Embedder, images_of, labels_of
 from cae.encoders import Encoder
+from cae.fusion import collapsed_modality
 from cae.metrics import OF_COUNTS, count_matrix
 from cae.state import FittedCAE, ModelError
 from cae.text import TextBank, build_bank, load_corpus
+
+logger = logging.getLogger("cae")
 
 
 class CAE(Embedder):
@@ -194,6 +198,10 @@ class CAE(Embedder):
         """Fit on image embeddings (N, D), unit rows; returns their predictions. For the rest see `cae.pipeline.fit`."""
         banks, record = self.load_banks(), self._provenance()
         self.fitted, prediction = pipeline.fit(x, banks, self.config, record, index=index, group=group)
+        mean_beta = summed(prediction.beta.sum(dim=0), group) / total(len(x), group)
+        collapsed = collapsed_modality(mean_beta.tolist(), self.fitted.config)
+        if collapsed and is_first(group):
+            logger.warning("the fusion has collapsed to the %s embeddings; a larger gamma mixes more", collapsed)
         return prediction
 
     def predict_embeddings(self, x: Tensor) -> pipeline.Prediction:

@@ -8,6 +8,9 @@
     z ─ k-means ─▶ centroids, labels                                                Eq. 18    clustering
     labels, U, V ─▶ names                                                                     naming
 
+Before potentials are found, settings that are left to the data (how much the texts may weigh, how many clusters there
+are) are decided on a sample, which goes through the same stages: `auto`.
+
 `fit` sees all images and leaves a small state. `predict` takes one image after the other through the same stages: the
 plan's row for an image depends on that image and the potentials g alone. So the labels that `fit` reports are the
 labels that `predict` gives, for any batch size and order.
@@ -20,6 +23,8 @@ may be mapped from disk, and z; counterparts are made again, block by block, whe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -94,8 +99,12 @@ def fit(
     """
     _check(x, banks, config, group)
     n_images = total(len(x), group)
+    asked = config
 
-    def select(config: CAEConfig) -> Texts:
+    @cache
+    def select(n_clusters: int) -> Texts:
+        """U and V. Of what may still be decided they depend on the number of clusters alone."""
+        config = replace(asked, n_clusters=n_clusters)
         if select_on is not None:
             return _select(semantic_centers(select_on, config), banks, config)
         return _select(semantic_centers(x, config, index, group), banks, config)
@@ -105,7 +114,7 @@ def fit(
         sample = sample_rows(x, index, sample_size(n_images, config), config.seed, group).to(x.device)
         config, decided = decide(sample, config, select, Trial, group)
         notes |= decided
-    selected = _potentials(x, select(config), config, group)
+    selected = _potentials(x, select(config.n_clusters), config, group)
     means = _means(x, selected, config, n_images, group)
     z, beta = blockwise(lambda rows: _fused(rows, selected, means, config, n_images), x)
     centroids = kmeans(
@@ -131,7 +140,7 @@ class Trial:
         self._parts: dict[float, tuple[Tensor, ...]] = {}
 
     def fused(self, config: CAEConfig) -> Tensor:
-        """Z (S, D) under these settings, which may differ between calls in balance and in the fusion."""
+        """The z (S, D) of these settings, which may differ between calls in balance and in the fusion."""
         if config.balance not in self._parts:
             selected = _potentials(self.sample, self.texts, config)
             self._parts[config.balance] = blockwise(

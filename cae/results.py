@@ -24,6 +24,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -94,6 +95,11 @@ def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
         "root": os.fspath(result.root.absolute()),
         "root_from_here": os.path.relpath(result.root, out),
         "images": len(result.paths),
+        # Images by their weight of each modality, in tenths from 0 to 1.
+        "beta_histogram": {
+            modality: torch.histc(weight.float(), bins=10, min=0, max=1).int().tolist()
+            for modality, weight in result.weights().items()
+        },
         "beta_mean": {modality: round(float(weight.mean()), 4) for modality, weight in result.weights().items()},
         "skipped": {result.relative(path): reason for path, reason in result.skipped.items()},
         "config": asdict(result.fitted.config),

@@ -22,9 +22,6 @@ if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
 out = Console()
 err = Console(stderr=True)
 
-COLLAPSED = 0.99
-"""Mean weight from which one modality is said to have taken over the fusion."""
-
 
 SHOWN, MOVES = 5, 12
 """How many of a long list are named, and how many moves of pictures between clusters."""
@@ -131,8 +128,8 @@ def print_choices(result: FolderResult) -> None:
         around = ", ".join(
             f"{k}: {curve[k]:.3f}" for k in curve if abs(int(k) - count["chosen"]) <= 2 and int(k) != count["chosen"]
         )
-        chosen = f"{count['chosen']} groups, modularity {curve[str(count['chosen'])]:.3f}"
-        out.print(f"number of groups: {chosen} (others: {around})", highlight=False)
+        chosen = f"{count['chosen']}, modularity {curve[str(count['chosen'])]:.3f}"
+        out.print(f"number of groups: {chosen} (with {around})", highlight=False, soft_wrap=True)
     if "auto" in provenance:
         scores = provenance["auto"]["scores"]
         table = ", ".join(f"{name} {score:.0f}" for name, score in scores.items())
@@ -140,13 +137,10 @@ def print_choices(result: FolderResult) -> None:
 
 
 def print_weights(result: FolderResult) -> None:
-    """What the fused embedding is made of on average; a modality that takes all leaves nothing to fuse."""
+    """What the fused embedding is made of on average."""
     mean = {modality: float(weight.mean()) for modality, weight in result.weights().items()}
     shares = ", ".join(f"{modality} {weight:.0%}" for modality, weight in mean.items())
     out.print(f"mean fusion weights: {shares}", highlight=False)
-    modality, weight = max(mean.items(), key=lambda item: item[1])
-    if weight > COLLAPSED and result.fitted.config.text_weight:
-        warn(f"the fusion has collapsed to the {modality} embeddings ({weight:.1%}); a larger gamma mixes more")
 
 
 def print_skipped(result: FolderResult) -> None:

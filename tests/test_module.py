@@ -340,3 +340,15 @@ def test_batches_of_something_else_are_named(module, samples, message):
 def test_settings_are_checked_at_once():
     with pytest.raises(ValueError, match="did you mean 'epsilon'"):
         CAE(3, epsilom=0.1)
+
+
+def test_a_fusion_that_collapses_is_said(fake_encoder, text_files, caplog):
+    """The letter of Eq. 7 makes counterparts so short that the image alone is left."""
+    x = torch.nn.functional.normalize(
+        torch.randn(60, fake_encoder.dim, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    CAE(3, encoder=fake_encoder, preset="paper", epsilon=0.05, **text_files).fit_embeddings(x)
+    assert "collapsed to the image embeddings; a larger gamma" in caplog.text
+    caplog.clear()
+    CAE(3, encoder=fake_encoder, preset="default", epsilon=0.05, **text_files).fit_embeddings(x)
+    assert "collapsed" not in caplog.text
