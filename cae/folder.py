@@ -198,6 +198,7 @@ def _predict(module: CAE, data: ImageFolderData, device: torch.device, reporter:
         grouping(1, 1)
     else:
         check_encoder(module.fitted, module.encoder)
+        module.fitted = module.fitted.to(device)
         prediction = module.to(device).predict_embeddings(on_device)
     columns = {field: value.cpu() for field, value in prediction._asdict().items()}
     return {**columns, "index": index, "embedding": x}
