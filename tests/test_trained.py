@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, TensorDataset
 
 from cae import CAE, ImageFolderData
+from cae.data import EmbeddingData
 from cae.metrics import clustering_scores
 from cae.state import ModelError
 from cae.trained import TRAINED, load_pretrained
@@ -305,9 +306,11 @@ def _two_processes(rank, folder, x, p):
             loss_functions.distillation(whole, whole.flip(0), 0.5).backward()
 
     runner = trainer(max_epochs=2, strategy="ddp", devices=2, callbacks=[Gather()])
-    quietly(runner.fit, module, DataLoader(x, batch_size=32))
+    # A module of cae.data hands each process its share; training needs all.
+    quietly(runner.fit, module, EmbeddingData(x, batch_size=32, num_workers=0))
     weights = {name: value.clone() for name, value in module.heads.state_dict().items()}
-    torch.save({"grad": mine.grad, "weights": weights, "steps": runner.global_step}, folder / f"{rank}.pt")
+    found = {"grad": mine.grad, "weights": weights, "steps": runner.global_step, "n": module.fitted.n_images}
+    torch.save(found, folder / f"{rank}.pt")
 
 
 def test_two_processes_train_one_network_and_losses_see_the_whole_batch(text_files, tmp_path, monkeypatch):
@@ -320,6 +323,7 @@ def test_two_processes_train_one_network_and_losses_see_the_whole_batch(text_fil
         assert torch.equal(value, second["weights"][name]), name
     whole = p.clone().requires_grad_()
     loss_functions.distillation(whole, whole.flip(0), 0.5).backward()
+    assert first["n"] == second["n"] == len(x)
     # DDP takes the mean of the processes' gradients, and each of them has the whole loss.
     torch.testing.assert_close(torch.cat([first["grad"], second["grad"]]) / 2, whole.grad)
 
