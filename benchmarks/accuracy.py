@@ -8,14 +8,15 @@ r"""The accuracy study in one command: methods, ablations and the top-K sweep, o
         --captions flickr30k --data-root ROOT stl10 cifar10 cifar20 imagenet10 imagenet-dogs dtd ucf101 imagenet
                                                               # Tables 1 and 2 of the paper
 
-Each set gets a folder with results.json, results.md and plots; summary.md puts the accuracies of all sets side by side.
+Each set gets a folder with results.json, results.md and plots; summary.md puts the accuracies of all sets in the output
+folder side by side, whichever run they come from, and summary.json keeps what the folders say.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from cae import evaluation, pipeline
 from cae.config import CAEConfig
 from cae.devices import find_device
 from cae.encoders import load_encoder
-from cae.evaluation.study import machine, peak_memory
+from cae.evaluation.study import command, machine, peak_memory
 from cae.evaluation.tables import percent, write_study
 from cae.files import write_json
 from cae.metrics import clustering_scores
@@ -59,16 +60,15 @@ def main() -> None:
         count_clusters(options)
         return
     methods = options.methods.split(",") if options.methods else STUDIES[options.study]
-    studies = {}
     if options.noun_vectors.is_file():
         for severity in options.severities.split(","):
             print(f"simulation, {severity}", flush=True)
-            studies[f"simulation, {severity}"] = study_simulation(severity, methods, options)
+            study_simulation(severity, methods, options)
     else:
         print(f"no noun vectors in {options.noun_vectors}: the simulator is left out")
     for dataset in options.datasets:
         print(dataset, flush=True)
-        studies[Path(dataset).name] = evaluation.evaluate(
+        evaluation.evaluate(
             dataset,
             methods,
             options.out / Path(dataset).name,
@@ -81,7 +81,8 @@ def main() -> None:
             tsne=options.study == "methods",
             device=find_device(options.device),
         )
-    options.out.mkdir(parents=True, exist_ok=True)
+    studies = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(options.out.glob("*/results.json"))]
+    write_json(studies, options.out / "summary.json")
     (options.out / "summary.md").write_text(summary(studies), encoding="utf-8")
     print(summary(studies))
 
@@ -104,7 +105,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def study_simulation(severity: str, methods: Sequence[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+def study_simulation(severity: str, methods: Sequence[str], options: argparse.Namespace) -> None:
     """A new world for every seed: the spread tells of worlds, where `cae evaluate` tells of k-means alone."""
     nouns = load_noun_vectors(options.noun_vectors)
     worlds = [simulate(nouns, SEVERITIES[severity], seed=seed) for seed in range(options.seeds)]
@@ -121,11 +122,11 @@ def study_simulation(severity: str, methods: Sequence[str], options: argparse.Na
         "encoder": {"spec": f"none: simulated images, noun vectors from {options.noun_vectors.name}"},
         "corpora": {modality: bank.provenance() for modality, bank in problem.banks.items()},
         "seeds": list(range(options.seeds)),
+        "command": command(),
         "machine": machine(),
         "peak_memory_bytes": peak_memory(),
     }
     write_study(results, conditions, options.out / f"simulation-{severity}")
-    return results
 
 
 def count_clusters(options: argparse.Namespace) -> None:
@@ -147,7 +148,7 @@ def count_clusters(options: argparse.Namespace) -> None:
         found = ", ".join(map(str, row["found"]))
         lines.append(f"| {row['set']} | {row['true']} | {found} | {row['nmi_true']:.1f} | {row['nmi_found']:.1f} |")
         print(lines[-1], flush=True)
-    conditions = {"command": sys.argv, "machine": machine(), "results": rows}
+    conditions = {"command": command(), "machine": machine(), "results": rows}
     write_json(conditions, options.out / "count.json")
     (options.out / "count.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
@@ -170,17 +171,24 @@ def _counted(name: str, problems: Sequence[evaluation.Problem]) -> dict[str, Any
     }
 
 
-def summary(studies: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """ACC of every method on every set, as Markdown."""
-    methods = dict.fromkeys(result["method"] for results in studies.values() for result in results)
+def summary(studies: Sequence[Mapping[str, Any]]) -> str:
+    """ACC of every method on every set, as Markdown, and the commands that measured it."""
+    methods = dict.fromkeys(result["method"] for study in studies for result in study["results"])
+    names = [study["dataset"]["name"] for study in studies]
     lines = ["ACC in percent, mean ± standard deviation over seeds", ""]
-    lines += ["| method | " + " | ".join(studies) + " |", "|---|" + "---|" * len(studies)]
+    lines += ["| method | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
     for method in methods:
         cells = [
-            next((percent(result["acc"]) for result in results if result["method"] == method), "")
-            for results in studies.values()
+            next((percent(result["acc"]) for result in study["results"] if result["method"] == method), "")
+            for study in studies
         ]
         lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
+    lines += ["", "What each set is, and how it was measured:", ""]
+    for study in studies:
+        data = study["dataset"]
+        size = f"{data['images']:,} images, {data['classes']} classes, {len(study['seeds'])} seeds"
+        lines.append(f"- {data['name']}: {size}; encoder {study['encoder']['spec']}")
+    lines += ["", *(f"    {line}" for line in dict.fromkeys(study["command"] for study in studies))]
     return "\n".join([*lines, ""])
 
 

@@ -15,17 +15,21 @@ if TYPE_CHECKING:
     from cae.module import CAE
     from cae.results import SavedResult
     from cae.state import FittedCAE
+    from cae.trained import MCA, TAC, CAEHeads
 
 _HOMES = {
     "CAE": "cae.module",
     "CAEClusterer": "cae.estimator",
     "CAEConfig": "cae.config",
+    "CAEHeads": "cae.trained",
     "FittedCAE": "cae.state",
     "ImageFolderData": "cae.data",
+    "MCA": "cae.trained",
     "SavedResult": "cae.results",
+    "TAC": "cae.trained",
 }
 
-__all__ = ["CAE", "CAEClusterer", "CAEConfig", "FittedCAE", "ImageFolderData", "SavedResult"]
+__all__ = ["CAE", "MCA", "TAC", "CAEClusterer", "CAEConfig", "CAEHeads", "FittedCAE", "ImageFolderData", "SavedResult"]
 
 
 def __getattr__(name: str) -> Any:

@@ -97,6 +97,10 @@ def cluster(
     preset: Annotated[
         Literal["auto", "default", "paper", "tac"], typer.Option(help="Settings of the method.")
     ] = "auto",
+    method: Annotated[
+        Literal["cae", "tac-heads", "cae-heads", "mca"],
+        typer.Option(help="cae trains nothing; the others do."),
+    ] = "cae",
     device: Device = "auto",
     seed: Seed = 0,
     batch_size: BatchSize = 64,
@@ -106,9 +110,11 @@ def cluster(
     as_json: Json = False,
 ) -> None:
     """Sort the pictures of a folder into named groups."""
+    if method != "cae" and preset != "auto":
+        raise ValueError(f"--preset is for the method cae; {method} has settings of its own")
     settings = {
         "n_clusters": _cluster_count(clusters),
-        "preset": preset,
+        **({"preset": preset} if method == "cae" else {}),
         "encoder": encoder,
         "encoder_weights": encoder_weights,
         "nouns": nouns,
@@ -119,6 +125,7 @@ def cluster(
         folder,
         out,
         settings,
+        method=method,
         device=device,
         batch_size=batch_size,
         workers=workers,
@@ -163,12 +170,12 @@ def predict(
     """Sort new pictures into the groups of a fitted model, without fitting again."""
     from cae.devices import find_device
     from cae.folder import run_folder
-    from cae.module import CAE
     from cae.results import MODEL_FOLDER, check_writable, write_assignments
+    from cae.trained import load_pretrained
 
     check_writable(out)
     nested = model / MODEL_FOLDER
-    module = CAE.from_pretrained(
+    module = load_pretrained(
         nested if nested.is_dir() else model, encoder_weights=encoder_weights, return_embeddings=True
     )
     with terminal.progress_bars(quiet=quiet) as reporter:
@@ -215,8 +222,8 @@ def update(
     """Add the new pictures of a folder to a result; what was assigned stays. Says what fits no group."""
     from cae.devices import find_device
     from cae.folder import run_folder
-    from cae.module import CAE
     from cae.results import MODEL_FOLDER, SavedResult
+    from cae.trained import load_pretrained
     from cae.update import add_pictures, find_news, why_refit
 
     saved = SavedResult.load(result, images=images)
@@ -224,7 +231,7 @@ def update(
     with terminal.progress_bars(quiet=quiet) as reporter:
         news = find_news(saved, folder, reporter("hashes"))
     if news.paths:
-        module = CAE.from_pretrained(result / MODEL_FOLDER, encoder_weights=encoder_weights, return_embeddings=True)
+        module = load_pretrained(result / MODEL_FOLDER, encoder_weights=encoder_weights, return_embeddings=True)
         with terminal.progress_bars(quiet=quiet) as reporter:
             found = run_folder(
                 module,
@@ -299,7 +306,7 @@ def evaluate(
         str,
         typer.Option(
             help="A folder with a sub-folder per class, a file of embeddings (.npy, .safetensors, .parquet), hf:NAME, "
-            "or cifar10, cifar20, stl10, dtd, ucf101, imagenet, imagenet10, imagenet-dogs.",
+            "or cifar10, cifar20, stl10, dtd, ucf101, imagenet, imagenet10, imagenet-dogs, demo.",
         ),
     ],
     methods: Annotated[
@@ -393,6 +400,7 @@ def _cluster(
     out: Path,
     settings: dict[str, Any],
     *,
+    method: str = "cae",
     device: str,
     batch_size: int,
     workers: int,
@@ -409,11 +417,12 @@ def _cluster(
     from cae.report import REPORT_FOLDER, write_report
     from cae.results import SavedResult, check_writable, write_result
     from cae.stopwatch import stopwatch
+    from cae.trained import TRAINED
 
     check_writable(out)
     load_edits(out)  # if they cannot be read, now is the time to say so
     start = time.perf_counter()
-    module = CAE(**settings, return_embeddings=True)
+    module = TRAINED.get(method, CAE)(**settings, return_embeddings=True)
     with terminal.progress_bars(quiet=quiet) as reporter, stopwatch() as stages:
         result = run_folder(
             module, folder, device=find_device(device), batch_size=batch_size, workers=workers, reporter=reporter
@@ -425,9 +434,15 @@ def _cluster(
         baseline = image_kmeans(
             result.embeddings, config.n_clusters, n_init=config.n_init, max_iter=config.kmeans_iter, seed=config.seed
         )
-        scores = {"image k-means": result.scores(baseline), "CAE": result.scores(result.prediction.cluster)}
+        name = "CAE" if method == "cae" else method
+        scores = {"image k-means": result.scores(baseline), name: result.scores(result.prediction.cluster)}
     timing = {"the rest: reading and embedding pictures": seconds - sum(stages.values()), **stages}
-    run = {"scores": scores, "seconds": round(seconds, 1), "stages": {name: round(s, 2) for name, s in timing.items()}}
+    run = {
+        "method": method,
+        "scores": scores,
+        "seconds": round(seconds, 1),
+        "stages": {name: round(s, 2) for name, s in timing.items()},
+    }
     write_result(result, out, run)
     terminal.print_skipped(result)
     saved = SavedResult.load(out)
@@ -437,7 +452,8 @@ def _cluster(
         if scores:
             terminal.print_scores(scores)
         terminal.print_choices(result)
-        terminal.print_weights(result)
+        if method == "cae":
+            terminal.print_weights(result)
         if settings["encoder"] == "lite":
             terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")
         terminal.out.print(f"{len(result.paths):,} pictures in {seconds:.0f} s; result: {out}", soft_wrap=True)

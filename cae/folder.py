@@ -17,7 +17,7 @@ from cae.embedder import embed_pictures
 from cae.files import content_hashes
 from cae.metrics import clustering_scores
 from cae.module import CAE, check_encoder
-from cae.pipeline import Prediction, predict, top_texts
+from cae.pipeline import Prediction, top_texts
 from cae.state import FittedCAE
 from cae.stopwatch import stage, watching
 
@@ -198,7 +198,8 @@ def _predict(module: CAE, data: ImageFolderData, device: torch.device, reporter:
         grouping(1, 1)
     else:
         check_encoder(module.fitted, module.encoder)
-        prediction = predict(on_device, module.fitted.to(device))
+        module.fitted = module.fitted.to(device)
+        prediction = module.to(device).predict_embeddings(on_device)
     columns = {field: value.cpu() for field, value in prediction._asdict().items()}
     return {**columns, "index": index, "embedding": x}
 

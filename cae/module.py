@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib.metadata import version
-from typing import Any, Literal, Self, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 import torch
 from torch import Tensor
@@ -57,6 +57,9 @@ class CAE(Embedder):
         EncoderError, TextError, StoreError: from `setup` or the fit, when weights or texts cannot be had, or the folder
             cannot be written.
     """
+
+    method: ClassVar[str] = "cae"
+    """What the fitted state is called after."""
 
     def __init__(
         self,
@@ -138,7 +141,7 @@ class CAE(Embedder):
                 self._fit_and_fill()
         else:
             x = self.embed(images_of(batch))
-            result = self._predict(x)
+            result = _on_cpu(self.predict_embeddings(x))
         if isinstance(batch, Mapping) and "index" in batch:
             result["index"] = batch["index"].cpu()
         if self.return_embeddings:
@@ -157,7 +160,7 @@ class CAE(Embedder):
             ModelError: not fitted yet, or with another encoder.
         """
         if self.fitted is None:
-            raise ModelError("this CAE is not fitted yet; run trainer.fit on it first")
+            raise self._not_fitted()
         self._tested = []
         self.on_predict_start()
 
@@ -171,7 +174,7 @@ class CAE(Embedder):
         if labels is None:
             raise ValueError("testing needs whole-numbered classes: batches (images, label), or dicts with `label`")
         x = self.embed(images_of(batch))
-        found = self._predict(x)
+        found = _on_cpu(self.predict_embeddings(x))
         index = self._numbers(batch, len(x), dataloader_idx)
         self._tested.append((index, found["cluster"], labels.cpu(), found["confidence"]))
 
@@ -181,7 +184,8 @@ class CAE(Embedder):
         self._tested = []
         keep = unrepeated(index, self.group)
         n_classes = int(summed(classes.max(), self.group, largest=True)) + 1
-        counts = torch.zeros(self.config.n_clusters, n_classes, dtype=torch.int64)
+        assert self.fitted is not None  # since the start
+        counts = torch.zeros(self.fitted.config.n_clusters, n_classes, dtype=torch.int64)
         found = count_matrix(clusters[keep], classes[keep])
         counts[: found.shape[0], : found.shape[1]] += found
         table = summed(counts, self.group).numpy()
@@ -192,14 +196,27 @@ class CAE(Embedder):
 
     def fit_embeddings(self, x: Tensor, index: Tensor | None = None, *, group: Any = None) -> pipeline.Prediction:
         """Fit on image embeddings (N, D), unit rows; returns their predictions. For the rest see `cae.pipeline.fit`."""
-        banks = self.load_banks()
-        record = {**provenance(self.encoder, banks), "embedding_dtype": self.embedding_dtype}
+        banks, record = self.load_banks(), self._provenance()
         self.fitted, prediction = pipeline.fit(x, banks, self.config, record, index=index, group=group)
         mean_beta = summed(prediction.beta.sum(dim=0), group) / total(len(x), group)
         collapsed = collapsed_modality(mean_beta.tolist(), self.fitted.config)
         if collapsed and is_first(group):
             logger.warning("the fusion has collapsed to the %s embeddings; a larger gamma mixes more", collapsed)
         return prediction
+
+    def predict_embeddings(self, x: Tensor) -> pipeline.Prediction:
+        """Label image embeddings (B, D), unit rows on the device of the fitted state."""
+        if self.fitted is None:
+            raise self._not_fitted()
+        # The trainer's precision is for the encoder: labels must not depend on it beyond that.
+        with torch.autocast(x.device.type, enabled=False):
+            return pipeline.predict(x, self.fitted)
+
+    def _provenance(self) -> dict[str, Any]:
+        return {**provenance(self.encoder, self.load_banks()), "embedding_dtype": self.embedding_dtype}
+
+    def _not_fitted(self) -> ModelError:
+        return ModelError(f"this {type(self).__name__} is not fitted yet; run trainer.fit on it first")
 
     def _fit(self) -> dict[str, Tensor]:
         """Fit on what the store holds, each image once; the predictions of all its rows, on the CPU."""
@@ -215,7 +232,7 @@ class CAE(Embedder):
             )
         found = self._fit_rows(store.rows[keep], store.index[keep])
         # Another rank stands for the rest.
-        rest = self._predict(store.rows[~keep].to(self.device))
+        rest = _on_cpu(self.predict_embeddings(store.rows[~keep].to(self.device)))
         at = torch.cat([keep.nonzero(), (~keep).nonzero()]).squeeze(1).argsort()
         return {key: torch.cat([values, rest[key]])[at] for key, values in found.items()}
 
@@ -236,13 +253,6 @@ class CAE(Embedder):
                     # In place: the trainer holds these very tensors.
                     result[key].copy_(values[place])
         self._to_fill = []
-
-    def _predict(self, x: Tensor) -> dict[str, Tensor]:
-        """Predictions of embeddings as `embed` makes them."""
-        assert self.fitted is not None
-        # The trainer's precision is for the encoder: labels must not depend on it beyond that.
-        with torch.autocast(self.device.type, enabled=False):
-            return _on_cpu(pipeline.predict(x, self.fitted))
 
     def load_banks(self, reporter: Callable[[str], Callable[[int, int], None]] | None = None) -> dict[str, TextBank]:
         """The embedded corpora that the config's modalities need; from the cache where they are in it.
@@ -269,7 +279,7 @@ class CAE(Embedder):
             ModelError: not fitted yet.
         """
         if self.fitted is None:
-            raise ModelError("this CAE is not fitted yet; run trainer.predict on it first")
+            raise self._not_fitted()
         self.fitted.save(folder)
 
     @classmethod
@@ -281,17 +291,22 @@ class CAE(Embedder):
             overrides: `encoder`, `encoder_weights` or `return_embeddings` of the constructor.
 
         Raises:
-            ModelError: no model folder, damaged, or of a newer format.
+            ModelError: no model folder, damaged, of a newer format, or of another method.
         """
         fitted = FittedCAE.load(folder)
+        if fitted.method != cls.method:
+            raise ModelError(f"{folder} holds a model of {fitted.method}, not of {cls.method}")
         settings: dict[str, Any] = {field: getattr(fitted.config, field) for field in CAEConfig.__dataclass_fields__}
         made = {
             "encoder": fitted.provenance["encoder"]["spec"],
             "dtype": fitted.provenance.get("embedding_dtype", "float32"),
         }
         module = cls(**{**made, **settings, **overrides})
-        module.fitted = fitted
+        module._adopt(fitted)
         return module
+
+    def _adopt(self, fitted: FittedCAE) -> None:
+        self.fitted = fitted
 
     def get_extra_state(self) -> dict[str, Any]:
         """The fitted state as tensors and plain values: PyTorch's way into `state_dict` and so into checkpoints."""
@@ -303,7 +318,10 @@ class CAE(Embedder):
         Raises:
             ModelError: written by a newer version, or damaged.
         """
-        self.fitted = FittedCAE.from_state_dict(state) if state else None
+        if state:
+            self._adopt(FittedCAE.from_state_dict(state))
+        else:
+            self.fitted = None
 
 
 def _with_settings_spelled_out(init: Any) -> inspect.Signature:

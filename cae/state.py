@@ -20,6 +20,7 @@ from cae.files import replacing
 FORMAT_VERSION = 1
 _TENSORS_FILE = "model.safetensors"
 _CONFIG_FILE = "config.json"
+_NETWORK = "network."
 
 
 class ModelError(ValueError):
@@ -72,16 +73,18 @@ class ClusterDescription:
 
 @dataclass(frozen=True)
 class FittedCAE:
-    """The fitted method: all that `cae.pipeline.predict` needs.
+    """The fitted method: all that labelling an image needs.
 
     Attributes:
         config: the settings it was fitted with.
         n_images: N, the images it was fitted on.
         selected: texts by modality, in the order of `config.modalities`.
         means: (m, D) float32 modality means, the image first.
-        centroids: (K, D) float32, or (K, m * D) for concatenation.
+        centroids: (K, D) float32, or (K, m * D) for concatenation; (0, D) where a network labels.
         clusters: K descriptions.
         provenance: encoder, corpora with hashes, versions; plain JSON values.
+        method: `cae`, or the method of `cae.trained` that trained the network.
+        network: the network's `state_dict`, empty for `cae`.
     """
 
     config: CAEConfig
@@ -91,6 +94,8 @@ class FittedCAE:
     centroids: Tensor
     clusters: list[ClusterDescription]
     provenance: dict[str, Any] = field(default_factory=dict)
+    method: str = "cae"
+    network: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Self:
         """The same state with its tensors on `device`."""
@@ -153,7 +158,7 @@ class FittedCAE:
         for modality, selected in self.selected.items():
             tensors[f"{modality}.embeddings"] = selected.embeddings
             tensors[f"{modality}.g"] = selected.g
-        return tensors
+        return tensors | {_NETWORK + key: value for key, value in self.network.items()}
 
     def _plain(self) -> dict[str, Any]:
         return {
@@ -162,6 +167,7 @@ class FittedCAE:
             "texts": {modality: selected.texts for modality, selected in self.selected.items()},
             "clusters": [asdict(cluster) for cluster in self.clusters],
             "provenance": self.provenance,
+            "method": self.method,
         }
 
     @classmethod
@@ -177,4 +183,6 @@ class FittedCAE:
             centroids=tensors["centroids"],
             clusters=[ClusterDescription(**cluster) for cluster in plain["clusters"]],
             provenance=plain["provenance"],
+            method=plain.get("method", "cae"),
+            network={key.removeprefix(_NETWORK): tensors[key] for key in tensors if key.startswith(_NETWORK)},
         )

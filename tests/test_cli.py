@@ -110,6 +110,26 @@ def test_predict_gives_the_same_clusters_without_refitting(clustered, run, pictu
         assert pq.read_table(tmp_path / "again/assignments.parquet").equals(pq.read_table(out / "assignments.parquet"))
 
 
+def test_a_trained_method_writes_the_same_files_and_predicts_from_them(run, picture_folder, text_files, tmp_path):
+    out, again = tmp_path / "result", tmp_path / "again"
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"], "--workers", 0]
+    code, stdout, stderr = run("cluster", picture_folder, "-k", K, "--method", "tac-heads", "--out", out, *texts)
+    assert code == 0, stderr
+    run_json = json.loads((out / "run.json").read_text())
+    assert run_json["method"] == "tac-heads"
+    assert set(run_json["scores"]) == {"image k-means", "tac-heads"}
+    assert "fusion weights" not in stdout
+    code, _, stderr = run("predict", out, picture_folder, "--out", again, "--workers", 0)
+    assert code == 0, stderr
+    assert pq.read_table(again / "assignments.parquet").equals(pq.read_table(out / "assignments.parquet"))
+    assert (out / "report/index.html").is_file()
+    shutil.copy(picture_folder / "red/0.png", picture_folder / "green/copy.png")
+    Image.new("RGB", (9, 9), "red").save(picture_folder / "red/new.png")
+    code, stdout, stderr = run("update", out, picture_folder, "--workers", 0)
+    assert code == 0, stderr
+    assert "1 pictures added" in stdout
+
+
 def test_edits_are_shown_exported_and_outlive_the_next_run(clustered, run, picture_folder, text_files, tmp_path):
     out, *_ = clustered
     first, second, third = (c["name"] for c in json.loads((out / "clusters.json").read_text())["clusters"])
@@ -238,6 +258,7 @@ def test_texts_build_fills_the_cache(run, text_files):
         (["cluster", "{folder}", "-k", "1"], 2, "at least 2"),
         (["cluster", "{folder}", "-k", "500"], 1, "too few for 500 clusters"),
         (["cluster", "{folder}"], 2, "--clusters"),
+        (["cluster", "{folder}", "-k", "3", "--method", "mca", "--preset", "tac"], 1, "--preset is for the method cae"),
         (["cluster", "{folder}", "-k", "3", "--out", "{file}"], 1, "choose another folder with --out"),
         (["cluster", "{folder}", "-k", "3", "--nouns", "{blank}"], 1, "blank.txt"),
         (["cluster", "{folder}", "-k", "3", "--nouns", "no-such-corpus"], 1, "no-such-corpus"),

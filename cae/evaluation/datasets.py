@@ -13,6 +13,7 @@ is where TAC selects its texts.
 | `imagenet`      | ROOT/imagenet/{train,val}/nXXXXXXXX                    | 1,281,167 | 50,000 | 1,000   |
 | `imagenet10`    | the same, ten synsets (Chang et al. 2017)              | 13,000    | 500    | 10      |
 | `imagenet-dogs` | the same, fifteen breeds (Chang et al. 2017)           | 19,500    | 750    | 15      |
+| `demo`          | the drawings that come with cae; not of the paper      |           | 300    | 10      |
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,7 @@ from torch.nn.functional import normalize
 from cae.cache import cache_dir
 from cae.data import EmbeddingError, files_identity, list_images, read_embeddings, read_image
 from cae.data.embeddings import READERS as EMBEDDING_READERS
+from cae.demo import demo_images
 
 Split = Literal["train", "test"]
 
@@ -322,6 +324,11 @@ IMAGENET_DOGS = (
     "n02105855 n02107142 n02110958 n02112137"
 )
 
+
+def _demo(root: Path, split: Split) -> LabelledImages:
+    return replace(_folder(demo_images(), split), name="demo")
+
+
 NAMED: dict[str, Callable[[Path, Split], LabelledImages]] = {
     "cifar10": _cifar10,
     "cifar20": _cifar20,
@@ -331,6 +338,7 @@ NAMED: dict[str, Callable[[Path, Split], LabelledImages]] = {
     "imagenet": partial(_imagenet, "ImageNet-1K", None),
     "imagenet10": partial(_imagenet, "ImageNet-10", IMAGENET_10),
     "imagenet-dogs": partial(_imagenet, "ImageNet-Dogs", IMAGENET_DOGS),
+    "demo": _demo,
 }
 
 

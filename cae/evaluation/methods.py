@@ -7,7 +7,7 @@ A method is named as on the command line: a row of `METHODS`, and any setting of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_type_hints
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from cae.clustering import image_kmeans
 from cae.config import CAEConfig, Preset
 from cae.kernels import nearest
 from cae.text import TextBank
+from cae.trained import TRAINED
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,19 @@ class Method:
         about: what it is, for tables.
         preset: of `CAEConfig`.
         settings: what it changes in the preset.
-        kind: `fit` runs the pipeline; `kmeans` and `zero-shot` are the baselines without it.
+        kind: `fit` runs the pipeline, `trained` one of `cae.trained` on top of it; `kmeans` and `zero-shot` are the
+            baselines without texts.
     """
 
     about: str
     preset: Preset = "default"
     settings: Mapping[str, Any] | None = None
-    kind: Literal["fit", "kmeans", "zero-shot"] = "fit"
+    kind: Literal["fit", "trained", "kmeans", "zero-shot"] = "fit"
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether it needs the banks of its config's modalities."""
+        return self.kind in ("fit", "trained")
 
 
 METHODS: dict[str, Method] = {
@@ -64,6 +71,10 @@ METHODS: dict[str, Method] = {
     "paper": Method("CAE by the letter of the equations", "paper"),
     "default": Method("CAE with the defaults of this package"),
     "auto": Method("CAE that decides without labels what the texts may weigh", "auto"),
+    # With training.
+    "tac-heads": Method("TAC with trained cluster heads (Li et al. 2024)", "tac", kind="trained"),
+    "mca": Method("MCA (Qiu et al. 2024), our reading", "tac", kind="trained"),
+    "cae-heads": Method("TAC's training on CAE's counterparts", settings={"fusion": "concat"}, kind="trained"),
     # Table 3 of the paper, which semantics are clustered.
     "noun-only": Method("noun counterparts alone", settings={"image": False, "modalities": ("noun",)}),
     "caption-only": Method("caption counterparts alone", settings={"image": False, "modalities": ("caption",)}),
@@ -97,6 +108,11 @@ def run_method(name: str, problem: Problem, seed: int) -> Tensor:
         if problem.class_texts is None:
             raise ValueError("zero-shot needs the names of the classes, and this data set has none")
         return nearest(problem.x, problem.class_texts).labels.cpu()
+    if method.kind == "trained":
+        module = TRAINED[name.partition(":")[0]](**asdict(config))
+        # TAC's protocol: what selects the texts is also what is trained on.
+        module.fit_embeddings(problem.x if problem.select_on is None else problem.select_on, banks=problem.banks)
+        return module.predict_embeddings(problem.x).cluster.cpu()
     _, prediction = pipeline.fit(problem.x, problem.banks, config, select_on=problem.select_on)
     return prediction.cluster.cpu()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -75,7 +77,7 @@ def load_banks(
     needed: set[str] = set()
     for name in methods:
         method, config = parse_method(name, 2)
-        if method.kind == "fit":
+        if method.needs_texts:
             needed.update(config.modalities)
     sources: dict[Literal["noun", "caption"], str] = {"noun": nouns, "caption": captions}
     return {
@@ -188,7 +190,7 @@ def _record(name: str, problems: Sequence[Problem], runs: Sequence[Run]) -> dict
     return {
         "method": name,
         "about": method.about,
-        "config": asdict(config) if method.kind == "fit" else {},
+        "config": asdict(config) if method.needs_texts else {},
         **{metric: _spread([run.scores[metric] for run in runs]) for metric in METRICS},
         "seconds": {stage: total / len(runs) for stage, total in totals.items()},
         "silhouette": statistics.fmean(
@@ -206,7 +208,7 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 def conditions(
     problem: Problem, data: LabelledEmbeddings, encoder: Encoder, seeds: Sequence[int], fit_on: str
 ) -> dict[str, Any]:
-    """What a result was made from and on: data, encoder, corpora, seeds, versions, machine, peak memory."""
+    """What a result was made from and on: data, encoder, corpora, seeds, command, versions, machine, peak memory."""
     return {
         "dataset": {
             "name": data.name,
@@ -217,9 +219,15 @@ def conditions(
         },
         **provenance(encoder, problem.banks),
         "seeds": list(seeds),
+        "command": command(),
         "machine": machine(),
         "peak_memory_bytes": peak_memory(),
     }
+
+
+def command() -> str:
+    """How the program was called."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def machine() -> dict[str, Any]:

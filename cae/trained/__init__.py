@@ -1,0 +1,42 @@
+"""Clustering networks that are trained on the embeddings and texts of the training-free method.
+
+| class      | `method`    | what                                                                              |
+|------------|-------------|-----------------------------------------------------------------------------------|
+| `TAC`      | `tac-heads` | heads on images and noun counterparts (arXiv 2310.11989)                          |
+| `CAEHeads` | `cae-heads` | the same training on CAE's noun and caption counterparts                          |
+| `MCA`      | `mca`       | our reading of multi-level cross-modal alignment (arXiv 2401.11740)               |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cae.module import CAE
+from cae.trained.mca import MCA
+from cae.trained.module import TrainedClustering
+from cae.trained.tac import TAC, CAEHeads
+
+__all__ = ["MCA", "TAC", "TRAINED", "CAEHeads", "TrainedClustering", "load_pretrained"]
+
+TRAINED: dict[str, type[TrainedClustering]] = {cls.method: cls for cls in (TAC, CAEHeads, MCA)}
+"""Every trained method by its name."""
+
+
+def load_pretrained(folder: str | os.PathLike[str], **overrides: Any) -> CAE:
+    """Load a model folder, whichever method wrote it.
+
+    Args:
+        folder: written by `save_pretrained` of `cae.CAE` or of a trained method.
+        overrides: of `from_pretrained`.
+
+    Raises:
+        ModelError: no model folder, damaged, or of a newer format.
+    """
+    try:
+        method = json.loads(Path(folder, "config.json").read_text(encoding="utf-8")).get("method")
+    except (OSError, ValueError, AttributeError):
+        method = None  # what is wrong with the folder is for `CAE` to say
+    return TRAINED.get(method, CAE).from_pretrained(folder, **overrides)
