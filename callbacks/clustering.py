@@ -99,7 +99,7 @@ class ClusteringCallback(Callback):
         details: give loggers more than scores: cluster sizes to every logger, a histogram and the embedding projector
             to TensorBoard, a table to W&B.
         strict: raise `ClusteringError` in place of the warning.
-        preset: of `cae.config.CAEConfig`.
+        preset: of `cae.config.CAEConfig`; `default` keeps one rule for all epochs, where `auto` may choose anew.
         settings: any field of `CAEConfig`, such as `seed`; `n_init` is 5 unless given.
 
     Raises:

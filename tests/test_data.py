@@ -110,6 +110,10 @@ def test_lists_recursively_in_order_and_passes_over_the_rest(tmp_path):
 def test_missing_and_empty_folders_are_named(tmp_path):
     with pytest.raises(ImageError, match="no such folder"):
         list_images(tmp_path / "nowhere")
+    Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
+    with pytest.raises(ImageError, match=r"not a folder but a file: .*one\.png"):
+        list_images(tmp_path / "one.png")
+    (tmp_path / "one.png").unlink()
     with pytest.raises(ImageError, match="no pictures"):
         list_images(tmp_path)
 

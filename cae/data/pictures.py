@@ -59,11 +59,11 @@ def list_images(root: str | os.PathLike[str]) -> list[Path]:
     A file looks like a picture when its ending is one that Pillow reads. Hidden files and folders are passed over.
 
     Raises:
-        ImageError: no such folder, or no picture in it.
+        ImageError: no such folder, a file in its place, or no picture in it.
     """
     root = Path(root)
     if not root.is_dir():
-        raise ImageError(f"no such folder: {root}")
+        raise ImageError(f"not a folder but a file: {root}" if root.exists() else f"no such folder: {root}")
     Image.init()
     readable = {ending for ending, name in Image.EXTENSION.items() if name in Image.OPEN}
     paths = [path for path in _visible_files(root) if path.suffix.lower() in readable]

@@ -1,0 +1,60 @@
+"""The README's commands and Python, as written: a reader who copies them gets what it says."""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from cae import CAE, cli
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+COMMANDS = [shlex.split(line, comments=True)[1:] for line in COMMANDS if line.startswith("cae ")]
+SECTION = README.split("\n## Python\n")[1].split("\n## ")[0]
+BLOCKS = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
+
+
+@pytest.fixture
+def at_home(tmp_path, monkeypatch, fake_encoder, picture_folder):
+    """A folder with the pictures that the README speaks of, and the fake encoder in the place of CLIP."""
+    for home in ("cae.embedder", "cae.encoders"):
+        monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: fake_encoder)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(picture_folder, "photos")
+    shutil.copytree(picture_folder / "red", "more-photos")
+
+
+def test_the_command_lines_run(at_home, monkeypatch, capfd, picture_folder, text_files):
+    assert {words[0] for words in COMMANDS} == {
+        "cluster", "report", "predict", "edit", "export", "update", "compare", "texts", "demo", "evaluate",
+    }  # fmt: skip
+    # What would be downloaded, and the name of a group, which depends on the encoder.
+    stand_ins = {"wordnet": text_files["nouns"], "flickr30k": text_files["captions"], "cifar10": str(picture_folder)}
+    for words in COMMANDS:
+        if words[0] == "edit":
+            stand_ins["tuck"] = json.loads(Path("cae-result/clusters.json").read_text())["clusters"][0]["name"]
+        if words[0] == "compare":
+            shutil.copytree("cae-result", "other-result")
+        monkeypatch.setattr(sys, "argv", ["cae", *(stand_ins.get(word, word) for word in words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert not stopped.value.code, f"cae {shlex.join(words)}: {capfd.readouterr().err}"
+
+
+def test_the_python_blocks_run(at_home, monkeypatch, text_files):
+    texts = dict(zip("xu", (normalize(torch.randn(n, 16), dim=1) for n in (40, 60)), strict=True))
+    monkeypatch.setattr(CAE.__init__, "__kwdefaults__", {**(CAE.__init__.__kwdefaults__ or {}), **text_files})
+    assert len(BLOCKS) == 2
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        for block in BLOCKS:
+            exec(block, texts)
+    assert sum(cluster.size for cluster in texts["model"].fitted.clusters) == 30
+    assert texts["x_u"].shape == texts["x"].shape
