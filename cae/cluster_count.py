@@ -57,7 +57,9 @@ def count_clusters(z: Tensor, *, max_iter: int, seed: int) -> ClusterCount:
         ValueError: too few images for groups to show.
     """
     if len(z) < 6:
-        raise ValueError(f"the number of clusters cannot be found out from {len(z)} images; give n_clusters")
+        raise ValueError(
+            f"the number of clusters cannot be found out from {len(z)} images; give it (n_clusters, --clusters)"
+        )
     graph = _neighbour_graph(z)
     curve: dict[int, float] = {}
     partitions: dict[int, Tensor] = {}

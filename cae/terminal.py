@@ -129,7 +129,8 @@ def print_choices(result: FolderResult) -> None:
             f"{k}: {curve[k]:.3f}" for k in curve if abs(int(k) - count["chosen"]) <= 2 and int(k) != count["chosen"]
         )
         chosen = f"{count['chosen']}, modularity {curve[str(count['chosen'])]:.3f}"
-        out.print(f"number of groups: {chosen} (with {around})", highlight=False, soft_wrap=True)
+        why = f"{chosen}, the most of those about as good (with {around})"
+        out.print(f"number of groups: {why}", highlight=False, soft_wrap=True)
     if "auto" in provenance:
         scores = provenance["auto"]["scores"]
         table = ", ".join(f"{name} {score:.0f}" for name, score in scores.items())
