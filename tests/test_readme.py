@@ -24,7 +24,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
 @pytest.fixture
 def at_home(tmp_path, monkeypatch, fake_encoder, picture_folder):
     """A folder with the pictures that the README speaks of, and the fake encoder in the place of CLIP."""
-    for home in ("cae.embedder", "cae.encoders"):
+    for home in ("cae.embedder", "cae.encoders", "cae.evaluation.run"):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: fake_encoder)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(picture_folder, "photos")
