@@ -210,6 +210,7 @@ def draw_report(
 
 @app.command()
 def update(
+    context: typer.Context,
     result: Result,
     folder: Folder,
     images: Images = None,
@@ -222,10 +223,11 @@ def update(
     """Add the new pictures of a folder to a result; what was assigned stays. Says what fits no group."""
     from cae.devices import find_device
     from cae.folder import run_folder
-    from cae.results import MODEL_FOLDER, SavedResult
+    from cae.results import MODEL_FOLDER, SavedResult, changing
     from cae.trained import load_pretrained
     from cae.update import add_pictures, find_news, why_refit
 
+    context.with_resource(changing(result))
     saved = SavedResult.load(result, images=images)
     before = len(saved.assignments)
     with terminal.progress_bars(quiet=quiet) as reporter:

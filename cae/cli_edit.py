@@ -29,11 +29,13 @@ def edit(
     result: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")],
 ) -> None:
     """Without a command: show the groups as edited, and the edits."""
-    from cae.results import SavedResult
+    from cae.results import SavedResult, changing
 
-    context.obj = SavedResult.load(result)
     if context.invoked_subcommand is None:
-        terminal.print_edits(context.obj)
+        terminal.print_edits(SavedResult.load(result))
+        return
+    context.with_resource(changing(result))
+    context.obj = SavedResult.load(result)
 
 
 @edit_app.command()

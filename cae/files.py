@@ -2,39 +2,154 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
+import os
+import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger("cae")
+
+
+_DRAFT = ".writing-"
+"""Begins the names of folders for what is not finished. Then come the host and the process, which tell litter."""
+
+_COMMIT = ".committed"
+"""A finished draft whose files are on their way to their places."""
+
 
 @contextmanager
-def replacing(*targets: Path) -> Iterator[tuple[Path, ...]]:
-    """Temporary paths beside `targets` that take their place once the block ends without an error.
+def drafting(folder: Path) -> Iterator[Path]:
+    """A folder inside `folder` for files that are not finished; it is gone afterwards, with what is still in it.
 
-    The targets' folder is made if need be. On an error, or a kill, the targets stay as they were.
+    `folder` is made if need be. Drafts that killed processes have left in it are removed.
     """
-    folder = targets[0].parent
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
-        written = tuple(Path(temporary, target.name) for target in targets)
-        yield written
-        for source, target in zip(written, targets, strict=True):
-            source.replace(target)
+    for leftover in folder.glob(f"{_DRAFT}*"):
+        if _is_litter(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_DRAFT}{_HERE}.{os.getpid()}.") as draft:
+        yield Path(draft)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target` that takes its place once the block ends without an error.
+
+    The target's folder is made if need be. On an error, or a kill, the target stays as it was.
+    """
+    with drafting(target.parent) as draft:
+        yield draft / target.name
+        (draft / target.name).replace(target)
+
+
+@contextmanager
+def committing(folder: Path) -> Iterator[Path]:
+    """A draft of `folder` whose files, in any depth, take their places together once the block ends without an error.
+
+    On an error, or a kill within the block, `folder` stays as it was. A kill after it leaves the finished draft
+    behind, and the next `committing` or `finish_commit`, of any process, brings what is left of it to its place: so who
+    calls `finish_commit` before reading never sees files of two drafts mixed.
+    """
+    with drafting(folder) as draft:
+        whole = draft / "whole"
+        whole.mkdir()
+        yield whole
+        while True:
+            finish_commit(folder)
+            try:
+                whole.rename(folder / _COMMIT)
+                break
+            except OSError as error:
+                # Another process has committed in between.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+    finish_commit(folder)
+
+
+def finish_commit(folder: Path) -> None:
+    """Bring the files of a commit that was interrupted to their places in `folder`; processes may do so at once."""
+    commit = folder / _COMMIT
+    if not commit.is_dir():
+        return
+    # Folders after what is in them. Only what is empty is removed: another process may have committed meanwhile.
+    for path in sorted(commit.rglob("*"), reverse=True):
+        target = folder / path.relative_to(commit)
+        with suppress(FileNotFoundError):
+            if path.is_dir():
+                _remove_if_empty(path)
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+    _remove_if_empty(commit)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def hold(path: Path) -> FileLock:
+    """A lock on the file `path`, held by this process; waits for another that holds it, and says so.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("another process is at work in %s: waiting for it", path.parent)
+        lock.acquire()
+    return lock
+
+
+@contextmanager
+def holding(path: Path) -> Iterator[None]:
+    """`hold` a lock for the time of a block."""
+    lock = hold(path)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+_HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _is_litter(name: str) -> bool:
+    """Whether a draft's process is gone: one of this host, and not running any more."""
+    host, _, rest = name.removeprefix(_DRAFT).partition(".")
+    process, _, _ = rest.partition(".")
+    if host != _HERE or not process.isdigit() or os.name != "posix":
+        return False
+    try:
+        os.kill(int(process), 0)  # asks, and sends nothing
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def dump_json(value: Any, path: Path) -> None:
-    """Write JSON that people can read, too; inside `replacing` where a file must be whole."""
+    """Write JSON that people can read, too; inside `replacing` or `committing` where a file must be whole."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_json(value: Any, path: Path) -> None:
     """Write a JSON file, whole or not at all."""
-    with replacing(path) as (target,):
+    with replacing(path) as target:
         dump_json(value, target)
 
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.edits import Edit, Edited, apply_edits, load_edits
-from cae.files import content_hashes, dump_json, replacing
+from cae.files import committing, content_hashes, dump_json, finish_commit, holding
 from cae.folder import FolderResult, shown_path
 from cae.state import FittedCAE, ModelError
 
@@ -66,6 +68,20 @@ def check_writable(out: Path) -> None:
         ) from error
 
 
+@contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Hold a result while it is read, changed and written: changes by two processes at once come one after the other.
+
+    Raises:
+        ResultError: no result.
+        OSError: its folder cannot be written.
+    """
+    finish_commit(folder)
+    _require(folder, _RUN)
+    with holding(folder / ".lock"):
+        yield
+
+
 def write_csv(table: pa.Table, path: Path) -> None:
     """Write a table as CSV, with lists of strings joined by '; '."""
     for i, column in enumerate(table.schema):
@@ -77,20 +93,23 @@ def write_csv(table: pa.Table, path: Path) -> None:
 
 def write_assignments(table: pa.Table, out: Path) -> None:
     """Write `assignments.parquet` and `.csv`."""
-    with replacing(out / _ASSIGNMENTS, out / _ASSIGNMENTS_CSV) as (parquet, text):
-        pq.write_table(table, parquet)
-        write_csv(table, text)
+    with committing(out) as draft:
+        _write_assignments(table, draft)
+
+
+def _write_assignments(table: pa.Table, out: Path) -> None:
+    pq.write_table(table, out / _ASSIGNMENTS)
+    write_csv(table, out / _ASSIGNMENTS_CSV)
 
 
 def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
-    """Write all files of a clustering run.
+    """Write all files of a clustering run; they take their places together (`cae.files.committing`).
 
     Args:
         result: what was found.
         out: an existing folder.
         run: scores, timings and command of the run; provenance and settings are added.
     """
-    result.fitted.save(out / MODEL_FOLDER)
     run = {
         "root": os.fspath(result.root.absolute()),
         "root_from_here": os.path.relpath(result.root, out),
@@ -106,28 +125,27 @@ def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
         **result.fitted.provenance,
         **run,
     }
-    write_tables(out, result.assignments(), result.embeddings, result.clusters(), run)
+    with committing(out) as draft:
+        result.fitted.save(draft / MODEL_FOLDER)
+        write_tables(draft, result.assignments(), result.embeddings, result.clusters(), run)
 
 
 def write_tables(
     out: Path, assignments: pa.Table, embeddings: Tensor, clusters: list[dict[str, Any]], run: dict[str, Any]
 ) -> None:
-    """Write everything but the model; all files are made before the first one is replaced.
+    """Write everything but the model.
 
     Args:
-        out: the result folder.
+        out: a draft of the result folder.
         assignments: N rows.
         embeddings: (N, D) float unit rows.
         clusters: a record a cluster.
         run: what `run.json` holds besides the format version.
     """
-    names = (_ASSIGNMENTS, _ASSIGNMENTS_CSV, _EMBEDDINGS, _CLUSTERS, _RUN)
-    with replacing(*(out / name for name in names)) as (parquet, text, vectors, groups, about):
-        pq.write_table(assignments, parquet)
-        write_csv(assignments, text)
-        save_file({"embedding": embeddings.half().contiguous()}, vectors)
-        dump_json({"clusters": clusters}, groups)
-        dump_json({"format_version": FORMAT_VERSION, **run}, about)
+    _write_assignments(assignments, out)
+    save_file({"embedding": embeddings.half().contiguous()}, out / _EMBEDDINGS)
+    dump_json({"clusters": clusters}, out / _CLUSTERS)
+    dump_json({"format_version": FORMAT_VERSION, **run}, out / _RUN)
 
 
 @dataclass(frozen=True)
@@ -170,6 +188,7 @@ class SavedResult:
             EditError: the edits beside it are damaged or from a newer version.
         """
         folder = Path(folder)
+        finish_commit(folder)
         run = _read_json(folder, _RUN)
         version = run.get("format_version")
         if not isinstance(version, int):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.config import CAEConfig
-from cae.files import replacing
+from cae.files import committing, dump_json, finish_commit
 
 FORMAT_VERSION = 1
 _TENSORS_FILE = "model.safetensors"
@@ -125,12 +125,12 @@ class FittedCAE:
             raise ModelError(f"the fitted CAE is incomplete or damaged: {error!r}") from error
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `model.safetensors` and `config.json`; each file is replaced whole or not at all."""
+        """Write `model.safetensors` and `config.json`; they take their places together (`cae.files.committing`)."""
         folder = Path(folder)
-        with replacing(folder / _TENSORS_FILE, folder / _CONFIG_FILE) as (tensors, config):
-            save_file({key: value.detach().cpu().contiguous() for key, value in self._tensors().items()}, tensors)
-            plain = {"format_version": FORMAT_VERSION, **self._plain()}
-            config.write_text(json.dumps(plain, indent=2, ensure_ascii=False), encoding="utf-8")
+        with committing(folder) as draft:
+            tensors = {key: value.detach().cpu().contiguous() for key, value in self._tensors().items()}
+            save_file(tensors, draft / _TENSORS_FILE)
+            dump_json({"format_version": FORMAT_VERSION, **self._plain()}, draft / _CONFIG_FILE)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
@@ -140,6 +140,7 @@ class FittedCAE:
             ModelError: no such folder, a file missing or damaged, or a newer format.
         """
         folder = Path(folder)
+        finish_commit(folder)
         missing = [name for name in (_CONFIG_FILE, _TENSORS_FILE) if not (folder / name).is_file()]
         if missing:
             raise ModelError(f"{folder} is not a model folder: {' and '.join(missing)} missing")

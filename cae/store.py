@@ -21,10 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from cae.files import replacing
+from cae.files import hold, replacing
 
 logger = logging.getLogger("cae")
 
@@ -151,12 +150,7 @@ class EmbeddingStore:
     def _open(self, folder: Path, header: dict[str, object]) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(folder / ".lock")
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                logger.warning("another run writes to %s: waiting for it", folder)
-                self._lock.acquire()
+            self._lock = hold(folder / ".lock")
             lines = self._lines()
             if not lines or lines[0] != header:
                 if lines:
@@ -176,7 +170,7 @@ class EmbeddingStore:
 
     def _write_journal(self, lines: list[dict[str, object]]) -> None:
         assert self.folder is not None
-        with replacing(self.folder / "blocks.jsonl") as (journal,):
+        with replacing(self.folder / "blocks.jsonl") as journal:
             journal.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     def _cut(self, rows: int) -> None:

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae.data import list_images
-from cae.files import content_hashes
+from cae.files import committing, content_hashes
 from cae.folder import FolderResult, shown_path
 from cae.kernels import nearest
 from cae.results import SavedResult, write_tables
@@ -111,18 +111,20 @@ def add_pictures(result: SavedResult, found: FolderResult) -> None:
     sizes = Counter(table["cluster"].to_pylist())
     skipped = {_place_in(result, path): reason for path, reason in found.skipped.items()}
     update = {"folder": os.fspath(found.root.absolute()), "added": len(new), "outliers": int(outlier.sum())}
-    write_tables(
-        result.folder,
-        table.combine_chunks(),
-        torch.cat([result.embeddings, found.embeddings.half()]),
-        [{**record, "size": sizes[record["id"]]} for record in result.clusters],
-        {
-            **result.run,
-            "images": len(table),
-            "skipped": {**result.run.get("skipped", {}), **skipped},
-            "updates": [*result.run.get("updates", []), update],
-        },
-    )
+    run = {
+        **result.run,
+        "images": len(table),
+        "skipped": {**result.run.get("skipped", {}), **skipped},
+        "updates": [*result.run.get("updates", []), update],
+    }
+    with committing(result.folder) as draft:
+        write_tables(
+            draft,
+            table.combine_chunks(),
+            torch.cat([result.embeddings, found.embeddings.half()]),
+            [{**record, "size": sizes[record["id"]]} for record in result.clusters],
+            run,
+        )
 
 
 def fits_no_cluster(x: Tensor, fitted: Tensor) -> Flags:

@@ -123,7 +123,7 @@ class PredictionWriter(BasePredictionWriter):
         parts = sorted(self._folder.glob("rank-*.parquet"))
         if not parts:
             raise ValueError(f"there are no predictions to write to {self.path}")
-        with replacing(self.path) as (target,):
+        with replacing(self.path) as target:
             merge(parts, target)
         shutil.rmtree(self._folder)
 

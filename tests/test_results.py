@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from cae import pipeline
+from cae.files import committing
 from cae.results import FORMAT_VERSION, ResultError, SavedResult
 
 
@@ -136,6 +137,6 @@ def test_an_interrupted_write_leaves_the_old_result(result_folder, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(results, "dump_json", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        results.write_tables(result_folder, old.assignments.slice(1), old.embeddings[1:], old.clusters, old.run)
+    with pytest.raises(KeyboardInterrupt), committing(result_folder) as draft:
+        results.write_tables(draft, old.assignments.slice(1), old.embeddings[1:], old.clusters, old.run)
     assert {path.name: path.read_bytes() for path in result_folder.iterdir() if path.is_file()} == before

@@ -81,7 +81,7 @@ def write_report(result: SavedResult, out: Path, reporter: Reporter) -> Path:
         html = _render(result, groups, _notes(result, unmatched, unshown=int((sizes[:, 0] == 0).sum())))
         shutil.rmtree(out / _FILES, ignore_errors=True)
         folder.replace(out / _FILES)
-    with replacing(page) as (target,):
+    with replacing(page) as target:
         target.write_text(html, encoding="utf-8")
     return page
 

@@ -19,14 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.cache import cache_dir
 from cae.encoders import Encoder
-from cae.files import replacing
+from cae.files import committing, dump_json, finish_commit, holding, replacing
 from cae.text.corpora import Corpus, TextError
 
 logger = logging.getLogger("cae")
@@ -109,14 +108,14 @@ def build_bank(
     if embeddings is None:
         with _writing(folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder.with_suffix(".lock")).acquire()
-        with lock:
+        with holding(folder.with_suffix(".lock")):
             # Another process may have built the bank while this one waited.
             embeddings = _read(folder, corpus, encoder.dim, warn=True)
             if embeddings is None:
                 embeddings = _embed(corpus.texts, encoder, prompt, folder.with_suffix(".partial"), progress)
                 _write(folder, embeddings, manifest)
-                shutil.rmtree(folder.with_suffix(".partial"), ignore_errors=True)
+    # Also what a run has left that was killed just after it had finished the bank.
+    shutil.rmtree(folder.with_suffix(".partial"), ignore_errors=True)
     return TextBank(corpus, embeddings, prompt, encoder.spec, encoder.fingerprint)
 
 
@@ -147,7 +146,7 @@ def _embed(
         block = _read_block(file, len(rows), encoder.dim)
         if block is None:
             block = _checked(encoder.encode_texts([prompt.replace("{}", texts[i]) for i in rows]), len(rows), encoder)
-            with _writing(folder), replacing(file) as (unfinished,):
+            with _writing(folder), replacing(file) as unfinished:
                 save_file({"embeddings": block}, unfinished)
         embeddings[torch.from_numpy(rows)] = block
     if progress:
@@ -190,6 +189,7 @@ def _read(folder: Path, corpus: Corpus, dim: int, *, warn: bool = False) -> Tens
     """The embeddings of a cached bank, or None where there is no bank or it is damaged."""
     file = folder / "embeddings.safetensors"
     try:
+        finish_commit(folder)
         manifest: dict[str, Any] = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']} instead of {FORMAT}")
@@ -208,11 +208,10 @@ def _read(folder: Path, corpus: Corpus, dim: int, *, warn: bool = False) -> Tens
 
 
 def _write(folder: Path, embeddings: Tensor, manifest: dict[str, Any]) -> None:
-    """Put a finished bank in its place. `bank.json` comes last: without it there is no bank."""
-    with _writing(folder), replacing(folder / "embeddings.safetensors", folder / "bank.json") as (vectors, description):
-        save_file({"embeddings": embeddings}, vectors)
-        manifest = {**manifest, "sha256": _file_hash(vectors)}
-        description.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Put a finished bank in its place."""
+    with _writing(folder), committing(folder) as draft:
+        save_file({"embeddings": embeddings}, draft / "embeddings.safetensors")
+        dump_json({**manifest, "sha256": _file_hash(draft / "embeddings.safetensors")}, draft / "bank.json")
 
 
 @contextmanager

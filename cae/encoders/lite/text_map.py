@@ -65,7 +65,7 @@ def load_text_map(tower: TextTower, fingerprint: str) -> TextMap:
         return TextMap(weights["anchors"], weights["coefficients"])
     except (FileNotFoundError, SafetensorError, KeyError):
         fitted = fit_text_map(tower)
-        with replacing(path) as (draft,):
+        with replacing(path) as draft:
             save_file(fitted.state_dict(), draft)
         return fitted
 
