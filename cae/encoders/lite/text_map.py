@@ -19,7 +19,7 @@ from torch.nn.functional import normalize
 from cae.cache import cache_dir
 from cae.encoders.lite.image_tower import class_rows
 from cae.encoders.lite.text_tower import TextTower
-from cae.files import replacing
+from cae.files import replacing, tidy
 
 TABLE = Path(__file__).with_name("hypernyms.tsv")
 SHARPNESS = 8.0
@@ -60,6 +60,7 @@ def load_text_map(tower: TextTower, fingerprint: str) -> TextMap:
         fingerprint: Changes with everything that changes the map.
     """
     path = cache_dir() / "lite" / f"text_map-{fingerprint}.safetensors"
+    tidy(path.parent)
     try:
         weights = load_file(path)
         return TextMap(weights["anchors"], weights["coefficients"])
