@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cae.encoders.memory import encode_in_halves
+
 # Tokens in one batch. A CPU is as fast from 512 on, and larger batches wait less for its cores; a GPU wants filling.
 TOKENS_ON_CPU = 2048
 TOKENS_ON_GPU = 65536
@@ -30,4 +32,5 @@ def encode_by_length(lengths: Tensor, encode: Callable[[Tensor, int], Tensor], o
     values, counts = torch.unique_consecutive(lengths[order], return_counts=True)
     for length, group in zip(values.tolist(), order.split(counts.tolist()), strict=True):
         for index in group.split(max(1, budget // length)):
-            out[index.to(out.device)] = encode(index, length)
+            vectors = encode_in_halves(index, lambda part, length=length: encode(part, length))  # type: ignore[misc]
+            out[index.to(out.device)] = vectors

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cae.encoders.memory import encode_in_halves
+
 
 def encode_in_micro_batches(images: Tensor, size: int, encode: Callable[[Tensor], Tensor]) -> Tensor:
     """Encode images in batches of one fixed size, the last one padded with zeros.
@@ -17,7 +19,7 @@ def encode_in_micro_batches(images: Tensor, size: int, encode: Callable[[Tensor]
     Args:
         images: (B, 3, H, W), B ≥ 1.
         size: Images in a micro-batch.
-        encode: (size, 3, H, W) ↦ (size, D).
+        encode: (size, 3, H, W) ↦ (size, D), and fewer where memory runs out.
 
     Returns:
         (B, D).
@@ -26,5 +28,5 @@ def encode_in_micro_batches(images: Tensor, size: int, encode: Callable[[Tensor]
     for part in images.split(size):
         missing = size - len(part)
         padded = torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
-        parts.append(encode(padded)[: len(part)])
+        parts.append(encode_in_halves(padded, encode)[: len(part)])
     return torch.cat(parts)

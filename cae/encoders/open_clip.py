@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 
 from cae.encoders.base import EncoderError
 from cae.encoders.length_buckets import encode_by_length
+from cae.encoders.memory import encode_in_halves
 from cae.encoders.micro_batches import encode_in_micro_batches
 
 # Files that `torch.load(weights_only=True)` or safetensors read; open_clip would also take NumPy archives.
@@ -99,7 +100,8 @@ class OpenCLIPEncoder:
                 size = TEXTS_ON_CPU if self._device.type == "cpu" else TEXTS_ON_GPU
                 for start in range(0, len(texts), size):
                     part = tokens[start : start + size].to(self._device)
-                    out[start : start + size] = normalize(self._model.encode_text(part).float(), dim=1)
+                    vectors = encode_in_halves(part, self._model.encode_text)
+                    out[start : start + size] = normalize(vectors.float(), dim=1)
         return out
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
