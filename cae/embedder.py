@@ -105,9 +105,9 @@ class Embedder(pl.LightningModule):
             del self.anchor
         self._close_store()
 
-    def on_exception(self, exception: BaseException) -> None:
-        """Keep what is done."""
-        self._close_store()
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """One that keeps what is done when something goes wrong: Lightning tells callbacks alone."""
+        return [_CloseStore()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what is there for DDP alone."""
@@ -223,6 +223,12 @@ class Embedder(pl.LightningModule):
             self.store.close()
 
 
+class _CloseStore(pl.Callback):
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(pl_module, Embedder):
+            pl_module._close_store()
+
+
 def embed_pictures(
     data: ImageData,
     encoder: Encoder,
@@ -243,7 +249,8 @@ def embed_pictures(
 
     Raises:
         StoreError: the cache cannot be written.
-        KeyboardInterrupt: as usual; what is done is kept.
+        RuntimeError: a process that reads pictures has died.
+        KeyboardInterrupt: as usual. What is done is kept in either case.
     """
     device, total = torch.device(device), len(data.pictures)
     key = hashlib.sha256(json.dumps([encoder.fingerprint, data.identity]).encode()).hexdigest()[:32]
@@ -272,6 +279,13 @@ def embed_pictures(
         except SystemExit as stop:
             # How Lightning answers Ctrl-C.
             raise KeyboardInterrupt if trainer.interrupted else stop from stop
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RuntimeError(
+                "a process that reads pictures has died, as when memory runs out; what is embedded so far is kept: run "
+                "again to go on, with fewer --workers (0 for none)"
+            ) from error
     if progress:
         progress(total, total)
     assert embedder.store is not None  # since setup

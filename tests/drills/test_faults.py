@@ -1,0 +1,186 @@
+"""Full disks, dying helpers, hubs that misbehave, two at once: a clear error or none, and nothing is lost."""
+
+import http.server
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FakeEncoder, thumbnail
+from PIL import Image
+
+from cae.data import ImageFolderData
+from cae.embedder import embed_pictures
+from cae.results import SavedResult
+from drills.lives import CRASHED, N_PICTURES, Life, commands, forked, full_from, live, prepare
+from drills.record import record
+
+
+@pytest.fixture(scope="module")
+def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
+    return Life.undisturbed(tmp_path_factory.mktemp("life"))
+
+
+def fills(life: Life, every: int) -> tuple[int, list[str]]:
+    """Fill the disk at every so-many-th change of the life, make room, and go on; returns tries and losses."""
+    tried, lost = 0, []
+    for command, change in life.moments(every):
+        tried += 1
+        ended, said = life.disturb(command, full_from(change))
+        clear = ended == 0 or (ended == 1 and "no space left" in said.lower() and "Traceback" not in said)
+        difference = life.resume(command) if clear else f"ended with {ended}: {said[-1500:]}"
+        if difference:
+            lost.append(f"{commands(life.place)[command][0]}, change {change}: {difference}")
+    return tried, lost
+
+
+def test_a_disk_that_is_full_at_some_moment(life):
+    tried, lost = fills(life, every=61)
+    assert tried >= 5
+    assert not lost, "\n".join(lost)
+
+
+@pytest.mark.drill
+@pytest.mark.timeout(7200)
+def test_a_disk_that_is_full_from_any_change_on(life):
+    tried, lost = fills(life, every=1)
+    record("Disk full from every change on, then room again", tried=tried, lost=len(lost))
+    assert not lost, "\n".join(lost)
+
+
+@pytest.mark.parametrize("most", [300, 3_000, 10_000])
+def test_writes_that_fail_half_way(life, most):
+    """No file may grow beyond a size: a write is cut there, as a quota cuts it, in whatever library makes it."""
+
+    def limited() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+        code = live(life.place, 0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        return code
+
+    life.disturb(0, full_from(1))
+    ended, said = forked(limited, life.place.with_name("output"))
+    assert ended == 1, said
+    assert ended != CRASHED
+    assert life.resume(0) == ""
+
+
+class Deadly(FakeEncoder):
+    """Kills the process that prepares the tenth picture, once."""
+
+    def __init__(self, killed: Path) -> None:
+        self.killed, self.prepared = killed, 0
+
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        self.prepared += 1
+        if self.prepared == 10 and not self.killed.exists():
+            self.killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return thumbnail(image)
+
+
+def test_a_loader_process_that_dies(tmp_path, picture_folder):
+    data = ImageFolderData(picture_folder, batch_size=4, num_workers=1)
+    with pytest.raises(RuntimeError, match=r"run again.*--workers"):
+        embed_pictures(data, Deadly(tmp_path / "killed"))
+    rows, index = embed_pictures(data, Deadly(tmp_path / "killed"))
+    whole, _ = embed_pictures(data, FakeEncoder())
+    assert index.tolist() == list(range(30))
+    assert torch.equal(rows, whole)
+
+
+def cluster(folder: Path, *options: str, **environment: str) -> "subprocess.Popen[str]":
+    """`cae cluster` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "from cae.cli import main; main()", "cluster", str(folder), "-k", "3", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.drill
+def test_two_at_once_on_the_same_cache_and_result(tmp_path):
+    """Banks, embeddings, the text map and the result are made by one of them or by both, and are whole."""
+    prepare(tmp_path)
+    _, folder, *options = commands(tmp_path)[0]
+    options += ["--encoder", "lite"]
+    first, lost = None, 0
+    for round in range(5):
+        environment = {"CAE_CACHE": str(tmp_path / f"cache{round}")}
+        both = [cluster(Path(folder), *options, **environment) for _ in range(2)]
+        said = [process.communicate()[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        found = SavedResult.load(tmp_path / "result")
+        first = first or found.assignments.to_pydict()
+        names = [path.name for path in tmp_path.rglob("*")]
+        litter = any(name.startswith((".writing-", ".committed")) for name in names)
+        lost += litter or found.assignments.to_pydict() != first or len(found.embeddings) != N_PICTURES
+    record("Two `cae cluster` at once on one cache and one result", tried=5, lost=lost)
+    assert not lost
+
+
+class Misbehaving(http.server.BaseHTTPRequestHandler):
+    """A hub that does not do what it should."""
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        way = self.server.way  # type: ignore[attr-defined]
+        if way == "hangs":
+            time.sleep(600)
+        size, body = (1000, b"x" * 10) if way == "truncates" else (9, b"<garbage>")
+        self.send_response(500 if way == "fails" else 200)
+        for name, value in {
+            "Content-Length": size,
+            "ETag": '"0123"',
+            "X-Repo-Commit": "0" * 40,
+            "X-Linked-Size": size,
+        }.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("way", ["hangs", "fails", "garbage", "truncates"])
+def test_a_hub_that_misbehaves(tmp_path, picture_folder, way):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Misbehaving) as server:
+        server.daemon_threads = True
+        server.way = way
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
+        asked = {
+            "weights": ["--encoder", "open_clip:ViT-B-32/openai"],
+            "captions": ["--encoder", "lite", "--captions", "flickr30k", "--nouns", str(tmp_path / "nouns.txt")],
+        }
+        (tmp_path / "nouns.txt").write_text("cat\ndog\nhouse\n")
+        lost = []
+        for what, options in asked.items():
+            process = cluster(picture_folder, *options, "--out", str(tmp_path / "result"), **place)
+            try:
+                said = process.communicate(timeout=120)[0]
+            except subprocess.TimeoutExpired:
+                process.kill()
+                lost.append(f"{what}: hangs")
+                continue
+            if process.returncode != 1 or "Traceback" in said or "cannot be" not in said:
+                lost.append(f"{what}: {said[-1000:]}")
+        server.shutdown()
+    record(f"A hub that {way}: weights, captions", tried=len(asked), lost=len(lost))
+    assert not lost, "\n".join(lost)
