@@ -17,7 +17,10 @@ def record(name: str, *, tried: int, survived: int, lost: int, note: str = "") -
 
 
 def table() -> str:
-    lines = ["| drill | tried | survived | lost | what, and under which conditions |", "| --- | ---: | ---: | ---: | --- |"]
+    lines = [
+        "| drill | tried | survived | lost | what, and under which conditions |",
+        "| --- | ---: | ---: | ---: | --- |",
+    ]
     for file in sorted(RESULTS.glob("*.json")):
         row = json.loads(file.read_text(encoding="utf-8"))
         lines.append(f"| {file.stem} | {row['tried']:,} | {row['survived']:,} | {row['lost']:,} | {row['note']} |")
