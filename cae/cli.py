@@ -66,9 +66,16 @@ Report = Annotated[bool, typer.Option("--report/--no-report", help="Draw the res
 
 def main() -> None:
     """Run the command line."""
+    quiet_libraries()
+    app(prog_name="cae")
+
+
+def quiet_libraries() -> None:
+    """Leave out warnings that a user can do nothing about."""
     # Deprecations between libraries are their developers' business.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    app(prog_name="cae")
+    # A damaged picture can bring a hundred; if it cannot be read, it is named in one line.
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 @app.callback(invoke_without_command=True)

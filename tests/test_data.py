@@ -1,5 +1,7 @@
 """Pictures of every kind that a folder may hold, files that are none, and the data modules."""
 
+import os
+
 import datasets
 import lightning.pytorch as pl
 import numpy as np
@@ -7,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import GifImagePlugin, Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 from torchvision.datasets import FakeData
 from torchvision.datasets import ImageFolder as TorchvisionFolder
@@ -23,6 +26,7 @@ from cae.data import (
     read_embeddings,
     read_image,
 )
+from cae.data.pictures import image_size
 from cae.embedder import Embedder
 
 
@@ -98,6 +102,66 @@ def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ImageError, match="pixels"):
         read_image(tmp_path / "huge.png")
+
+
+def test_programs_are_never_run_as_pictures(tmp_path, monkeypatch):
+    """Pillow reads EPS by handing it to Ghostscript, whatever the file is called."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("the program is run"))
+    gradient("RGB").save(tmp_path / "program.eps")
+    (tmp_path / "program.eps").rename(tmp_path / "called.jpg")
+    with pytest.raises(ImageError, match="without EPS and WMF"):
+        read_image(tmp_path / "called.jpg")
+    with pytest.raises(ImageError):
+        image_size(tmp_path / "called.jpg")
+
+
+def test_values_that_are_no_numbers_are_black(tmp_path):
+    values = np.full((4, 4), 2.0, dtype=np.float32)
+    values[0] = np.nan, np.inf, -np.inf, 1
+    Image.fromarray(values).save(tmp_path / "odd.tiff")
+    assert np.asarray(read_image(tmp_path / "odd.tiff"))[:2, :, 0].tolist() == [[0, 0, 0, 127], [255] * 4]
+
+
+def test_much_text_in_a_small_picture_is_refused(tmp_path):
+    texts = PngInfo()
+    for i in range(100):
+        texts.add_text(f"key {i}", "a" * 1_000_000, zip=True)
+    gradient("RGB").save(tmp_path / "bomb.png", pnginfo=texts)
+    assert (tmp_path / "bomb.png").stat().st_size < 200_000
+    with pytest.raises(ImageError, match="text"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_of_many_frames_only_the_first_is_decoded(tmp_path, monkeypatch):
+    second = gradient("L").rotate(180)
+    gradient("L").save(tmp_path / "two.gif", save_all=True, append_images=[second], duration=10)
+    content = (tmp_path / "two.gif").read_bytes()
+    start = content.rindex(b"\x21\xf9")  # where the second frame begins
+    (tmp_path / "many.gif").write_bytes(content[:start] + content[start:-1] * 100_000 + b";")
+    seen, seek = [], GifImagePlugin.GifImageFile._seek
+    monkeypatch.setattr(GifImagePlugin.GifImageFile, "_seek", lambda self, *at: seen.append(at) or seek(self, *at))
+    assert read_image(tmp_path / "many.gif").size == (40, 30)
+    assert len(seen) < 3
+
+
+def test_links_are_followed_to_files_and_nowhere_else(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    gradient("RGB").save(tmp_path / "outside.png")
+    (root / "link.png").symlink_to(tmp_path / "outside.png")
+    (root / "lost.png").symlink_to(tmp_path / "nothing.png")
+    (root / "self.png").symlink_to(root / "self.png")
+    (root / "loop").symlink_to(root)
+    (root / "up.png").symlink_to(tmp_path)
+    os.mkfifo(root / "pipe.png")
+    (root / "endless.png").symlink_to("/dev/zero")
+    found = list_images(root)
+    assert [path.name for path in found] == ["link.png", "lost.png", "self.png"]
+    assert read_image(found[0]).size == (40, 30)
+    for path in found[1:]:
+        with pytest.raises(ImageError):
+            read_image(path)
+    assert ImageFolderData(root).identity
 
 
 def test_lists_recursively_in_order_and_passes_over_the_rest(tmp_path):

@@ -7,7 +7,8 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePath
 from typing import IO, NotRequired, TypedDict
 
 import numpy as np
@@ -17,6 +18,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 PAPER_WHITE = (255, 255, 255)
+
+PROGRAMS = ("EPS", "WMF")
+"""Formats that are programs, which Pillow hands to Ghostscript and to Windows to be run: they are refused."""
+
+_COMMON = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
 
 
 class ImageError(ValueError):
@@ -56,7 +62,9 @@ class ImageBatch(TypedDict):
 def list_images(root: str | os.PathLike[str]) -> list[Path]:
     """All files below `root` that look like pictures, in a fixed order.
 
-    A file looks like a picture when its ending is one that Pillow reads. Hidden files and folders are passed over.
+    A file looks like a picture when its ending is one that Pillow reads. Hidden files and folders are passed over, as
+    are pipes and devices, which may never end. Links to files are followed, wherever they lead; links to folders are
+    not, so that no loop is entered.
 
     Raises:
         ImageError: no such folder, a file in its place, or no picture in it.
@@ -64,14 +72,23 @@ def list_images(root: str | os.PathLike[str]) -> list[Path]:
     root = Path(root)
     if not root.is_dir():
         raise ImageError(f"not a folder but a file: {root}" if root.exists() else f"no such folder: {root}")
-    Image.init()
-    readable = {ending for ending, name in Image.EXTENSION.items() if name in Image.OPEN}
-    paths = [path for path in _visible_files(root) if path.suffix.lower() in readable]
+    paths = [path for path in _visible_files(root) if has_picture_ending(path) and not _is_special(path)]
     if not paths:
         raise ImageError(
             f"no pictures in {root}: looked through all sub-folders for files that Pillow reads (.jpg, .png, …)"
         )
     return sorted(paths)
+
+
+def has_picture_ending(path: PurePath) -> bool:
+    """Whether a file is called like a picture."""
+    Image.init()
+    return Image.EXTENSION.get(path.suffix.lower()) in Image.OPEN
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is neither a file nor a link to nowhere, which will be told when it is read."""
+    return path.exists() and not path.is_file()
 
 
 def _visible_files(root: Path) -> Iterator[Path]:
@@ -92,26 +109,49 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None
         ImageError: not a picture, truncated, empty, or so large that it may be a decompression bomb.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
                 raise ImageError(f"{image.width} x {image.height} pixels, over the limit of {Image.MAX_IMAGE_PIXELS}")
             if side is not None:
                 image.draft("RGB", (2 * side, 2 * side))
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError("not a picture in any format that Pillow reads") from error
+        raise ImageError(f"not a picture in any format that Pillow reads, without {' and '.join(PROGRAMS)}") from error
     except Exception as error:  # Pillow's plugins raise whatever the bytes make them raise
         raise ImageError(str(error) or type(error).__name__) from error
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height in pixels as the file's header has them, before any turning.
+
+    Raises:
+        ImageError: not a picture.
+    """
+    try:
+        with Image.open(path, formats=_formats()) as image:
+            return image.size
+    except Exception as error:  # as in `read_image`
+        raise ImageError(str(error) or type(error).__name__) from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """What Pillow may take a file for, the common ones first; the ending says nothing."""
+    Image.init()
+    return tuple(sorted(set(Image.OPEN) - set(PROGRAMS), key=lambda name: (name not in _COMMON, name)))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow clips wide grey values at 255; scale them instead. 16-bit pictures come as I;16 or as I.
-        values = np.asarray(image, dtype=np.float32)
+        values = np.nan_to_num(np.array(image, dtype=np.float32), copy=False, posinf=0.0, neginf=0.0)
         top = 65535.0 if image.mode != "F" and values.max(initial=0) > 255 else max(float(values.max(initial=0)), 1.0)
-        image = Image.fromarray((values.clip(0, top) * (255.0 / top)).astype(np.uint8))
+        np.clip(values, 0, top, out=values)  # in place: a picture may have as many as 89 million pixels
+        values *= 255.0 / top
+        image = Image.fromarray(values.astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*PAPER_WHITE, 255))
@@ -124,8 +164,16 @@ def files_identity(root: Path, paths: Sequence[Path]) -> str:
 
     Size and time stand for the content: hashing a million pictures would take as long as embedding them.
     """
-    stats = [(os.fspath(path.relative_to(root)), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in paths]
+    stats = [(os.fspath(path.relative_to(root)), *_size_and_time(path)) for path in paths]
     return hashlib.sha256(json.dumps(stats).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:  # a link to nowhere, or gone since it was listed
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
 
 
 class PictureDataset(Dataset[tuple[Tensor, int] | None]):

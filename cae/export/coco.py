@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from cae.data.pictures import image_size
 from cae.export.tree import Plan
 from cae.files import dump_json
 from cae.results import SavedResult
@@ -26,12 +25,13 @@ def plan(result: SavedResult) -> Plan:
 
 def _document(result: SavedResult) -> dict[str, Any]:
     rows = list(enumerate(result.present(), 1))  # COCO's numbers begin at 1
+    sizes = [image_size(place) for _, (_, place) in rows]
     return {
         "info": {"description": "clusters found by cae", "encoder": result.run.get("encoder", {}).get("spec")},
         "licenses": [],
         "images": [
-            {"id": number, "file_name": row["path"], **dict(zip(("width", "height"), _size(place), strict=True))}
-            for number, (row, place) in rows
+            {"id": number, "file_name": row["path"], "width": width, "height": height}
+            for (number, (row, _)), (width, height) in zip(rows, sizes, strict=True)
         ],
         "categories": [
             {"id": record["id"] + 1, "name": record["name"], "supercategory": ""} for record in result.clusters
@@ -47,9 +47,3 @@ def _document(result: SavedResult) -> dict[str, Any]:
             for number, (row, _) in rows
         ],
     }
-
-
-def _size(place: Path) -> tuple[int, int]:
-    """Width and height in pixels, as the file has them, before any turning; read from its header."""
-    with Image.open(place) as image:
-        return image.size

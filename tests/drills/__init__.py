@@ -1,0 +1,1 @@
+"""Drills: what the project survives, tried by the thousand. `pytest -m drill tests/drills`; see tests/README.md."""

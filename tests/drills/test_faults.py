@@ -21,6 +21,12 @@ from cae.results import SavedResult
 from drills.lives import CRASHED, N_PICTURES, Life, commands, forked, full_from, live, prepare
 from drills.record import record
 
+FULL = "no room from each change to the disk of seven commands on: a clear error; then again with room: all files equal"
+    "no room from each change to the disk of seven commands on, a clear error, room, again: all files equal to the byte"
+)
+TWO = "two `cae cluster` (lite) at once on an empty cache and one result: both succeed, equal assignments, no litter"
+HUB = "weights and captions asked for: a clear error within 2 minutes"
+
 
 @pytest.fixture(scope="module")
 def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
@@ -50,7 +56,7 @@ def test_a_disk_that_is_full_at_some_moment(life):
 @pytest.mark.timeout(7200)
 def test_a_disk_that_is_full_from_any_change_on(life):
     tried, lost = fills(life, every=1)
-    record("Disk full from every change on, then room again", tried=tried, lost=len(lost))
+    record("full-disk", tried=tried, survived=tried - len(lost), lost=len(lost), note=FULL)
     assert not lost, "\n".join(lost)
 
 
@@ -123,7 +129,7 @@ def test_two_at_once_on_the_same_cache_and_result(tmp_path):
         names = [path.name for path in tmp_path.rglob("*")]
         litter = any(name.startswith((".writing-", ".committed")) for name in names)
         lost += litter or found.assignments.to_pydict() != first or len(found.embeddings) != N_PICTURES
-    record("Two `cae cluster` at once on one cache and one result", tried=5, lost=lost)
+    record("two-at-once", tried=5, survived=5 - lost, lost=lost, note=TWO)
     assert not lost
 
 
@@ -182,5 +188,5 @@ def test_a_hub_that_misbehaves(tmp_path, picture_folder, way):
             if process.returncode != 1 or "Traceback" in said or "cannot be" not in said:
                 lost.append(f"{what}: {said[-1000:]}")
         server.shutdown()
-    record(f"A hub that {way}: weights, captions", tried=len(asked), lost=len(lost))
+    record(f"hub-{way}", tried=len(asked), survived=len(asked) - len(lost), lost=len(lost), note=HUB)
     assert not lost, "\n".join(lost)

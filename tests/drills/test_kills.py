@@ -18,6 +18,9 @@ from cae.results import SavedResult
 from drills.lives import N_PICTURES, Life, commands, killed_at, paint, prepare
 from drills.record import record
 
+CHANGES = "SIGKILL before each change to the disk of seven commands, then again: all files equal to the byte, no litter"
+RANDOM = "SIGKILL of `cae cluster` (lite, loader processes) at random moments until it gets through: equal assignments"
+
 
 @pytest.fixture(scope="module")
 def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
@@ -46,7 +49,7 @@ def test_killed_at_some_changes_to_the_disk(life):
 @pytest.mark.timeout(7200)
 def test_killed_at_every_change_to_the_disk(life):
     tried, lost = kills(life, every=1)
-    record("SIGKILL before every change to the disk of seven commands", tried=tried, lost=len(lost))
+    record("kills-at-changes", tried=tried, survived=tried - len(lost), lost=len(lost), note=CHANGES)
     assert tried > 100
     assert not lost, "\n".join(lost)
 
@@ -85,7 +88,7 @@ def test_killed_at_random_moments(tmp_path):
         names = [path.name for kind in ("killed", "cache-killed") for path in (tmp_path / f"{kind}-{lives}").rglob("*")]
         litter = any(name.startswith((".writing-", ".committed")) for name in names)
         lost += ended != 0 or litter or assignments(tmp_path / f"killed-{lives}") != whole
-    record("SIGKILL of `cae cluster` at random moments (lite, loader processes)", tried=kills, lost=lost)
+    record("kills-at-random", tried=kills, survived=kills - lost, lost=lost, note=RANDOM)
     assert not lost
 
 
