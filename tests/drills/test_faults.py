@@ -22,8 +22,6 @@ from drills.lives import CRASHED, N_PICTURES, Life, commands, forked, full_from,
 from drills.record import record
 
 FULL = "no room from each change to the disk of seven commands on: a clear error; then again with room: all files equal"
-    "no room from each change to the disk of seven commands on, a clear error, room, again: all files equal to the byte"
-)
 TWO = "two `cae cluster` (lite) at once on an empty cache and one result: both succeed, equal assignments, no litter"
 HUB = "weights and captions asked for: a clear error within 2 minutes"
 
