@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, TensorDataset
 
 from cae import CAE, ImageFolderData
+from cae.callbacks import ClusteringCallback
 from cae.data import EmbeddingData
 from cae.metrics import clustering_scores
 from cae.state import ModelError
@@ -195,6 +196,15 @@ def test_losses_and_label_free_scores_are_logged_and_validation_hands_out_embedd
     assert set(outputs[0]) == {"embedding", "cluster", "label"}
 
 
+def test_the_clustering_callback_works_on_what_validation_hands_out(make):
+    x, labels = toy()
+    loader = DataLoader(TensorDataset(x, labels), batch_size=45)
+    callback = ClusteringCallback(n_clusters=K, embedding="embedding", label="label")
+    runner = trainer(max_epochs=2, callbacks=[callback])
+    quietly(runner.fit, make(), loader, loader)
+    assert runner.callback_metrics["cluster_acc"] > 0.95
+
+
 def test_collapse_is_said(tac, caplog):
     module = tac(balance_weight=0.0, temperature=1e6, learning_rate=0.0)
 
@@ -293,11 +303,10 @@ def test_hypernyms_of_other_nouns_are_found():
 
 
 def _two_processes(rank, folder, x, p):
-    """In a process of its own: the gathered loss's gradient, and a fit under DDP."""
+    """In a process of its own: the gathered loss's gradient, and a fit under DDP of two methods."""
     warnings.filterwarnings("ignore")
-    module = TRAINED["tac-heads"](
-        K, encoder=FakeEncoder(), nouns=str(folder / "nouns.txt"), captions=str(folder / "captions.txt"), batch_size=32
-    )
+    texts = {kind: str(folder / f"{kind}.txt") for kind in ("nouns", "captions")}
+    module, mca = (TRAINED[name](K, encoder=FakeEncoder(), **texts, batch_size=32) for name in ("tac-heads", "mca"))
     mine = p[rank * 8 : rank * 8 + 8].clone().requires_grad_()
 
     class Gather(Callback):
@@ -308,19 +317,29 @@ def _two_processes(rank, folder, x, p):
     runner = trainer(max_epochs=2, strategy="ddp", devices=2, callbacks=[Gather()])
     # A module of cae.data hands each process its share; training needs all.
     quietly(runner.fit, module, EmbeddingData(x, batch_size=32, num_workers=0))
-    weights = {name: value.clone() for name, value in module.heads.state_dict().items()}
-    found = {"grad": mine.grad, "weights": weights, "steps": runner.global_step, "n": module.fitted.n_images}
+    quietly(trainer(strategy="ddp", devices=2).fit, mca, EmbeddingData(x, batch_size=32, num_workers=0))
+    found = {
+        "grad": mine.grad,
+        "weights": {name: value.clone() for name, value in module.heads.state_dict().items()},
+        "steps": runner.global_step,
+        "n": module.fitted.n_images,
+        "mca_weights": {name: value.clone() for name, value in mca.heads.state_dict().items()},
+        "mca_labels": mca.predict_embeddings(x).cluster,
+    }
     torch.save(found, folder / f"{rank}.pt")
 
 
 def test_two_processes_train_one_network_and_losses_see_the_whole_batch(text_files, tmp_path, monkeypatch):
-    x, _ = toy()
+    x, labels = toy()
     p = torch.randn(16, K, generator=torch.Generator().manual_seed(1)).softmax(dim=1)
     _spawn(tmp_path, x, p)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["steps"] == second["steps"] == 2 * (45 // 16)
-    for name, value in first["weights"].items():
-        assert torch.equal(value, second["weights"][name]), name
+    for weights in ("weights", "mca_weights"):
+        for name, value in first[weights].items():
+            assert torch.equal(value, second[weights][name]), name
+    assert torch.equal(first["mca_labels"], second["mca_labels"])
+    assert clustering_scores(first["mca_labels"], labels)["acc"] > 95
     whole = p.clone().requires_grad_()
     loss_functions.distillation(whole, whole.flip(0), 0.5).backward()
     assert first["n"] == second["n"] == len(x)
