@@ -182,7 +182,9 @@ def compared(result_folder, tmp_path):
 def test_what_moved_since_another_result_can_be_looked_at(view, compared):
     report, home, moved = compared
     page = view(report)
-    expect(page.locator("#compared .figures dt")).to_have_text(["ARI", "NMI"])
+    expect(page.locator("#compared .figures dt")).to_have_text(
+        ["ARI", "NMI", "in both", "moved", "only here", "only there"]
+    )
     expect(page.locator("#compared tbody tr")).to_have_count(3)
     moves = page.locator(".moves button")
     expect(moves).to_have_text([f"{home} → {NASTY} 2", re.compile(r"1$")])

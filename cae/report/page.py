@@ -247,6 +247,7 @@ def _render(result: SavedResult, groups: Sequence[Group], **more: Any) -> str:
         run=result.run,
         n=len(result.assignments),
         groups=groups,
+        position={group.id: i for i, group in enumerate(groups)},
         **more,
         MOVES=_MOVES,
         # Browsers disagree on whether 'self' holds for files; a nonce lets in what the page names and nothing else.
