@@ -89,7 +89,7 @@ def main() -> None:
         print(f"{len(result.assignments):,} pictures; {machine()}\n\n| what | |\n|---|---|")
         if options.copies == 1:
             print(f"| write the report | {seconds:.1f} s, processor time {cpu:.1f} s |")
-            print(f"| write it again, as after an edit | {again:.1f} s |")
+        print(f"| write it again, as after an edit | {again:.1f} s |")
         print(f"| its size | {size / 1e6:.1f} MB in {len(files)} files |")
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         measure(browser.new_page(viewport={"width": 1280, "height": 900}), page)

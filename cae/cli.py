@@ -487,6 +487,8 @@ def _cluster(
             page = write_report(saved, out / REPORT_FOLDER, reporter)
         if shown:
             terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
+    else:
+        redraw(out, report=False)
     if as_json:
         terminal.out.print_json(
             data={"result": out, "report": page, "run": saved.run, "clusters": saved.edited.clusters}, default=str

@@ -342,6 +342,7 @@ def test_a_choice_that_nothing_decided_is_told_as_such(clustered, run, monkeypat
     code, stdout, stderr = run("cluster", picture_folder, "-k", K, "-o", out, "--no-report", *texts)
     assert code == 0, stderr
     assert "texts: undecided, so image alone; held-out probe: image alone 0" in stdout
+    assert "does not show this yet" in stderr  # the page of the first run
 
 
 def test_an_unreachable_hub_is_one_clear_line(run, monkeypatch, picture_folder, tmp_path):

@@ -202,15 +202,28 @@ def test_what_moved_since_another_result_can_be_looked_at(view, compared):
     expect(page.locator("#only")).to_have_value("all")
 
 
-def test_the_order_of_the_gallery_can_be_chosen(view, report):
-    page = view(report)
-    for order, key in (("unsure", "pictures.confidence[i]"), ("path", "pictures.path[i]")):
-        page.locator("#order").select_option(order)
-        shown = page.locator("#gallery .picture").evaluate_all(
-            f"buttons => buttons.map((button) => Number(button.dataset.picture)).map((i) => {key})"
+def test_the_order_of_the_gallery_can_be_chosen(view, result_folder, picture_folder):
+    names = {"red/3.png": "red/10.png", "red/4.png": "red/É2.png", "red/5.png": "red/e10.png", "red/6.png": "red/f.png"}
+    for old, new in names.items():
+        (picture_folder / old).rename(picture_folder / new)
+    path = result_folder / "assignments.parquet"
+    table = pq.read_table(path)
+    renamed = pa.array([names.get(old, old) for old in table["path"].to_pylist()])
+    pq.write_table(table.set_column(table.column_names.index("path"), "path", renamed), path)
+    write_report(SavedResult.load(result_folder), result_folder / "report", lambda _: lambda *_: None)
+    page = view(result_folder / "report")
+
+    def shown(fact):
+        return page.locator("#gallery .picture").evaluate_all(
+            f"buttons => buttons.map((button) => Number(button.dataset.picture)).map((i) => pictures.{fact}[i])"
         )
-        assert len(shown) == 30
-        assert shown == sorted(shown)
+
+    page.locator("#order").select_option("unsure")
+    assert shown("confidence") == sorted(shown("confidence"))
+    page.locator("#order").select_option("path")
+    in_red = [path.removeprefix("red/") for path in shown("path") if path.startswith("red/")]
+    assert in_red == [f"{name}.png" for name in ("0", "1", "2", "7", "8", "9", "10", "e10", "É2", "f")]
+    assert len(shown("path")) == 30
 
 
 def test_the_map_has_dots_in_the_colours_of_the_groups_and_pale_ones_for_what_is_left_out(view, report):

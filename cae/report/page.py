@@ -14,7 +14,6 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path, PurePath
 from typing import Any
@@ -80,17 +79,17 @@ def write_report(
     groups, order = describe_groups(result, z)
     with tempfile.TemporaryDirectory(dir=out, prefix=".writing-") as temporary:
         folder = Path(temporary, _FILES)
-        drawn = _draw(result, z.numpy(), order, out / _FILES, folder, kept, reporter)
-        drawn = replace(drawn, compared=None if other is None else other.folder)
-        drawn.save(folder)
-        thumbnails = drawn.thumbnails
+        thumbnails, position = _draw(result, z.numpy(), order, folder, out / _FILES, kept, reporter)
+        compared = None if other is None else other.folder
+        mark, side = fingerprint(result, len(order)), thumbnail_side(len(order))
+        Kept(mark, side, position, thumbnails, result.root, compared).save(folder)
         gone = np.array([picture is None for picture in result.pictures])
         size = np.where(gone[:, None], 0, thumbnails.size)
         facts = columns(result, groups, order, comparison) | {
             "place": thumbnails.place[order],
             "size": size[order],
             "sheets": thumbnails.sheets,
-            "position": np.round(drawn.position[order] * 65535).astype(np.int64),
+            "position": np.round(position[order] * 65535).astype(np.int64),
         }
         data = {
             "count": len(order),
@@ -110,7 +109,7 @@ def write_report(
             groups,
             notes=[*notes, *_notes(result, unmatched, unshown=int((size[:, 0] == 0).sum()))],
             outliers=np.flatnonzero(facts["outlier"]).tolist(),
-            compared=None if other is None else _text(other.folder),
+            compared=compared and _text(compared),
             comparison=comparison,
         )
         shutil.rmtree(out / _FILES, ignore_errors=True)
@@ -162,12 +161,12 @@ def _draw(
     result: SavedResult,
     z: NDArray[np.float32],
     order: NDArray[np.int64],
-    before: Path,
     folder: Path,
+    before: Path,
     kept: Kept | None,
     reporter: Reporter,
-) -> Kept:
-    """Thumbnails into a new folder, and the map: what is kept of the folder before, and the rest anew."""
+) -> tuple[Thumbnails, NDArray[np.float32]]:
+    """Thumbnails into a new folder, and the map, (N, 2): what is kept of the folder before, and the rest anew."""
     n, side = len(order), thumbnail_side(len(order))
     if kept is not None and not kept.fits(result):
         kept = None
@@ -182,7 +181,7 @@ def _draw(
         position = lay_out(z, seed=result.fitted.config.seed, progress=reporter("map"))
     else:
         position = lay_among(z, kept.position)
-    return Kept(fingerprint(result, n), side, position, thumbnails, result.root, compared=None)
+    return thumbnails, position
 
 
 def _roots(root: Path, out: Path) -> list[str]:
@@ -235,6 +234,7 @@ def _text(path: Path) -> str:
 
 
 def _render(result: SavedResult, groups: Sequence[Group], **more: Any) -> str:
+    """The page; `more` is what its template shows besides, under these names."""
     environment = Environment(
         loader=PackageLoader("cae.report"),
         autoescape=True,
