@@ -21,6 +21,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from cae.evaluation.study import machine
 from cae.report import write_report
+from cae.report.kept import Kept
 from cae.results import SavedResult
 
 FRAMES = """async () => {
@@ -80,11 +81,15 @@ def main() -> None:
         start, cpu = time.perf_counter(), time.process_time()
         page = write_report(result, Path(folder), lambda _: lambda *_: None)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        start = time.perf_counter()
+        write_report(result, Path(folder), lambda _: lambda *_: None, kept=Kept.load(Path(folder, "report_files")))
+        again = time.perf_counter() - start
         files = [path for path in Path(folder).rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
         print(f"{len(result.assignments):,} pictures; {machine()}\n\n| what | |\n|---|---|")
         if options.copies == 1:
             print(f"| write the report | {seconds:.1f} s, processor time {cpu:.1f} s |")
+        print(f"| write it again, as after an edit | {again:.1f} s |")
         print(f"| its size | {size / 1e6:.1f} MB in {len(files)} files |")
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         measure(browser.new_page(viewport={"width": 1280, "height": 900}), page)

@@ -85,7 +85,8 @@ def decide(
 
     Returns:
         Settings with nothing left open, and records for people: `cluster_count` (chosen, from, criterion, curves) and
-        `auto` (chosen, criterion, sample, scores in percent), each if it was decided.
+        `auto` (chosen, criterion, sample, scores in percent, undecided: whether no candidate could be predicted at
+        all), each if it was decided.
     """
     # In random order, so that the halves of the probe are alike.
     sample = sample[torch.randperm(len(sample), generator=torch.Generator().manual_seed(config.seed)).to(sample.device)]
@@ -144,11 +145,13 @@ def _weigh(
         )
         scores[name] = probe.score(cells(z, centroids, spherical=candidate.spherical)[0], candidate.n_clusters)
     chosen = list(configs)[_agreed(max(range(len(scores)), key=list(scores.values()).__getitem__), group)]
+    percent = {name: round(100 * score, 2) for name, score in scores.items()}
     record = {
         "chosen": chosen,
         "criterion": "NMI of clusters with their prediction from held-out images by ridge regression, in percent",
         "sample": len(probe),
-        "scores": {name: round(100 * score, 2) for name, score in scores.items()},
+        "scores": percent,
+        "undecided": not any(percent.values()),
     }
     return configs[chosen], record
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from cae import terminal
-from cae.cli_edit import edit_app
+from cae.cli_edit import Redraw, edit_app, redraw
 from cae.config import DEFAULT_ENCODER
 
 # Whatever needs torch is imported inside the commands: `cae --help` answers at once.
@@ -27,6 +28,10 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
+            raise
+        except typer.BadParameter as error:
+            # The prefix is pydantic's, by which newer versions of typer read options.
+            error.message = error.message.removeprefix("Value error, ")
             raise
         except KeyboardInterrupt as error:
             terminal.warn("interrupted; what is embedded so far is kept: run the command again to go on")
@@ -62,6 +67,7 @@ Images = Annotated[Path | None, typer.Option(help="Where the pictures lie now, i
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document in place of tables.")]
 Report = Annotated[bool, typer.Option("--report/--no-report", help="Draw the result as a page to look at.")]
+Out = typer.Option("--out", "-o", help="Where the result goes.")
 
 
 def main() -> None:
@@ -96,7 +102,7 @@ def cluster(
     clusters: Annotated[
         str, typer.Option("--clusters", "-k", help="Number of groups, or auto to find it out.", metavar="N|auto")
     ],
-    out: Annotated[Path, typer.Option(help="Where the result goes.")] = Path("cae-result"),
+    out: Annotated[Path, Out] = Path("cae-result"),
     encoder: EncoderSpec = DEFAULT_ENCODER,
     encoder_weights: Weights = None,
     nouns: Nouns = "imagenet22k",
@@ -144,7 +150,7 @@ def cluster(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the result goes.")] = Path("demo-result"),
+    out: Annotated[Path, Out] = Path("demo-result"),
     encoder: EncoderSpec = "lite",
     device: Device = "auto",
     seed: Seed = 0,
@@ -167,7 +173,7 @@ def demo(
 def predict(
     model: Annotated[Path, typer.Argument(help="A result of `cae cluster`, or the model in it.", metavar="MODEL")],
     folder: Folder,
-    out: Annotated[Path, typer.Option(help="Where the assignments go.")] = Path("cae-predictions"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the assignments go.")] = Path("cae-predictions"),
     encoder_weights: Weights = None,
     device: Device = "auto",
     batch_size: BatchSize = 64,
@@ -199,8 +205,13 @@ def predict(
 @app.command("report")
 def draw_report(
     result: Result,
-    out: Annotated[Path | None, typer.Option(help="Where the page goes; by default RESULT/report.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where the page goes; by default RESULT/report.")
+    ] = None,
     images: Images = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="Another result: show what lies elsewhere there.", metavar="OTHER")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Draw a result as a page that opens from disk: groups, a map, and why each picture is where it is."""
@@ -208,8 +219,9 @@ def draw_report(
     from cae.results import SavedResult
 
     saved = SavedResult.load(result, images=images)
+    other = None if compare is None else SavedResult.load(compare)
     with terminal.progress_bars(quiet=quiet) as reporter:
-        page = write_report(saved, out or result / REPORT_FOLDER, reporter)
+        page = write_report(saved, out or result / REPORT_FOLDER, reporter, other=other)
     terminal.print_unmatched_edits(saved)
     if not quiet:
         terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
@@ -225,6 +237,7 @@ def update(
     device: Device = "auto",
     batch_size: BatchSize = 64,
     workers: Workers = 2,
+    report: Redraw = True,
     quiet: Quiet = False,
 ) -> None:
     """Add the new pictures of a folder to a result; what was assigned stays. Says what fits no group."""
@@ -258,6 +271,8 @@ def update(
         terminal.print_added(saved.edited.assignments.slice(before).to_pylist(), news)
     terminal.print_changed(news.changed)
     terminal.print_refit(why_refit(saved, len(news.changed)))
+    if news.paths:
+        redraw(result, report=report, images=images, quiet=quiet)
 
 
 @app.command()
@@ -277,6 +292,8 @@ def compare(
         terminal.out.print_json(data=asdict(comparison))
     else:
         terminal.print_comparison(comparison)
+        command = shlex.join(["cae", "report", str(b), "--compare", str(a)])
+        terminal.out.print(f"on a page: {command}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -286,7 +303,7 @@ def export(
         Literal["folders", "csv", "parquet", "json", "hf", "fiftyone", "coco"],
         typer.Option(help="hf: for Hugging Face datasets; fiftyone: FiftyOneImageClassificationDataset."),
     ],
-    out: Annotated[Path | None, typer.Option(help="Where it goes; by default cae-export/TO.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where it goes; by default cae-export/TO.")] = None,
     by: Annotated[
         Literal["copy", "hardlink", "symlink"], typer.Option(help="How pictures get there; originals stay as they are.")
     ] = "copy",
@@ -322,7 +339,9 @@ def evaluate(
         str, typer.Option(help="Separated by commas; settings behind colons, as in default:gamma=0.05:top_k=10.")
     ] = "kmeans,zero-shot,tac,paper,default,auto",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 5,
-    out: Annotated[Path, typer.Option(help="Where results.json, results.md and plots go.")] = Path("cae-evaluation"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where results.json, results.md and plots go.")] = Path(
+        "cae-evaluation"
+    ),
     fit_on: Annotated[
         Literal["test", "train"], typer.Option(help="Split on which texts are selected; TAC's protocol: train.")
     ] = "test",
@@ -477,6 +496,8 @@ def _cluster(
             page = write_report(saved, out / REPORT_FOLDER, reporter)
         if shown:
             terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
+    else:
+        redraw(out, report=False)
     if as_json:
         terminal.out.print_json(
             data={"result": out, "report": page, "run": saved.run, "clusters": saved.edited.clusters}, default=str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 Cluster = Annotated[str, typer.Argument(help="A group's name or number.", metavar="GROUP")]
 Clusters = Annotated[list[str], typer.Argument(help="Names or numbers of groups.", metavar="GROUP...")]
+Redraw = Annotated[
+    bool, typer.Option("--report/--no-report", help="Draw the page in RESULT/report again, if there is one.")
+]
 
 edit_app = typer.Typer(
     help="Rename, merge, split and pin groups, or move single pictures. Edits are kept beside the result, shown in "
@@ -39,13 +43,18 @@ def edit(
 
 
 @edit_app.command()
-def rename(context: typer.Context, cluster: Cluster, name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
+def rename(
+    context: typer.Context,
+    cluster: Cluster,
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    report: Redraw = True,
+) -> None:
     """Call a group something else."""
     from cae.edits import Rename, anchors_of, check_name, find_cluster
 
     view = context.obj.edited
     id = find_cluster(view, cluster)
-    _add(context.obj, Rename(anchors_of(view, id), check_name(view, name, [id])))
+    _add(context.obj, [Rename(anchors_of(view, id), check_name(view, name, [id]))], report)
 
 
 @edit_app.command()
@@ -53,6 +62,7 @@ def merge(
     context: typer.Context,
     clusters: Clusters,
     name: Annotated[str | None, typer.Option(help="Of the merged group; by default the first one's.")] = None,
+    report: Redraw = True,
 ) -> None:
     """Make several groups one."""
     from cae.edits import EditError, Merge, anchors_of, check_name, find_cluster
@@ -62,7 +72,7 @@ def merge(
     if len(ids) < 2:
         raise EditError("merging takes at least two groups")
     anchors = tuple(anchors_of(view, id) for id in ids)
-    _add(context.obj, Merge(anchors, anchors[0].name if name is None else check_name(view, name, ids)))
+    _add(context.obj, [Merge(anchors, anchors[0].name if name is None else check_name(view, name, ids))], report)
 
 
 @edit_app.command()
@@ -70,23 +80,24 @@ def split(
     context: typer.Context,
     cluster: Cluster,
     into: Annotated[int, typer.Option(min=2, help="Number of parts.")] = 2,
+    report: Redraw = True,
 ) -> None:
     """Take a group apart by what its pictures look like."""
     from cae.edits import Split, anchors_of, find_cluster, split_into
 
     view = context.obj.edited
     id = find_cluster(view, cluster)
-    _add(context.obj, Split(anchors_of(view, id), split_into(view, id, into)))
+    _add(context.obj, [Split(anchors_of(view, id), split_into(view, id, into))], report)
 
 
 @edit_app.command()
-def pin(context: typer.Context, clusters: Clusters) -> None:
+def pin(context: typer.Context, clusters: Clusters, report: Redraw = True) -> None:
     """Keep the pictures and the name of groups, whatever the next fit finds."""
     from cae.edits import Pin, anchors_of, find_cluster
 
     view = context.obj.edited
     ids = [find_cluster(view, cluster) for cluster in clusters]
-    _add(context.obj, *(Pin(anchors_of(view, id, every=True)) for id in ids))
+    _add(context.obj, [Pin(anchors_of(view, id, every=True)) for id in ids], report)
 
 
 @edit_app.command()
@@ -94,16 +105,17 @@ def move(
     context: typer.Context,
     pictures: Annotated[list[str], typer.Argument(help="Paths of pictures, as the result has them or on disk.")],
     to: Annotated[str, typer.Option(help="Name or number of the group.")],
+    report: Redraw = True,
 ) -> None:
     """Put single pictures into another group."""
     from cae.edits import Move, anchors_of, find_cluster, find_pictures
 
     view = context.obj.edited
-    _add(context.obj, Move(anchors_of(view, find_cluster(view, to)), find_pictures(view, pictures)))
+    _add(context.obj, [Move(anchors_of(view, find_cluster(view, to)), find_pictures(view, pictures))], report)
 
 
 @edit_app.command()
-def undo(context: typer.Context) -> None:
+def undo(context: typer.Context, report: Redraw = True) -> None:
     """Take the last edit back."""
     from cae.edits import EditError, save_edits
 
@@ -112,12 +124,29 @@ def undo(context: typer.Context) -> None:
         raise EditError(f"there are no edits in {result.folder}")
     save_edits(result.edits[:-1], result.folder)
     terminal.out.print(f"taken back: {result.edits[-1]}", markup=False, highlight=False, soft_wrap=True)
+    redraw(result.folder, report=report)
 
 
-def _add(result: SavedResult, *edits: Edit) -> None:
+def _add(result: SavedResult, edits: list[Edit], report: bool) -> None:
     """Keep edits after those that there are, and show the groups as they are now."""
     from cae.edits import save_edits
     from cae.results import SavedResult
 
     save_edits([*result.edits, *edits], result.folder)
     terminal.print_edits(SavedResult.load(result.folder))
+    redraw(result.folder, report=report)
+
+
+def redraw(result: Path, *, report: bool, images: Path | None = None, quiet: bool = False) -> None:
+    """Bring the page beside a result up to date, or say that it is old; without a page do nothing."""
+    from cae.report import REPORT_FOLDER, has_report, redraw_report
+
+    if not report:
+        if has_report(result):
+            command = shlex.join(["cae", "report", str(result)])
+            terminal.warn(f"the page in {result / REPORT_FOLDER} does not show this yet; to draw it again: {command}")
+        return
+    with terminal.progress_bars(quiet=quiet) as reporter:
+        page = redraw_report(result, reporter, images=images)
+    if page and not quiet:
+        terminal.out.print(f"report: {page}", markup=False, soft_wrap=True, highlight=False)

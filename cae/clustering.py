@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from cae.distributed import from_first, gathered, is_first, summed, total
 from cae.kernels import nearest
-from cae.stopwatch import stage
+from cae.stopwatch import stage, tell
 
 SAMPLE, SAMPLE_PER_CENTROID = 2**16, 64
 """Most points that FAISS sees; with many centroids that many for each. FAISS calls fewer than 39 too few."""
@@ -159,9 +159,10 @@ def _restarts(points: Tensor, k: int, *, spherical: bool, n_init: int, max_iter:
 def _lloyd(z: Tensor, centroids: Tensor, *, spherical: bool, max_iter: int, group: ProcessGroup | None) -> Tensor:
     """Lloyd's iterations over the points of all ranks, from these centroids until the loss stays."""
     before = math.inf
-    for _ in range(max_iter):
+    for iteration in range(max_iter):
         labels, loss = cells(z, centroids, spherical=spherical)
         loss = float(summed(torch.tensor(loss, dtype=torch.float64), group))
+        tell(iteration / max_iter, f"loss {loss:.6g}")
         if before - loss <= TOLERANCE * loss:
             break
         before = loss

@@ -49,12 +49,19 @@ class Move:
     Attributes:
         a: where they are in the first result.
         b: where they are in the second.
+        rows: of the second result's assignments, ascending.
         paths: as the second result has them.
     """
 
     a: Group
     b: Group
+    rows: list[int]
     paths: list[str]
+
+    @property
+    def size(self) -> int:
+        """How many moved."""
+        return len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,11 @@ class Comparison:
     nmi: float
     pairs: list[Pair]
     moves: list[Move]
+
+    @property
+    def moved(self) -> int:
+        """How many pictures moved."""
+        return sum(move.size for move in self.moves)
 
 
 def compare(a: SavedResult, b: SavedResult) -> Comparison:
@@ -105,12 +117,12 @@ def compare(a: SavedResult, b: SavedResult) -> Comparison:
     pairs.sort(key=lambda pair: -pair.shared)
     pairs += [Pair(group, None, 0) for i, group in enumerate(groups_a) if i not in match]
     pairs += [Pair(None, group, 0) for j, group in enumerate(groups_b) if j not in match.values()]
-    paths = np.array(b.assignments["path"].to_pylist(), dtype=object)[rows_b]
-    moves = [
-        Move(groups_a[i], groups_b[j], paths[(labels_a == i) & (labels_b == j)].tolist())
-        for i, j in zip(*counts.nonzero(), strict=True)
-        if match.get(i) != j
-    ]
+    paths = np.array(b.assignments["path"].to_pylist(), dtype=object)
+    moves = []
+    for i, j in zip(*counts.nonzero(), strict=True):
+        if match.get(i) != j:
+            moved = np.sort(rows_b[(labels_a == i) & (labels_b == j)])
+            moves.append(Move(groups_a[i], groups_b[j], moved.tolist(), paths[moved].tolist()))
     return Comparison(
         pictures=len(rows_a),
         only_a=len(a.assignments) - len(rows_a),
@@ -118,7 +130,7 @@ def compare(a: SavedResult, b: SavedResult) -> Comparison:
         ari=100 * ari_of_counts(counts),
         nmi=100 * nmi_of_counts(counts),
         pairs=pairs,
-        moves=sorted(moves, key=lambda move: -len(move.paths)),
+        moves=sorted(moves, key=lambda move: -move.size),
     )
 
 

@@ -265,8 +265,8 @@ class CAE(Embedder):
         """
         for modality in self.config.modalities:
             if modality not in self._banks:
-                report = reporter(f"{modality}s") if reporter else None
                 corpus = load_corpus(modality, self.sources[modality])
+                report = reporter(f"{modality}s") if reporter else None
                 self._banks[modality] = build_bank(corpus, self.encoder, progress=report)
                 if report:
                     report(len(corpus.texts), len(corpus.texts))  # a bank from the cache reports nothing itself

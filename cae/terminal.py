@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,12 @@ if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
     from cae.results import SavedResult
     from cae.update import News
 
+WIDE = 10_000
+"""Columns where no screen sets them: a row of a table stays one line in a file or a pipe."""
+
 out = Console()
+if not out.is_terminal and "COLUMNS" not in os.environ:
+    out.width = WIDE
 err = Console(stderr=True)
 
 
@@ -134,7 +140,10 @@ def print_choices(result: FolderResult) -> None:
     if "auto" in provenance:
         scores = provenance["auto"]["scores"]
         table = ", ".join(f"{name} {score:.0f}" for name, score in scores.items())
-        out.print(f"texts: {provenance['auto']['chosen']}; held-out probe: {table}", highlight=False, soft_wrap=True)
+        chosen = provenance["auto"]["chosen"]
+        if provenance["auto"]["undecided"]:
+            chosen = f"undecided, so {chosen}"
+        out.print(f"texts: {chosen}; held-out probe: {table}", highlight=False, soft_wrap=True)
 
 
 def print_weights(result: FolderResult) -> None:
@@ -203,10 +212,10 @@ def print_comparison(comparison: Comparison) -> None:
         table.add_column("from", style="cyan")
         table.add_column("to", style="cyan")
         for move in comparison.moves[:MOVES]:
-            table.add_row(f"{len(move.paths):,}", escape(move.a.name), escape(move.b.name))
+            table.add_row(f"{move.size:,}", escape(move.a.name), escape(move.b.name))
         out.print(table)
         if len(comparison.moves) > MOVES:
-            rest = sum(len(move.paths) for move in comparison.moves[MOVES:])
+            rest = sum(move.size for move in comparison.moves[MOVES:])
             out.print(f"and {rest:,} more in smaller moves; --json lists them", highlight=False)
     alone = f"{comparison.only_a:,} in A alone, {comparison.only_b:,} in B alone"
     out.print(f"{comparison.pictures:,} pictures in both, {alone}", highlight=False)

@@ -148,6 +148,13 @@ def fits_no_cluster(x: Tensor, fitted: Tensor) -> Flags:
     return (similarity < float(np.quantile(usual.numpy(), OUTLIER_QUANTILE))).numpy()
 
 
+def outliers(result: SavedResult) -> Flags:
+    """Which pictures of a result fit no cluster, (N,) booleans; none of those that were fitted on."""
+    if "outlier" not in result.assignments.column_names:
+        return np.zeros(len(result.assignments), dtype=bool)
+    return result.assignments["outlier"].to_numpy()
+
+
 def why_refit(result: SavedResult, n_changed: int) -> list[str]:
     """Reasons to cluster again, none if there are none.
 
@@ -156,8 +163,7 @@ def why_refit(result: SavedResult, n_changed: int) -> list[str]:
         n_changed: how many of its pictures hold other bytes than those that were clustered.
     """
     reasons, n_fitted = [], result.fitted.n_images
-    added = result.assignments.slice(n_fitted)
-    outlier = added["outlier"].to_numpy() if len(added) else np.zeros(0, dtype=bool)
+    outlier = outliers(result)[n_fitted:]
     if len(outlier) >= ENOUGH and outlier.mean() > MOST_OUTLIERS:
         reasons.append(f"{outlier.mean():.0%} of the pictures added since the fit fit no cluster")
     if len(outlier) + n_changed > MOST_NEW * n_fitted:

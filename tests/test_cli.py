@@ -160,6 +160,31 @@ def test_edits_are_shown_exported_and_outlive_the_next_run(clustered, run, pictu
     assert len(json.loads((out / "edits.json").read_text())["edits"]) == 3
 
 
+def page_of(result):
+    return (result / "report/index.html").read_text(encoding="utf-8")
+
+
+def test_the_page_follows_edits_unless_told_otherwise(clustered, run):
+    out, *_ = clustered
+    code, stdout, stderr = run("edit", out, "rename", "0", "harbour")
+    assert code == 0, stderr
+    assert stdout.endswith(f"report: {out}/report/index.html\n")
+    assert "harbour" in page_of(out)
+    code, stdout, stderr = run("edit", out, "rename", "0", "lighthouse", "--no-report")
+    assert code == 0, stderr
+    assert "report:" not in stdout
+    assert f"to draw it again: cae report {out}" in stderr
+    assert "lighthouse" not in page_of(out)
+    assert run("edit", out, "undo")[0] == 0
+    assert "harbour" in page_of(out)
+    shutil.rmtree(out / "report")
+    for flag in ("--report", "--no-report"):
+        code, stdout, stderr = run("edit", out, "pin", "0", flag)
+        assert code == 0, stderr
+        assert "report" not in stdout + stderr
+    assert not (out / "report").exists()
+
+
 def test_split_makes_parts(clustered, run):
     out, *_ = clustered
     code, stdout, stderr = run("edit", out, "split", 0, "--into", 2)
@@ -207,6 +232,8 @@ def test_update_adds_what_is_new_and_compare_sees_it(clustered, run, picture_fol
     assert code == 0, stderr
     assert "1 pictures added, 29 were there already" in stdout
     assert "1 pictures have changed" in stderr
+    assert f"report: {out}/report/index.html" in stdout
+    assert "31 pictures" in page_of(out)
     code, stdout, stderr = run("update", out, picture_folder, "--workers", 0)
     assert code == 0, stderr
     assert "0 pictures added, 30 were there already" in stdout
@@ -214,6 +241,10 @@ def test_update_adds_what_is_new_and_compare_sees_it(clustered, run, picture_fol
     code, stdout, stderr = run("compare", tmp_path / "before", out)
     assert code == 0, stderr
     assert "30 pictures in both, 0 in A alone, 1 in B alone" in stdout
+    assert f"on a page: cae report {out} --compare {tmp_path}/before" in stdout
+    code, stdout, stderr = run("report", out, "--compare", tmp_path / "before", "-o", tmp_path / "page")
+    assert code == 0, stderr
+    assert "<dt>only here</dt><dd>1</dd>" in (tmp_path / "page/index.html").read_text(encoding="utf-8")
     code, stdout, _ = run("compare", tmp_path / "before", out, "--json")
     found = json.loads(stdout)
     assert code == 0
@@ -266,7 +297,7 @@ def test_texts_build_fills_the_cache(run, text_files):
         (["predict", "{empty}", "{folder}"], 1, "not a model folder"),
         (["report", "{empty}"], 1, "no result of `cae cluster`"),
         (["export", "{empty}", "--to", "csv"], 1, "no result of `cae cluster`"),
-        (["export", "{empty}", "--to", "xml"], 2, "xml"),
+        (["export", "{empty}", "--to", "xml"], 2, "'--to': 'xml' is not one of"),
         (["update", "{empty}", "{folder}"], 1, "no result of `cae cluster`"),
         (["compare", "{empty}", "{empty}"], 1, "no result of `cae cluster`"),
         (["edit", "{empty}"], 1, "no result of `cae cluster`"),
@@ -287,6 +318,31 @@ def test_bad_input_ends_with_a_message_and_a_code(run, picture_folder, tmp_path,
     found, _, stderr = run(*(argument.format(**places) for argument in arguments))
     assert found == code
     assert message in " ".join(stderr.split())
+
+
+def test_a_corpus_that_is_not_there_is_one_clear_line(run, picture_folder, tmp_path):
+    code, _, stderr = run("cluster", picture_folder, "-k", K, "-o", tmp_path / "out", "--nouns", "nowhere.txt")
+    assert code == 1
+    assert stderr.count("\n") == 1
+
+
+def test_a_row_of_a_table_is_one_line_where_there_is_no_screen(clustered, run):
+    out, *_ = clustered
+    name = "a name " * 40
+    assert run("edit", out, "rename", "0", name)[0] == 0
+    _, stdout, _ = run("edit", out)
+    assert len([line for line in stdout.splitlines() if name.strip() in line]) == 2  # in the table and in the edit
+
+
+def test_a_choice_that_nothing_decided_is_told_as_such(clustered, run, monkeypatch, picture_folder, text_files):
+    out, stdout, _ = clustered
+    assert "undecided" not in stdout
+    monkeypatch.setattr("cae.auto.Probe.score", lambda *_: 0.0)
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"], "--workers", 0]
+    code, stdout, stderr = run("cluster", picture_folder, "-k", K, "-o", out, "--no-report", *texts)
+    assert code == 0, stderr
+    assert "texts: undecided, so image alone; held-out probe: image alone 0" in stdout
+    assert "does not show this yet" in stderr  # the page of the first run
 
 
 def test_an_unreachable_hub_is_one_clear_line(run, monkeypatch, picture_folder, tmp_path):

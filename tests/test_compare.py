@@ -53,6 +53,8 @@ def test_other_numbers_and_names_are_no_moves_and_moves_are_told():
     assert [(move.a.name, move.b.name, move.paths) for move in found.moves] == [
         ("cat", "wolf", ["1"]), ("dog", "fox", ["6"])
     ]  # fmt: skip
+    assert [(move.rows, move.size) for move in found.moves] == [([1], 1), ([6], 1)]
+    assert found.moved == 2
     labels = [k for _, _, k in A], [k for _, _, k in b]
     assert found.ari == pytest.approx(100 * adjusted_rand_score(*labels))
     assert found.nmi == pytest.approx(100 * normalized_mutual_info_score(*labels))

@@ -39,7 +39,7 @@ def test_the_command_lines_run(at_home, monkeypatch, capfd, picture_folder, text
     stand_ins = {"wordnet": text_files["nouns"], "flickr30k": text_files["captions"], "cifar10": str(picture_folder)}
     for words in COMMANDS:
         if words[0] == "edit":
-            stand_ins["tuck"] = json.loads(Path("cae-result/clusters.json").read_text())["clusters"][0]["name"]
+            stand_ins["GROUP"] = json.loads(Path("cae-result/clusters.json").read_text())["clusters"][0]["name"]
         if words[0] == "compare":
             shutil.copytree("cae-result", "other-result")
         monkeypatch.setattr(sys, "argv", ["cae", *(stand_ins.get(word, word) for word in words)])

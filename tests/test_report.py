@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from cae.edits import Anchors, Merge, Rename, anchors_of, save_edits
+from cae.edits import Anchors, Merge, Move, Rename, anchors_of, find_pictures, save_edits
 from cae.files import write_json
-from cae.report import write_report
+from cae.report import redraw_report, thumbnails, write_report
 from cae.report.data import N_DOUBTFUL, N_REPRESENTATIVES, columns, describe_groups, fused
-from cae.report.map import lay_out
+from cae.report.kept import Kept
+from cae.report.map import lay_among, lay_out
 from cae.report.page import _packed
-from cae.report.thumbnails import COLUMNS, PER_SHEET, thumbnail_side, write_sheets
+from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
 from cae.results import OutputError, ResultError, SavedResult
 
 NASTY = "<script>alert(1)</script>\"'&amp;<img src=x onerror=alert(1)>"
@@ -130,22 +132,25 @@ def test_sheets_hold_the_thumbnails_where_the_page_looks_for_them(tmp_path):
         paths.append(path)
     paths[5] = None
     paths[7].write_bytes(b"no picture any more")
-    sizes = write_sheets(paths, tmp_path)
+    paths[9] = None
+    place, sizes, sheets = write_sheets(paths, range(len(paths)), tmp_path, Thumbnails.none(len(paths)), side)
     assert sizes[1].tolist() == [side, side // 3]
     assert sizes[0].tolist() == [40, 60]
     assert sizes[5].tolist() == sizes[7].tolist() == [0, 0]
+    assert sheets.tolist() == [[side, PER_SHEET], [60, 1]]
+    assert place[[5, 9]].tolist() == [-1, -1]
     for sheet, cell in enumerate((side, 60)):
         image = Image.open(tmp_path / f"{sheet:05d}.webp")
-        for i in range(sheet * PER_SHEET, min(len(paths), (sheet + 1) * PER_SHEET)):
+        for i in np.flatnonzero(place // PER_SHEET == sheet):
             if sizes[i, 0]:
-                place = i - sheet * PER_SHEET
-                corner = place % COLUMNS * cell, place // COLUMNS * cell
+                corner = place[i] % PER_SHEET % COLUMNS * cell, place[i] % PER_SHEET // COLUMNS * cell
                 middle = image.getpixel((corner[0] + int(sizes[i, 0]) // 2, corner[1] + int(sizes[i, 1]) // 2))
                 assert np.abs(np.array(middle) - (3 * i, 255 - 3 * i, 0)).max() < 12
 
 
 def test_a_thousand_pictures_are_a_few_files(report):
-    assert sum(path.is_file() for path in report.rglob("*")) < 10
+    assert len(list((report / "report_files/thumbnails").iterdir())) == 1
+    assert sum(path.is_file() for path in report.rglob("*")) <= 10
     assert thumbnail_side(1_000) > thumbnail_side(10_000) > thumbnail_side(100_000)
 
 
@@ -304,3 +309,168 @@ def test_decisions_are_shown(result_folder, tmp_path):
     assert "What the texts may weigh: some text" in html
     assert "Number of groups: 3, found out" in html
     assert 'points="2.0,28.0 50.0,2.0 98.0,15.0 "' in html
+
+
+def by_path(report):
+    """What the page knows of each picture, with its name as the key."""
+    data = page_data(report)
+    facts = data["columns"]
+    return {
+        path: {
+            "group": data["groups"][facts["group"][i]]["name"],
+            "place": facts["place"][i],
+            "size": facts["size"][2 * i : 2 * i + 2].tolist(),
+            "position": facts["position"][2 * i : 2 * i + 2].tolist(),
+            "move": facts["move"][i],
+            "outlier": facts["outlier"][i],
+        }
+        for i, path in enumerate(facts["path"])
+    }
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """How often the map has been laid out, and the pictures of which thumbnails have been made."""
+    drawn = {"maps": 0, "thumbnails": []}
+
+    def count_map(*arguments, **options):
+        drawn["maps"] += 1
+        return lay_out(*arguments, **options)
+
+    def count_thumbnail(path, side):
+        drawn["thumbnails"].append("/".join(path.parts[-2:]))
+        return thumbnail(path, side)
+
+    thumbnail = thumbnails._thumbnail
+    monkeypatch.setattr("cae.report.page.lay_out", count_map)
+    monkeypatch.setattr("cae.report.thumbnails._thumbnail", count_thumbnail)
+    return drawn
+
+
+def move(result_folder, path, name="elsewhere"):
+    """Edit: a picture into another group, renamed."""
+    result = SavedResult.load(result_folder)
+    home = next(row["cluster"] for row in result.assignments.to_pylist() if row["path"] == path)
+    other = next(record["id"] for record in result.clusters if record["id"] != home)
+    edits = [Rename(anchors_of(result, other), name), Move(anchors_of(result, other), find_pictures(result, [path]))]
+    save_edits(edits, result_folder)
+
+
+def test_after_an_edit_only_what_it_changed_is_drawn(result_folder, report, drawn):
+    before = by_path(report)
+    sheets = {path.name: path.read_bytes() for path in (report / "report_files/thumbnails").iterdir()}
+    move(result_folder, "red/3.png", NASTY)
+    assert redraw_report(result_folder, silent) == report / "index.html"
+    assert drawn == {"maps": 0, "thumbnails": []}
+    after = by_path(report)
+    assert after["red/3.png"]["group"] == NASTY
+    for path, facts in after.items():
+        assert {**facts, "group": before[path]["group"]} == before[path]
+    assert {path.name: path.read_bytes() for path in (report / "report_files/thumbnails").iterdir()} == sheets
+
+
+def test_pictures_that_go_and_come_are_shown_as_they_are(result_folder, picture_folder, drawn):
+    away = [picture_folder / name for name in ("red/1.png", "red/2.png")]
+    (picture_folder / "blue/4.png").write_bytes(b"")  # tried once, not at every drawing
+    away[0].rename(away[0].with_suffix(".gone"))
+    write_report(SavedResult.load(result_folder), result_folder / "report", silent)
+    assert by_path(result_folder / "report")["red/1.png"]["size"] == [0, 0]
+    drawn["thumbnails"].clear()
+    away[0].with_suffix(".gone").rename(away[0])
+    away[1].rename(away[1].with_suffix(".gone"))
+    redraw_report(result_folder, silent)
+    assert drawn["thumbnails"] == ["red/1.png"]
+    facts = by_path(result_folder / "report")
+    assert [facts[path]["size"] for path in ("red/1.png", "red/2.png")] == [[24, 20], [0, 0]]
+    assert facts["red/1.png"]["place"] == PER_SHEET  # on a sheet of its own
+    away[1].with_suffix(".gone").rename(away[1])
+    redraw_report(result_folder, silent)
+    assert drawn["thumbnails"] == ["red/1.png"]
+    assert by_path(result_folder / "report")["red/2.png"]["size"] == [24, 20]
+
+
+@pytest.mark.parametrize("what", ["model", "kept", "sheet"])
+def test_what_does_not_fit_any_more_is_drawn_anew(result_folder, report, drawn, what):
+    if what == "model":
+        config = result_folder / "model/config.json"
+        config.write_text(config.read_text() + "\n")
+    elif what == "kept":
+        (report / "report_files/kept.safetensors").write_bytes(b"damaged")
+    else:
+        (report / "report_files/thumbnails/00000.webp").unlink()
+    before = by_path(report)
+    redraw_report(result_folder, silent)
+    assert drawn["maps"] == 1
+    assert len(drawn["thumbnails"]) == 30
+    assert by_path(report) == before
+
+
+def test_pictures_found_elsewhere_are_found_there_again(result_folder, picture_folder):
+    moved = picture_folder.rename(picture_folder.with_name("moved"))
+    write_report(SavedResult.load(result_folder, images=moved), result_folder / "report", silent)
+    redraw_report(result_folder, silent)
+    assert {tuple(facts["size"]) for facts in by_path(result_folder / "report").values()} == {(24, 20)}
+
+
+def test_only_a_report_is_drawn_again(result_folder):
+    assert redraw_report(result_folder, silent) is None
+    (result_folder / "report").mkdir()
+    (result_folder / "report/index.html").write_text("<p>my home page</p>")
+    assert redraw_report(result_folder, silent) is None
+    assert Kept.load(result_folder / "report") is None
+
+
+def test_new_pictures_come_among_their_neighbours_on_the_map_and_the_others_stay():
+    directions = torch.eye(8)[torch.arange(40) % 2]
+    z = torch.nn.functional.normalize(
+        directions + 0.05 * torch.randn(40, 8, generator=torch.Generator().manual_seed(0)), dim=1
+    ).numpy()
+    position = lay_out(z[:30], seed=0)
+    assert lay_among(z[:30], position) is position
+    flat = lay_among(z, position)
+    np.testing.assert_array_equal(flat[:30], position)
+    centres = np.stack([position[::2].mean(axis=0), position[1::2].mean(axis=0)])
+    distances = np.linalg.norm(flat[30:, None] - centres, axis=2)
+    assert distances.argmin(axis=1).tolist() == [i % 2 for i in range(10)]
+
+
+def test_a_comparison_shows_what_moved(result_folder, tmp_path):
+    other = tmp_path / NASTY.replace("/", "_")
+    shutil.copytree(result_folder, other)
+    move(result_folder, "red/3.png", NASTY)
+    result, before = SavedResult.load(result_folder), SavedResult.load(other)
+    write_report(result, result_folder / "report", silent, other=before)
+    facts = by_path(result_folder / "report")
+    assert {path for path, of_it in facts.items() if of_it["move"] == 0} == {"red/3.png"}
+    assert {of_it["move"] for of_it in facts.values()} == {0, -1}
+    home = next(row["name"] for row in before.assignments.to_pylist() if row["path"] == "red/3.png")
+    assert page_data(result_folder / "report")["movedFrom"] == [home]
+    html = (result_folder / "report/index.html").read_text(encoding="utf-8")
+    figures = re.findall(r"<dt>([a-z ]+)</dt><dd>(\d+)</dd>", html)
+    assert figures == [("in both", "30"), ("moved", "1"), ("only here", "0"), ("only there", "0")]
+    assert "img" not in Elements(html).tags
+    assert Elements(html).handlers == []
+
+    # It stays when the page is drawn again, until the other result has gone.
+    save_edits([], result_folder)
+    redraw_report(result_folder, silent)
+    assert "Nothing: every group" in (result_folder / "report/index.html").read_text(encoding="utf-8")
+    shutil.rmtree(other)
+    redraw_report(result_folder, silent)
+    html = (result_folder / "report/index.html").read_text(encoding="utf-8")
+    assert "No longer compared with another result: no such folder" in html
+    assert 'id="compared"' not in html
+
+
+def test_without_a_comparison_or_an_update_nothing_is_said_of_them(report):
+    html = (report / "index.html").read_text(encoding="utf-8")
+    for part in ("compared", "outliers", "only"):
+        assert f'id="{part}"' not in html
+
+
+def test_an_undecided_choice_is_told_as_such(result_folder, report):
+    run = json.loads((result_folder / "run.json").read_text(encoding="utf-8"))
+    run["auto"] = {"chosen": "image alone", "scores": {"image alone": 0.0, "some text": 0.0}, "undecided": True}
+    (result_folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    write_report(SavedResult.load(result_folder), report, silent)
+    assert "What the texts may weigh: image alone, undecided" in (report / "index.html").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
-from cae.edits import Rename, anchors_of, save_edits
+from cae.edits import Move, Rename, anchors_of, find_pictures, save_edits
 from cae.files import write_json
 from cae.report import write_report
 from cae.results import SavedResult
@@ -127,6 +127,126 @@ def test_the_panel_says_why_and_walks_by_keyboard(view, report):
     expect(first).to_be_focused()
 
 
+def mark_outliers(result_folder, paths):
+    """As `cae update` does."""
+    path = result_folder / "assignments.parquet"
+    table = pq.read_table(path)
+    outlier = pa.array([each in paths for each in table["path"].to_pylist()])
+    pq.write_table(table.append_column("outlier", outlier), path)
+
+
+def test_pictures_that_fit_no_group_are_shown_and_marked(view, result_folder):
+    mark_outliers(result_folder, [f"{colour}/{i}.png" for colour in ("red", "green") for i in range(10)])
+    write_report(SavedResult.load(result_folder), result_folder / "report", lambda _: lambda *_: None)
+    page = view(result_folder / "report")
+    expect(page.locator("#outliers .picture")).to_have_count(18)
+    page.locator("#outliers .all").click()
+    expect(page.locator("#found")).to_have_text("20 pictures")
+    expect(page.locator("#only")).to_be_focused()
+    expect(page.locator("#only")).to_have_value("outliers")
+    page.locator("#query").fill("red/")
+    expect(page.locator("#found")).to_have_text("10 pictures")
+    page.locator("#gallery .picture").first.click()
+    expect(page.locator("#panel dt").nth(1)).to_have_text("Fit")
+    expect(page.locator("#panel .tag")).to_have_text("fits no group")
+    page.keyboard.press("Escape")
+    page.locator("#query").fill("blue/")
+    expect(page.locator("#found")).to_contain_text("No picture fits")
+    page.locator("#only").select_option("all")
+    expect(page.locator("#found")).to_have_text("10 pictures")
+    expect(page.locator("#gallery .outlier")).to_have_count(0)
+    page.locator("#gallery .picture").first.click()
+    expect(page.locator("#panel .tag")).to_have_count(0)
+
+
+@pytest.fixture
+def compared(result_folder, tmp_path):
+    """A report beside an earlier result; since then three pictures have moved, two of them the same way."""
+    shutil.copytree(result_folder, tmp_path / "before")
+    before = SavedResult.load(result_folder)
+    homes = {row["path"]: row["cluster"] for row in before.assignments.to_pylist()}
+    names = {record["id"]: record["name"] for record in before.clusters}
+    first = [path for path, home in homes.items() if home == 0][:2]
+    second = [path for path, home in homes.items() if home == 1][:1]
+    edits = [
+        Rename(anchors_of(before, 2), NASTY),
+        Move(anchors_of(before, 2), find_pictures(before, first)),
+        Move(anchors_of(before, 2), find_pictures(before, second)),
+    ]
+    save_edits(edits, result_folder)
+    other = SavedResult.load(tmp_path / "before")
+    write_report(SavedResult.load(result_folder), result_folder / "report", lambda _: lambda *_: None, other=other)
+    return result_folder / "report", names[0], first
+
+
+def test_what_moved_since_another_result_can_be_looked_at(view, compared):
+    report, home, moved = compared
+    page = view(report)
+    expect(page.locator("#compared .figures dt")).to_have_text(
+        ["ARI", "NMI", "in both", "moved", "only here", "only there"]
+    )
+    expect(page.locator("#compared tbody tr")).to_have_count(3)
+    moves = page.locator(".moves button")
+    expect(moves).to_have_text([f"{home} → {NASTY} 2", re.compile(r"1$")])
+    page.locator("#query").fill("no such thing")
+    moves.first.click()
+    expect(page.locator("#query")).to_have_value("")
+    expect(page.locator("#found")).to_have_text("2 pictures")
+    page.locator("#gallery .picture").first.click()
+    assert page.locator(".panel-path").inner_text() in moved
+    expect(page.locator(".why div", has_text="Moved from").locator("dd")).to_have_text(home)
+    page.keyboard.press("Escape")
+    page.locator("#compared .all").click()
+    expect(page.locator("#found")).to_have_text("3 pictures")
+    page.locator(".card .all").first.click()  # all pictures of the group, whether they moved or not
+    expect(page.locator("#only")).to_have_value("all")
+
+
+def test_the_order_of_the_gallery_can_be_chosen(view, result_folder, picture_folder):
+    names = {"red/3.png": "red/10.png", "red/4.png": "red/É2.png", "red/5.png": "red/e10.png", "red/6.png": "red/f.png"}
+    for old, new in names.items():
+        (picture_folder / old).rename(picture_folder / new)
+    path = result_folder / "assignments.parquet"
+    table = pq.read_table(path)
+    renamed = pa.array([names.get(old, old) for old in table["path"].to_pylist()])
+    pq.write_table(table.set_column(table.column_names.index("path"), "path", renamed), path)
+    write_report(SavedResult.load(result_folder), result_folder / "report", lambda _: lambda *_: None)
+    page = view(result_folder / "report")
+
+    def shown(fact):
+        return page.locator("#gallery .picture").evaluate_all(
+            f"buttons => buttons.map((button) => Number(button.dataset.picture)).map((i) => pictures.{fact}[i])"
+        )
+
+    page.locator("#order").select_option("unsure")
+    assert shown("confidence") == sorted(shown("confidence"))
+    page.locator("#order").select_option("path")
+    in_red = [path.removeprefix("red/") for path in shown("path") if path.startswith("red/")]
+    assert in_red == [f"{name}.png" for name in ("0", "1", "2", "7", "8", "9", "10", "e10", "É2", "f")]
+    assert len(shown("path")) == 30
+
+
+def test_the_map_has_dots_in_the_colours_of_the_groups_and_pale_ones_for_what_is_left_out(view, report):
+    page = view(report)
+    dots(page)
+    coloured = """(faint) => {
+      const pixels = (canvas, width, height) => {
+        const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+        if (canvas instanceof HTMLCanvasElement) context.drawImage(canvas, 0, 0);
+        else (context.fillStyle = canvas) && context.fillRect(0, 0, width, height);
+        return new Uint32Array(context.getImageData(0, 0, width, height).data.buffer);
+      };
+      const canvas = document.getElementById("canvas");
+      const seen = new Set(pixels(canvas, canvas.width, canvas.height));
+      const wanted = [...pictures.groups.map((_, group) => groupColour(group, theme.dark)), faint];
+      return wanted.map((colour) => seen.has(pixels(colour, 1, 1)[0]));
+    }"""
+    pale = "#d5d9d6"
+    page.wait_for_function(f"() => ({coloured})('{pale}').join() === 'true,true,true,false'")
+    page.locator("#legend button").nth(1).click()
+    page.wait_for_function(f"() => ({coloured})('{pale}').join() === 'false,true,false,true'")
+
+
 def dots(page):
     """Where the map shows its pictures, in pixels of the page; the map scrolled into view and drawn."""
     page.locator("#canvas").scroll_into_view_if_needed()
@@ -184,8 +304,12 @@ def test_the_theme_turns_and_follows_the_system(view, report):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-def test_axe_finds_nothing_serious_and_nothing_is_cut_off(view, report, viewport, scheme):
+def test_axe_finds_nothing_serious_and_nothing_is_cut_off(view, result_folder, compared, viewport, scheme):
+    mark_outliers(result_folder, [f"red/{i}.png" for i in range(10)])
+    report, other = result_folder / "report", SavedResult.load(result_folder.with_name("before"))
+    write_report(SavedResult.load(result_folder), report, lambda _: lambda *_: None, other=other)
     page = view(report, viewport, color_scheme=scheme)
+    expect(page.locator("#outliers .picture")).to_have_count(10)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     for part in ("page", "panel"):
         if part == "panel":

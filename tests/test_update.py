@@ -12,8 +12,9 @@ from torch.nn.functional import normalize
 from cae.files import content_hash
 from cae.folder import run_folder
 from cae.module import CAE
+from cae.report import redraw_report, write_report
 from cae.results import SavedResult
-from cae.update import add_pictures, find_news, fits_no_cluster, why_refit
+from cae.update import add_pictures, find_news, fits_no_cluster, outliers, why_refit
 
 
 @pytest.fixture
@@ -92,6 +93,27 @@ def test_content_decides_what_is_new(result_folder, picture_folder, paint):
     assert news.paths == [first]
     assert news.changed == ["red/2.png"]
     assert news.known == 28 + 1 + 1 + 1  # in place, copied, moved, and the twin of the new one
+
+
+def test_the_page_takes_in_new_pictures_and_shows_those_that_fit_nowhere(
+    result_folder, picture_folder, paint, update, monkeypatch
+):
+    def silent(_what):
+        return lambda *_: None
+
+    write_report(SavedResult.load(result_folder), result_folder / "report", silent)
+    assert outliers(SavedResult.load(result_folder)).tolist() == [False] * 30
+    paint(picture_folder / "green/new.png", 1, 77)
+    Image.effect_mandelbrot((24, 20), (-3, -2.5, 2, 2.5), 20).convert("RGB").save(picture_folder / "odd.png")
+    added = update(picture_folder)
+    assert {row["path"]: row["outlier"] for row in added} == {"green/new.png": False, "odd.png": True}
+    assert outliers(SavedResult.load(result_folder)).tolist() == [False] * 30 + [row["outlier"] for row in added]
+    monkeypatch.setattr("cae.report.page.lay_out", lambda *_, **__: pytest.fail("the old map will do"))
+    redraw_report(result_folder, silent)
+    html = (result_folder / "report/index.html").read_text(encoding="utf-8")
+    assert "1 picture added since the groups were made is unlike" in html
+    assert "32 pictures" in html
+    assert len(list((result_folder / "report/report_files/thumbnails").iterdir())) == 2
 
 
 def test_unreadable_files_are_told_and_do_no_harm(result_folder, picture_folder, update):

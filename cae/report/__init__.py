@@ -1,5 +1,5 @@
 """A result as a page that opens from disk: groups with their pictures, a map, and why each picture is where it is."""
 
-from cae.report.page import REPORT_FOLDER, write_report
+from cae.report.page import REPORT_FOLDER, has_report, redraw_report, write_report
 
-__all__ = ["REPORT_FOLDER", "write_report"]
+__all__ = ["REPORT_FOLDER", "has_report", "redraw_report", "write_report"]

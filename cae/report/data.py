@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cae.compare import Comparison
 from cae.pipeline import representations
 from cae.results import SavedResult
+from cae.update import outliers
 
 N_REPRESENTATIVES = 9
 N_DOUBTFUL = 4
@@ -110,19 +112,30 @@ def _cosine_to_mean(rows: Tensor) -> Tensor:
     return rows @ normalize(rows.mean(dim=0), dim=0)
 
 
-def columns(result: SavedResult, groups: Sequence[Group], order: NDArray[np.int64]) -> dict[str, Any]:
+def columns(
+    result: SavedResult, groups: Sequence[Group], order: NDArray[np.int64], comparison: Comparison | None = None
+) -> dict[str, Any]:
     """A column a fact, for `order` of the assignments: arrays, lists of strings, and indices into lists.
+
+    Args:
+        result: N pictures.
+        groups: from `describe_groups`.
+        order: from there, too.
+        comparison: with another result, this one the second.
 
     Returns:
         `path`; `group` and `runnerUp`, positions in `groups` (-1: none); `confidence` and `weights` (N, 3) of image,
         noun and caption in hundredths; `nounNames` and `nouns` (N, 3) into it, `captionTexts` and `caption` into it
-        (-1: none).
+        (-1: none); `outlier`, 1 for pictures that fit no group; `move`, position in the comparison's moves (-1: none).
     """
     table = result.assignments.take(order)
     position = {group.id: i for i, group in enumerate(groups)}
     nouns = [[*row, "", "", ""][:3] for row in table["top_nouns"].to_pylist()]
     noun_names, noun_indices = _index([noun for row in nouns for noun in row])
     caption_texts, caption_indices = _index(table["top_caption"].to_pylist())
+    moves = np.full(len(result.assignments), -1)
+    for i, move in enumerate(comparison.moves if comparison else ()):
+        moves[move.rows] = i
     weights = np.stack([table[f"beta_{modality}"].to_numpy() for modality in ("image", "noun", "caption")], axis=1)
     return {
         "path": table["path"].to_pylist(),
@@ -134,6 +147,8 @@ def columns(result: SavedResult, groups: Sequence[Group], order: NDArray[np.int6
         "nouns": noun_indices.reshape(-1, 3),
         "captionTexts": caption_texts,
         "caption": caption_indices,
+        "outlier": outliers(result)[order].astype(np.int64),
+        "move": moves[order],
     }
 
 

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from itertools import count
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from cae.kernels import nearest
 
 N_COMPONENTS = 50
 """Principal components that t-SNE gets to see, as in the experiments of its authors (van der Maaten & Hinton 2008)."""
@@ -59,6 +62,24 @@ def lay_out(
         others = np.setdiff1d(np.arange(len(z)), chosen, assume_unique=True)
         flat[others] = landmarks.prepare_partial(points[others], initialization="median", k=N_NEIGHBOURS)
     return _fill_unit_square(flat)
+
+
+def lay_among(z: NDArray[np.float32], position: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Positions of further pictures on a map that stays: each at the median of its nearest neighbours.
+
+    Args:
+        z: (N, D) unit rows, as for `lay_out`.
+        position: (M, 2) of the first M, at most N.
+
+    Returns:
+        (N, 2), the first M as given.
+    """
+    m = len(position)
+    if m == len(z):
+        return position
+    near = nearest(torch.from_numpy(z[m:]), torch.from_numpy(z[:m]), k=min(N_NEIGHBOURS, m)).labels
+    placed = np.median(position[near.numpy().reshape(len(z) - m, -1)], axis=1)
+    return np.concatenate([position, placed.astype(np.float32)])
 
 
 def _fill_unit_square(flat: NDArray[np.floating]) -> NDArray[np.float32]:

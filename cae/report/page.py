@@ -1,7 +1,8 @@
 """The report's files.
 
 REPORT/index.html       overview and groups; opens from disk, loads nothing from anywhere else
-REPORT/report_files/    style, scripts, `data.js` with the columns of all pictures, and the sheets of thumbnails
+REPORT/report_files/    style, scripts, `data.js` with the columns of all pictures, the sheets of thumbnails, and what
+                        the next drawing can keep (`cae.report.kept`); the page itself does not need the last
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import base64
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path, PurePath
@@ -18,12 +20,15 @@ from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
 
-from cae.files import committing
+from cae.compare import compare
+from cae.files import committing, tidy
 from cae.folder import Reporter
 from cae.report.data import Group, columns, describe_groups, fused
-from cae.report.map import lay_out
-from cae.report.thumbnails import COLUMNS, PER_SHEET, write_sheets
+from cae.report.kept import THUMBNAILS, Kept, fingerprint
+from cae.report.map import lay_among, lay_out
+from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
 from cae.results import OutputError, SavedResult, check_writable
 
 REPORT_FOLDER = "report"
@@ -31,16 +36,29 @@ REPORT_FOLDER = "report"
 PAGE = "index.html"
 _FILES = "report_files"
 _TYPES = ("uint8", "int8", "uint16", "int16", "int32")
+_MOVES = 200
+"""How many moves between groups the page lists."""
 _GENERATOR = '<meta name="generator" content="cae report">'
 
 
-def write_report(result: SavedResult, out: Path, reporter: Reporter) -> Path:
+def write_report(
+    result: SavedResult,
+    out: Path,
+    reporter: Reporter,
+    *,
+    other: SavedResult | None = None,
+    kept: Kept | None = None,
+    notes: Sequence[str] = (),
+) -> Path:
     """Write the report of a result.
 
     Args:
         result: may have lost pictures; they are shown as missing.
         out: the report's folder, made if need be; an earlier report in it is replaced.
         reporter: hears of progress.
+        other: a result to compare with; the page says what lies elsewhere there.
+        kept: of the earlier report in `out`: thumbnails and places on the map that need not be made again.
+        notes: what to say at the top of the page, besides what is to be said of every result.
 
     Returns:
         The page to open.
@@ -48,41 +66,123 @@ def write_report(result: SavedResult, out: Path, reporter: Reporter) -> Path:
     Raises:
         OutputError: `out` cannot be written to, or holds a page of something else.
         ResultError: the result's model or embeddings are missing or damaged.
+        ValueError: no picture is in both results.
     """
     check_writable(out)
-    result, unmatched = result.edited, result.unmatched_edits
     page = out / PAGE
-    if page.exists() and _GENERATOR not in page.read_text(encoding="utf-8", errors="replace"):
+    if page.exists() and not _is_report(page):
         raise OutputError(f"{page} is not a report of cae and would be overwritten; choose another folder with --out")
+    comparison = None if other is None else compare(other, result)
+    result, unmatched = result.edited, result.unmatched_edits
     z = fused(result)
     groups, order = describe_groups(result, z)
-    facts = columns(result, groups, order)
-    pictures = [result.pictures[row] for row in order]
     with committing(out) as draft:
         folder = draft / _FILES
-        (folder / "thumbnails").mkdir(parents=True)
-        sizes = write_sheets(pictures, folder / "thumbnails", reporter("thumbnails"))
-        flat = lay_out(z.numpy(), seed=result.fitted.config.seed, progress=reporter("map"))[order]
-        facts |= {"size": sizes, "position": np.round(flat * 65535).astype(np.int64)}
+        thumbnails, position = _draw(result, z.numpy(), order, folder, out / _FILES, kept, reporter)
+        compared = None if other is None else other.folder
+        mark, side = fingerprint(result, len(order)), thumbnail_side(len(order))
+        Kept(mark, side, position, thumbnails, result.root, compared).save(folder)
+        gone = np.array([picture is None for picture in result.pictures])
+        size = np.where(gone[:, None], 0, thumbnails.size)
+        facts = columns(result, groups, order, comparison) | {
+            "place": thumbnails.place[order],
+            "size": size[order],
+            "sheets": thumbnails.sheets,
+            "position": np.round(position[order] * 65535).astype(np.int64),
+        }
         data = {
             "count": len(order),
             "groups": [{"name": group.name, "first": group.first, "size": group.size} for group in groups],
-            "sheet": {"columns": COLUMNS, "places": PER_SHEET, "folder": f"{_FILES}/thumbnails/"},
+            "movedFrom": [move.a.name for move in comparison.moves] if comparison else [],
+            "sheet": {"columns": COLUMNS, "places": PER_SHEET, "folder": f"{_FILES}/{THUMBNAILS}/"},
             "roots": _roots(result.root, out),
-            "links": _links(pictures, facts["path"]),
+            "links": _links([result.pictures[row] for row in order], facts["path"]),
             "columns": {name: _packed(column) for name, column in facts.items()},
         }
         # ASCII, so that no character can end the line of the script.
         (folder / "data.js").write_text(f"const DATA = {json.dumps(data, separators=(',', ':'))};\n", encoding="ascii")
         for static in files("cae.report").joinpath("static").iterdir():
             (folder / static.name).write_bytes(static.read_bytes())
-        html = _render(result, groups, _notes(result, unmatched, unshown=int((sizes[:, 0] == 0).sum())))
+        html = _render(
+            result,
+            groups,
+            notes=[*notes, *_notes(result, unmatched, unshown=int((size[:, 0] == 0).sum()))],
+            outliers=np.flatnonzero(facts["outlier"]).tolist(),
+            compared=compared and _text(compared),
+            comparison=comparison,
+        )
         (draft / PAGE).write_text(html, encoding="utf-8")
         drawn = {path.relative_to(draft) for path in folder.rglob("*")}
     for path in (out / _FILES).rglob("*"):
         if path.relative_to(out) not in drawn:  # of an earlier report, with more pictures
             path.unlink()
     return page
+
+
+def redraw_report(result_folder: Path, reporter: Reporter, *, images: Path | None = None) -> Path | None:
+    """Draw the page beside a result again, after an edit or an update: what has not changed is kept.
+
+    Args:
+        result_folder: of `cae cluster`.
+        reporter: hears of progress.
+        images: where the pictures lie now, if they have moved.
+
+    Returns:
+        The page; None if there is none to draw again.
+
+    Raises:
+        OutputError, ResultError, ValueError: as `write_report`.
+    """
+    if not has_report(result_folder):
+        return None
+    out = result_folder / REPORT_FOLDER
+    tidy(out)
+    kept, other, notes = Kept.load(out / _FILES), None, []
+    if kept is not None and images is None and kept.root.is_dir():
+        images = kept.root
+    if kept is not None and kept.compared is not None:
+        try:
+            other = SavedResult.load(kept.compared)
+        except ValueError as error:
+            notes = [f"No longer compared with another result: {error}"]
+    result = SavedResult.load(result_folder, images=images)
+    return write_report(result, out, reporter, other=other, kept=kept, notes=notes)
+
+
+def has_report(result_folder: Path) -> bool:
+    """Whether there is a page beside a result that an edit or an update makes old."""
+    return _is_report(result_folder / REPORT_FOLDER / PAGE)
+
+
+def _is_report(page: Path) -> bool:
+    return page.is_file() and _GENERATOR in page.read_text(encoding="utf-8", errors="replace")
+
+
+def _draw(
+    result: SavedResult,
+    z: NDArray[np.float32],
+    order: NDArray[np.int64],
+    folder: Path,
+    before: Path,
+    kept: Kept | None,
+    reporter: Reporter,
+) -> tuple[Thumbnails, NDArray[np.float32]]:
+    """Thumbnails into a new folder, and the map, (N, 2): what is kept of the folder before, and the rest anew."""
+    n, side = len(order), thumbnail_side(len(order))
+    if kept is not None and not kept.fits(result):
+        kept = None
+    if kept is not None and kept.side == side:
+        there = kept.thumbnails.padded(n)
+        shutil.copytree(before / THUMBNAILS, folder / THUMBNAILS)
+    else:
+        there = Thumbnails.none(n)
+        (folder / THUMBNAILS).mkdir(parents=True)
+    thumbnails = write_sheets(result.pictures, order, folder / THUMBNAILS, there, side, lambda: reporter("thumbnails"))
+    if kept is None:
+        position = lay_out(z, seed=result.fitted.config.seed, progress=reporter("map"))
+    else:
+        position = lay_among(z, kept.position)
+    return thumbnails, position
 
 
 def _roots(root: Path, out: Path) -> list[str]:
@@ -134,7 +234,8 @@ def _text(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _render(result: SavedResult, groups: Sequence[Group], notes: Sequence[str]) -> str:
+def _render(result: SavedResult, groups: Sequence[Group], **more: Any) -> str:
+    """The page; `more` is what its template shows besides, under these names."""
     environment = Environment(
         loader=PackageLoader("cae.report"),
         autoescape=True,
@@ -147,7 +248,9 @@ def _render(result: SavedResult, groups: Sequence[Group], notes: Sequence[str]) 
         run=result.run,
         n=len(result.assignments),
         groups=groups,
-        notes=notes,
+        position={group.id: i for i, group in enumerate(groups)},
+        **more,
+        MOVES=_MOVES,
         # Browsers disagree on whether 'self' holds for files; a nonce lets in what the page names and nothing else.
         nonce=secrets.token_urlsafe(),
     )

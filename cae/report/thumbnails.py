@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,36 +33,76 @@ def sheet_name(sheet: int) -> str:
     return f"{sheet:05d}.webp"
 
 
-def write_sheets(
-    pictures: Sequence[Path | None], folder: Path, progress: Callable[[int, int], None] | None = None
-) -> NDArray[np.uint8]:
-    """Write the thumbnails of N pictures, `PER_SHEET` to a file, row by row in cells of equal size.
+class Thumbnails(NamedTuple):
+    """Where the thumbnails of N pictures lie on S sheets, and how large they are.
 
-    A cell is as large as the largest thumbnail on its sheet; thumbnails lie in its upper left corner. Pictures are
-    never enlarged.
+    Thumbnails fill a sheet row by row, in the upper left corner of cells of equal size, the largest of the sheet.
+
+    Attributes:
+        place: (N,) int32, number of the sheet times `PER_SHEET` and number of the cell; -1 for a picture that had gone.
+        size: (N, 2) uint8 width and height; 0 for a picture that had gone or could not be read.
+        sheets: (S, 2) uint8 pixels of a cell, and how many of the cells are taken.
+    """
+
+    place: NDArray[np.int32]
+    size: NDArray[np.uint8]
+    sheets: NDArray[np.uint8]
+
+    @classmethod
+    def none(cls, n: int) -> Self:
+        """No thumbnail yet of n pictures."""
+        return cls(np.full(n, -1, np.int32), np.zeros((n, 2), np.uint8), np.zeros((0, 2), np.uint8))
+
+    def padded(self, n: int) -> Self:
+        """The same, with none yet of the pictures that have come since, n in all."""
+        new = self.none(n - len(self.place))
+        return self._replace(place=np.concatenate([self.place, new.place]), size=np.concatenate([self.size, new.size]))
+
+
+def write_sheets(
+    pictures: Sequence[Path | None],
+    order: Iterable[int],
+    folder: Path,
+    there: Thumbnails,
+    side: int,
+    progress: Callable[[], Callable[[int, int], None]] | None = None,
+) -> Thumbnails:
+    """Write the thumbnails that are not there yet, `PER_SHEET` to a file. Pictures are never enlarged.
 
     Args:
-        pictures: the files; None for one that is missing.
-        folder: an existing folder.
-        progress: hears of (done, total) pictures.
+        pictures: N files; None for one that is missing.
+        order: in which thumbnails go on the sheets: what is looked at together should lie together.
+        folder: an existing folder, with the sheets that are there.
+        there: of the same N pictures.
+        side: pixels of the longer side, at most.
+        progress: called if there is work; returns what hears of (done, total) pictures.
 
     Returns:
-        (N, 2) width and height of each thumbnail; 0 for a picture that is missing or cannot be read.
+        The thumbnails that are there now.
     """
-    side = thumbnail_side(len(pictures))
-    sheets = [pictures[start : start + PER_SHEET] for start in range(0, len(pictures), PER_SHEET)]
-    sizes = []
+    work = [(row, path) for row in order if there.place[row] < 0 and (path := pictures[row]) is not None]
+    if not work:
+        return there
+    report = progress() if progress else None
+    batches = [work[start : start + PER_SHEET] for start in range(0, len(work), PER_SHEET)]
+    targets = [folder / sheet_name(len(there.sheets) + i) for i in range(len(batches))]
+    place, size, sheets = there.place.copy(), there.size.copy(), list(there.sheets)
+    done = 0
     # Threads: Pillow lets go of the interpreter's lock while it decodes, shrinks and encodes.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        names = map(sheet_name, range(len(sheets)))
-        for written in pool.map(lambda paths, name: _write_sheet(paths, folder / name, side), sheets, names):
-            sizes.append(written)
-            if progress:
-                progress(sum(map(len, sizes)), len(pictures))
-    return np.concatenate(sizes) if sizes else np.zeros((0, 2), np.uint8)
+        paths = [[path for _, path in batch] for batch in batches]
+        for batch, sizes in zip(batches, pool.map(_write_sheet, paths, targets, repeat(side)), strict=True):
+            rows = [row for row, _ in batch]
+            place[rows] = len(sheets) * PER_SHEET + np.arange(len(rows))
+            size[rows] = sizes
+            sheets.append(np.array([sizes.max(), len(rows)], np.uint8))
+            done += len(rows)
+            if report:
+                report(done, len(work))
+    return Thumbnails(place, size, np.stack(sheets))
 
 
-def _write_sheet(paths: Sequence[Path | None], target: Path, side: int) -> NDArray[np.uint8]:
+def _write_sheet(paths: Sequence[Path], target: Path, side: int) -> NDArray[np.uint8]:
     thumbnails = [_thumbnail(path, side) for path in paths]
     sizes = np.array([(0, 0) if image is None else image.size for image in thumbnails], dtype=np.uint8)
     cell = max(int(sizes.max()), 1)
@@ -73,9 +115,7 @@ def _write_sheet(paths: Sequence[Path | None], target: Path, side: int) -> NDArr
     return sizes
 
 
-def _thumbnail(path: Path | None, side: int) -> Image.Image | None:
-    if path is None:
-        return None
+def _thumbnail(path: Path, side: int) -> Image.Image | None:
     try:
         image = read_image(path, side)
     except ImageError:

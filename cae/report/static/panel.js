@@ -49,6 +49,8 @@ class Panel {
       ["Group", element("a", { href: `#group-${pictures.group[i]}`, "data-group": pictures.group[i] }, group.name)],
       ["Confidence", `${sure}%: ${sure < 10 ? "nearly as close to the next group" : sure < 35 ? "closer than to any other group" : "far closer than to any other group"}`],
     ];
+    if (pictures.outlier(i)) rows.splice(1, 0, ["Fit", element("span", { class: "tag" }, "fits no group"), " This is the nearest one."]);
+    if (pictures.movedFrom(i)) rows.push(["Moved from", pictures.movedFrom(i)]);
     if (runnerUp) rows.push(["Next best", element("a", { href: `#group-${pictures.runnerUp[i]}`, "data-group": pictures.runnerUp[i] }, runnerUp.name)]);
     if (pictures.nouns(i).length) {
       rows.push(["Nouns", element("ul", { class: "chips" }, ...pictures.nouns(i).map((noun) => element("li", {}, noun)))]);
@@ -56,7 +58,7 @@ class Panel {
     if (pictures.caption(i)) rows.push(["Caption", pictures.caption(i)]);
     rows.push(["Weights", this.weights(i)]);
     find(".why").replaceChildren(
-      ...rows.map(([term, value]) => element("div", {}, element("dt", {}, term), element("dd", {}, value))),
+      ...rows.map(([term, ...value]) => element("div", {}, element("dt", {}, term), element("dd", {}, ...value))),
     );
     paintGroups(this.dialog);
     for (const link of this.dialog.querySelectorAll(".why a")) link.addEventListener("click", () => this.dialog.close());

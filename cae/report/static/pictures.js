@@ -12,13 +12,7 @@ const pictures = (() => {
 
   const columns = Object.fromEntries(Object.entries(DATA.columns).map(([name, column]) => [name, unpack(column)]));
   const { columns: across, places, folder } = DATA.sheet;
-
-  // The cell of a sheet is as large as its largest thumbnail.
-  const cells = new Uint8Array(Math.ceil(DATA.count / places));
-  for (let i = 0; i < DATA.count; i++) {
-    const sheet = Math.floor(i / places);
-    cells[sheet] = Math.max(cells[sheet], columns.size[2 * i], columns.size[2 * i + 1]);
-  }
+  let lowerPaths; // for the search; made when it is first used
 
   return {
     count: DATA.count,
@@ -28,6 +22,9 @@ const pictures = (() => {
     runnerUp: columns.runnerUp,
     confidence: columns.confidence,
     position: columns.position,
+    outlier: (i) => columns.outlier[i] === 1,
+    /** Where the result that this one is compared with has a picture that it has in another group; else undefined. */
+    movedFrom: (i) => DATA.movedFrom[columns.move[i]],
 
     file: (i) => columns.path[i].slice(columns.path[i].lastIndexOf("/") + 1),
     weights: (i) => columns.weights.subarray(3 * i, 3 * i + 3),
@@ -44,42 +41,50 @@ const pictures = (() => {
 
     /** Where the thumbnail lies: its sheet, and its rectangle and the sheet's size in pixels. */
     place(i) {
-      const sheet = Math.floor(i / places);
-      const place = i % places;
-      const cell = cells[sheet];
-      const onSheet = Math.min(places, DATA.count - sheet * places);
+      const sheet = Math.floor(columns.place[i] / places);
+      const place = columns.place[i] % places;
+      const [cell, taken] = columns.sheets.subarray(2 * sheet, 2 * sheet + 2);
       return {
         url: `${folder}${String(sheet).padStart(5, "0")}.webp`,
         x: (place % across) * cell,
         y: Math.floor(place / across) * cell,
         width: columns.size[2 * i],
         height: columns.size[2 * i + 1],
-        sheetWidth: Math.max(Math.min(onSheet, across) * cell, 1),
-        sheetHeight: Math.max(Math.ceil(onSheet / across) * cell, 1),
+        sheetWidth: Math.min(taken, across) * cell,
+        sheetHeight: Math.ceil(taken / across) * cell,
       };
     },
 
-    /** Numbers of the pictures in a group (-1: any) whose file, group, nouns or caption hold the words of a query. */
-    search(query, group) {
+    /** Which pictures an entry of the list "Show" stands for: a test by number, or null for all. */
+    only(entry) {
+      if (entry === "all") return null;
+      if (entry === "outliers") return this.outlier;
+      if (entry === "moved") return (i) => columns.move[i] >= 0;
+      const move = Number(entry);
+      return (i) => columns.move[i] === move;
+    },
+
+    /** The pictures of a sequence that are in a group (-1: any), that `only` lets pass (null: all), and whose file, group,
+     *  nouns or caption hold the words of a query. */
+    search(sequence, query, group, only) {
       const words = query.toLowerCase().split(/\s+/).filter(Boolean);
-      const holds = (texts) => words.map((word) => texts.map((text) => text.toLowerCase().includes(word)));
-      const inGroup = holds(DATA.groups.map(({ name }) => name));
-      const inNoun = holds(columns.nounNames);
-      const inCaption = holds(columns.captionTexts);
-      const found = [];
-      const [start, end] =
-        group < 0 ? [0, DATA.count] : [DATA.groups[group].first, DATA.groups[group].first + DATA.groups[group].size];
-      for (let i = start; i < end; i++) {
-        const fits = (word, w) =>
-          inGroup[w][columns.group[i]] ||
-          inNoun[w][columns.nouns[3 * i]] ||
-          inNoun[w][columns.nouns[3 * i + 1]] ||
-          inNoun[w][columns.nouns[3 * i + 2]] ||
-          inCaption[w][columns.caption[i]] ||
-          columns.path[i].toLowerCase().includes(word);
-        if (words.every(fits)) found.push(i);
-      }
-      return found;
+      if (words.length) lowerPaths ??= columns.path.map((path) => path.toLowerCase());
+      const tests = words.map((word) => {
+        const holds = (texts) => texts.map((text) => text.toLowerCase().includes(word));
+        const inGroup = holds(DATA.groups.map(({ name }) => name));
+        const inNoun = holds(columns.nounNames);
+        const inCaption = holds(columns.captionTexts);
+        return (i) =>
+          inGroup[columns.group[i]] ||
+          inNoun[columns.nouns[3 * i]] ||
+          inNoun[columns.nouns[3 * i + 1]] ||
+          inNoun[columns.nouns[3 * i + 2]] ||
+          inCaption[columns.caption[i]] ||
+          lowerPaths[i].includes(word);
+      });
+      if (group >= 0) tests.push((i) => columns.group[i] === group);
+      if (only) tests.push(only);
+      return sequence.filter((i) => tests.every((test) => test(i)));
     },
   };
 })();
@@ -100,8 +105,10 @@ function element(name, attributes = {}, ...children) {
 
 /** What a screen reader says of a picture. */
 function spoken(i) {
-  const name = `${pictures.file(i)}, ${pictures.groups[pictures.group[i]].name}`;
-  return pictures.missing(i) ? `${name}, file missing` : name;
+  const parts = [pictures.file(i), pictures.groups[pictures.group[i]].name];
+  if (pictures.outlier(i)) parts.push("fits no group");
+  if (pictures.missing(i)) parts.push("file missing");
+  return parts.join(", ");
 }
 
 const whenSeen = new IntersectionObserver(
@@ -134,7 +141,7 @@ function thumbnail(i, { lazy = true } = {}) {
 
 /** A thumbnail to click on; `data-picture` tells which. */
 function pictureButton(i) {
-  const made = element("button", { type: "button", class: "picture", "data-picture": i, "aria-label": spoken(i), title: pictures.path[i] });
+  const made = element("button", { type: "button", class: pictures.outlier(i) ? "picture outlier" : "picture", "data-picture": i, "aria-label": spoken(i), title: pictures.path[i] });
   made.append(thumbnail(i));
   return made;
 }
