@@ -77,7 +77,7 @@ setup(
         "lightning>=2.4,<3",
         "nltk>=3.8.2",
         "numpy>=2.0",
-        "openTSNE>=1.0",
+        "openTSNE>=1.0.2",
         "open_clip_torch>=3.0",
         "pillow>=10.3",
         "pathvalidate>=3.2",
