@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.config import CAEConfig
-from cae.files import replacing
+from cae.files import check_kinds, dump_json, load_json, replacing, tensors_hash
 
 FORMAT_VERSION = 1
 _TENSORS_FILE = "model.safetensors"
@@ -71,6 +70,9 @@ class ClusterDescription:
     captions: list[str]
 
 
+_CLUSTER = {"id": int, "name": str, "gloss": str, "size": int, "nouns": list[str], "captions": list[str]}
+
+
 @dataclass(frozen=True)
 class FittedCAE:
     """The fitted method: all that labelling an image needs.
@@ -102,12 +104,18 @@ class FittedCAE:
         return self._from_parts({key: value.to(device) for key, value in self._tensors().items()}, self._plain())
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and strings only, so that `torch.load(weights_only=True)` reads it."""
-        return {"format_version": FORMAT_VERSION, "tensors": self._tensors(), "plain": self._plain()}
+        """Tensors, numbers and strings only, so that `torch.load(weights_only=True)` reads it; with a checksum."""
+        tensors, plain = self._tensors(), self._plain()
+        return {
+            "format_version": FORMAT_VERSION,
+            "tensors": tensors,
+            "plain": plain,
+            "sha256": tensors_hash(tensors, plain),
+        }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
-        """The inverse of `state_dict`.
+        """The inverse of `state_dict`; a state from before there were checksums has none.
 
         Raises:
             ModelError: written by a newer version, or not such a state.
@@ -120,17 +128,22 @@ class FittedCAE:
                 f"the model has format {version}, this version of cae reads up to {FORMAT_VERSION}; upgrade cae"
             )
         try:
-            return cls._from_parts(state["tensors"], state["plain"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"the fitted CAE is incomplete or damaged: {error!r}") from error
+            tensors, plain = state["tensors"], state["plain"]
+            if state.get("sha256") not in (None, tensors_hash(tensors, plain)):
+                raise ValueError("its checksum differs")
+            fitted = cls._from_parts(tensors, plain)
+            fitted._check()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"the fitted CAE is incomplete or damaged ({error!r}); fit it again") from error
+        return fitted
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `model.safetensors` and `config.json`; each file is replaced whole or not at all."""
         folder = Path(folder)
         with replacing(folder / _TENSORS_FILE, folder / _CONFIG_FILE) as (tensors, config):
             save_file({key: value.detach().cpu().contiguous() for key, value in self._tensors().items()}, tensors)
-            plain = {"format_version": FORMAT_VERSION, **self._plain()}
-            config.write_text(json.dumps(plain, indent=2, ensure_ascii=False), encoding="utf-8")
+            plain, sha256 = self._plain(), tensors_hash(self._tensors(), self._plain())
+            dump_json({"format_version": FORMAT_VERSION, **plain, "sha256": sha256}, config)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
@@ -144,14 +157,19 @@ class FittedCAE:
         if missing:
             raise ModelError(f"{folder} is not a model folder: {' and '.join(missing)} missing")
         try:
-            plain = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+            plain = load_json(folder / _CONFIG_FILE)
             if not isinstance(plain, dict):
                 raise ValueError(f"{_CONFIG_FILE} holds no object")
-            version = plain.pop("format_version", None)
+            version, sha256 = plain.pop("format_version", None), plain.pop("sha256", None)
             tensors = load_file(folder / _TENSORS_FILE)
         except (ValueError, SafetensorError, OSError) as error:
             raise ModelError(f"the model in {folder} cannot be read ({error}); fit it again") from error
-        return cls.from_state_dict({"format_version": version, "tensors": tensors, "plain": plain})
+        try:
+            return cls.from_state_dict(
+                {"format_version": version, "tensors": tensors, "plain": plain, "sha256": sha256}
+            )
+        except ModelError as error:
+            raise ModelError(f"{folder}: {error}") from error
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {"means": self.means, "centroids": self.centroids}
@@ -169,6 +187,32 @@ class FittedCAE:
             "provenance": self.provenance,
             "method": self.method,
         }
+
+    def _check(self) -> None:
+        """Catch what has the names of a fitted state but not its kinds of values.
+
+        Raises:
+            ValueError, TypeError, AttributeError: it has not.
+        """
+        for cluster in self.clusters:
+            check_kinds(asdict(cluster), _CLUSTER)
+        check_kinds({"n_images": self.n_images, "provenance": self.provenance}, {"n_images": int, "provenance": dict})
+        if not isinstance(self.method, str):
+            raise ValueError(f"method is {self.method!r}")
+        if list(self.selected) != list(self.config.modalities):
+            raise ValueError(f"texts of {', '.join(self.selected)} for {', '.join(self.config.modalities)}")
+        if len(self.clusters) != self.config.n_clusters:
+            raise ValueError(f"{len(self.clusters)} clusters in place of {self.config.n_clusters}")
+        width = self.means.shape[1]
+        shapes: list[tuple[Tensor, tuple[int, ...]]] = [(self.means, (1 + len(self.selected), width))]
+        for texts in self.selected.values():
+            check_kinds({"texts": texts.texts}, {"texts": list[str]})
+            shapes += [(texts.embeddings, (len(texts.texts), width)), (texts.g, (len(texts.texts),))]
+        if not self.network:
+            shapes.append((self.centroids, (self.config.n_clusters, self.centroids.shape[1])))
+        for tensor, shape in shapes:
+            if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.isfinite().all():
+                raise ValueError(f"a {tensor.dtype} tensor of shape {tuple(tensor.shape)} in place of numbers {shape}")
 
     @classmethod
     def _from_parts(cls, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Self:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import rewrite_assignments
 from PIL import Image
 
 from cae.edits import Anchors, Merge, Rename, anchors_of, save_edits
@@ -92,12 +93,11 @@ def test_columns_say_what_the_assignments_say(result_folder):
 
 
 def test_what_is_unknown_of_a_picture_is_left_out(result_folder):
-    path = result_folder / "assignments.parquet"
-    table = pq.read_table(path)
+    table = pq.read_table(result_folder / "assignments.parquet")
     for name, value in (("runner_up", None), ("top_nouns", []), ("top_caption", "")):
         place = table.column_names.index(name)
         table = table.set_column(place, name, pa.array([value] * len(table), table.schema.field(name).type))
-    pq.write_table(table, path)
+    rewrite_assignments(result_folder, table)
     result = SavedResult.load(result_folder)
     groups, order = describe_groups(result, fused(result))
     facts = columns(result, groups, order)
@@ -221,7 +221,7 @@ def test_any_file_name_is_shown_and_linked(result_folder, picture_folder):
     shown = dict(zip([f"red/{i}.png" for i in range(5)], [*names, "red/caf\ufffd\ufffd.png"], strict=True))
     paths = [shown.get(path, path) for path in table["path"].to_pylist()]
     table = table.set_column(table.column_names.index("path"), "path", pa.array(paths))
-    pq.write_table(table, result_folder / "assignments.parquet")
+    rewrite_assignments(result_folder, table)
     write_report(SavedResult.load(result_folder), result_folder / "report", silent)
     data = page_data(result_folder / "report")
     assert set(data["columns"]["path"]) == set(paths)

@@ -87,7 +87,7 @@ def test_damaged_or_foreign_folders_are_refused(fitted, tmp_path, damage, messag
 def test_a_failed_save_leaves_the_old_model(fitted, tmp_path, monkeypatch):
     fitted.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr("cae.state.json.dumps", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("cae.state.dump_json", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fitted.save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -19,14 +19,14 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 
 from cae.files import replacing
 from cae.folder import Reporter
 from cae.report.data import Group, columns, describe_groups, fused
 from cae.report.map import lay_out
 from cae.report.thumbnails import COLUMNS, PER_SHEET, write_sheets
-from cae.results import OutputError, SavedResult, check_writable
+from cae.results import OutputError, ResultError, SavedResult, check_writable
 
 REPORT_FOLDER = "report"
 """Of a result."""
@@ -78,7 +78,13 @@ def write_report(result: SavedResult, out: Path, reporter: Reporter) -> Path:
         (folder / "data.js").write_text(f"const DATA = {json.dumps(data, separators=(',', ':'))};\n", encoding="ascii")
         for static in files("cae.report").joinpath("static").iterdir():
             (folder / static.name).write_bytes(static.read_bytes())
-        html = _render(result, groups, _notes(result, unmatched, unshown=int((sizes[:, 0] == 0).sum())))
+        try:
+            html = _render(result, groups, _notes(result, unmatched, unshown=int((sizes[:, 0] == 0).sum())))
+        except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
+            # What the page says besides its groups comes out of this file, which people may have changed.
+            raise ResultError(
+                f"{result.folder / 'run.json'} is damaged ({error!r}); run `cae cluster` again"
+            ) from error
         shutil.rmtree(out / _FILES, ignore_errors=True)
         folder.replace(out / _FILES)
     with replacing(page) as (target,):
