@@ -319,3 +319,9 @@ def test_coco_annotates_whole_images(result, tmp_path):
         assert (image["width"], image["height"]) == (24, 20)
         assert categories[annotation["category_id"]] == names[image["file_name"]]
         assert "bbox" not in annotation
+
+
+def test_coco_names_a_picture_that_is_none_any_more(result, picture_folder, tmp_path):
+    (picture_folder / "red/0.png").write_bytes(b"something else")
+    with pytest.raises(ExportError, match=r"red/0\.png is no picture any more"):
+        export(result, "coco", tmp_path / "out")
