@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import safe_open
@@ -63,6 +63,11 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def is_version(value: Any) -> TypeGuard[int]:
+    """Whether it is the number of a format, from 1 on."""
+    return type(value) is int and value > 0
 
 
 def check_kinds(record: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
@@ -125,15 +130,15 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; one without a checksum, as other programs write them, is taken as it is.
+    """Read a file that `save_tensors` wrote.
 
     Raises:
         SafetensorError, OSError: no such file.
-        ValueError: its checksum differs.
+        ValueError: its checksum differs, or it has none.
     """
     with safe_open(path, framework="pt") as file:
         sha256 = (file.metadata() or {}).get("sha256")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    if sha256 not in (None, tensors_hash(tensors)):
+    if sha256 != tensors_hash(tensors):
         raise ValueError("its checksum differs")
     return tensors

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -32,13 +32,14 @@ from torch import Tensor
 
 from cae.data.pictures import has_picture_ending
 from cae.edits import Edit, Edited, apply_edits, load_edits
-from cae.files import check_kinds, content_hash, content_hashes, dump_json, json_hash, load_json, replacing
+from cae.files import check_kinds, content_hash, content_hashes, dump_json, is_version, json_hash, load_json, replacing
 from cae.folder import FolderResult, shown_path
 from cae.state import FittedCAE, ModelError
 
 logger = logging.getLogger("cae")
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""From 2 on there are checksums."""
 MODEL_FOLDER = "model"
 _ASSIGNMENTS, _ASSIGNMENTS_CSV = "assignments.parquet", "assignments.csv"
 _EMBEDDINGS = "embeddings.safetensors"
@@ -183,7 +184,7 @@ class SavedResult:
         folder = Path(folder)
         run = _read_json(folder, _RUN)
         version = run.get("format_version")
-        if not isinstance(version, int):
+        if not is_version(version):
             raise ResultError(f"{folder} was written by an earlier version of cae; run `cae cluster` again")
         if version > FORMAT_VERSION:
             raise ResultError(
@@ -261,7 +262,7 @@ class SavedResult:
         undecodable = {shown_path(path, self.root): path for path in listed}
         places = (undecodable.get(path, self.root / path) for path in paths)
         return [
-            place if _names_a_picture(path) and place.is_file() else None
+            place if _names_a_picture(path) and _there(place.is_file) else None
             for path, place in zip(paths, places, strict=True)
         ]
 
@@ -315,7 +316,6 @@ _RUN_KINDS = {  # of those that it has
     "corpora": dict,
     "skipped": dict,
     "updates": list,
-    "sha256": dict,
 }
 
 
@@ -338,8 +338,14 @@ def _check_consistent(folder: Path, assignments: pa.Table, clusters: Any, run: d
         name = _CLUSTERS
         for record in clusters:
             check_kinds(record, _RECORD)
+            if not all(0 <= record[key] < 2**31 for key in ("id", "size")):
+                raise ValueError(f"{record['id']} is no number, or {record['size']} no size of a cluster")
+        if len({record["id"] for record in clusters}) < len(clusters):
+            raise ValueError("two clusters have the same number")
         name = _RUN
         check_kinds(run, {key: kind for key, kind in _RUN_KINDS.items() if key in run})
+        if run["format_version"] > 1:
+            check_kinds(run, {"sha256": dict})
     except ValueError as error:
         raise _damaged(folder, name, error) from error
     if run.get("images") != len(assignments):
@@ -350,28 +356,36 @@ def _check_consistent(folder: Path, assignments: pa.Table, clusters: Any, run: d
 
 
 def _check_unchanged(folder: Path, name: str, run: dict[str, Any]) -> None:
-    """Refuse a file that is not the one that was written with `run.json`; earlier versions kept no checksums."""
-    expected = run.get("sha256", {}).get(name)
-    if expected is not None and content_hash(folder / name) != expected:
+    """Refuse a file that is not the one that was written with `run.json`."""
+    if run["format_version"] > 1 and content_hash(folder / name) != run["sha256"].get(name):
         raise _damaged(folder, name, f"its checksum is not the one in {_RUN}")
 
 
 def _warn_of_changes(folder: Path, run: dict[str, Any]) -> None:
     """Tell of JSON that is not as it was written; people may have had reasons to change it."""
-    expected = run.get("sha256", {})
+    if run["format_version"] == 1:
+        return
     for name, sha256 in _checksums({_CLUSTERS: folder / _CLUSTERS}, run).items():
-        if expected.get(name, sha256) != sha256:
+        if run["sha256"].get(name) != sha256:
             logger.warning("%s was changed or damaged since cae wrote it; what it says may be wrong", folder / name)
 
 
 def _find_root(folder: Path, run: dict[str, Any], images: str | os.PathLike[str] | None) -> Path:
     """The folder of the pictures: as told, as recorded, or as far from the result as it was."""
     if images is not None:
-        if not Path(images).is_dir():
+        if not _there(Path(images).is_dir):
             raise ResultError(f"no such folder of pictures: {images}")
         return Path(images)
     recorded, beside = Path(run["root"]), folder / run.get("root_from_here", run["root"])
-    return beside if beside.is_dir() and not recorded.is_dir() else recorded
+    return beside if _there(beside.is_dir) and not _there(recorded.is_dir) else recorded
+
+
+def _there(look: Callable[[], bool]) -> bool:
+    """What a look at a path finds; nothing where the path is too long or otherwise impossible."""
+    try:
+        return look()
+    except OSError:
+        return False
 
 
 def _require(folder: Path, name: str) -> None:

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.config import CAEConfig
-from cae.files import check_kinds, dump_json, load_json, replacing, tensors_hash
+from cae.files import check_kinds, dump_json, is_version, load_json, replacing, tensors_hash
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""From 2 on there is a checksum."""
 _TENSORS_FILE = "model.safetensors"
 _CONFIG_FILE = "config.json"
 _NETWORK = "network."
@@ -115,13 +116,13 @@ class FittedCAE:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
-        """The inverse of `state_dict`; a state from before there were checksums has none.
+        """The inverse of `state_dict`.
 
         Raises:
             ModelError: written by a newer version, or not such a state.
         """
         version = state.get("format_version")
-        if not isinstance(version, int):
+        if not is_version(version):
             raise ModelError("this is not a fitted CAE: it has no format_version")
         if version > FORMAT_VERSION:
             raise ModelError(
@@ -129,7 +130,7 @@ class FittedCAE:
             )
         try:
             tensors, plain = state["tensors"], state["plain"]
-            if state.get("sha256") not in (None, tensors_hash(tensors, plain)):
+            if version > 1 and state["sha256"] != tensors_hash(tensors, plain):
                 raise ValueError("its checksum differs")
             fitted = cls._from_parts(tensors, plain)
             fitted._check()

@@ -223,6 +223,8 @@ def test_pictures_are_not_exported_among_the_originals(result, picture_folder):
         ('{"format_version": 1, "target": "folders", "files": ["../pictures/red/0.png"]}', "outside of the export"),
         ('{"format_version": 1, "target": "folders", "files": ["/etc/passwd"]}', "outside of the export"),
         ('{"format_version": 9, "target": "folders", "files": []}', "upgrade cae"),
+        ('{"format_version": 1, "target": "folders", "files": ["red/0.png"], "sha256": "0"}', "its checksum differs"),
+        ('{"format_version": 1, "target": "folders", "files": ' + "[" * 99999, "nested too deeply"),
         ('{"format_version": "x", "target": "folders", "files": []}', "is damaged"),
     ],
 )
