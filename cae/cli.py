@@ -272,7 +272,7 @@ def compare(
 
     comparison = compare(SavedResult.load(a), SavedResult.load(b))
     if as_json:
-        terminal.out.print_json(data=asdict(comparison))
+        terminal.print_document(asdict(comparison))
     else:
         terminal.print_comparison(comparison)
 
@@ -476,6 +476,4 @@ def _cluster(
         if shown:
             terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
     if as_json:
-        terminal.out.print_json(
-            data={"result": out, "report": page, "run": saved.run, "clusters": saved.edited.clusters}, default=str
-        )
+        terminal.print_document({"result": out, "report": page, "run": saved.run, "clusters": saved.edited.clusters})

@@ -109,7 +109,7 @@ def undo(context: typer.Context) -> None:
     if not result.edits:
         raise EditError(f"there are no edits in {result.folder}")
     save_edits(result.edits[:-1], result.folder)
-    terminal.out.print(f"taken back: {result.edits[-1]}", markup=False, highlight=False, soft_wrap=True)
+    terminal.out.print(f"taken back: {result.edits[-1]}", highlight=False, soft_wrap=True)
 
 
 def _add(result: SavedResult, *edits: Edit) -> None:
