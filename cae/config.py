@@ -95,15 +95,19 @@ class CAEConfig:
             del minima["n_clusters"]
         for name, least in minima.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
-                raise ValueError(f"{name} must be a whole number of at least {least}, below 2^31, got {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            if value >= 2**31:
+                raise ValueError(f"{name} must be below 2^31, got {value!r}")
         for name, most in {"epsilon": MOST, "gamma": MOST, "sinkhorn_tol": 1}.items():
             if not _is_number(getattr(self, name), LEAST, most):
                 raise ValueError(f"{name} must be a positive number of at most {most:g}, got {getattr(self, name)!r}")
         if self.balance != 0 and not _is_number(self.balance, LEAST, 1):
             raise ValueError(f"balance must be a number from 0 to 1, got {self.balance!r}")
-        if not _is_number(self.text_weight, 0, MOST):
-            raise ValueError(f"text_weight must be a number of at least 0, at most {MOST:g}, got {self.text_weight!r}")
+        if not _is_number(self.text_weight, 0, float("inf")):
+            raise ValueError(f"text_weight must be a number of at least 0, got {self.text_weight!r}")
+        if self.text_weight > MOST:
+            raise ValueError(f"text_weight must be at most {MOST:g}, got {self.text_weight!r}")
         for name in ("image", "similarity_weight", "unit_counterparts", "center_modalities", "spherical"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
