@@ -161,6 +161,10 @@ def test_any_number_of_pictures_has_a_map(n):
     assert all(done <= total for done, total in steps)
 
 
+def test_pictures_that_are_all_the_same_lie_in_one_place():
+    assert lay_out(np.ones((9, 4), dtype=np.float32) / 2, seed=0).tolist() == [[0.5, 0.5]] * 9
+
+
 def test_the_map_keeps_neighbours_together_and_comes_out_the_same_again(monkeypatch):
     # With fewer landmarks than pictures: the others have to find their place, too.
     monkeypatch.setattr("cae.report.map.N_LANDMARKS", 60)
