@@ -289,7 +289,7 @@ def compare(
 
     comparison = compare(SavedResult.load(a), SavedResult.load(b))
     if as_json:
-        terminal.out.print_json(data=asdict(comparison))
+        terminal.print_document(asdict(comparison))
     else:
         terminal.print_comparison(comparison)
         command = shlex.join(["cae", "report", str(b), "--compare", str(a)])
@@ -499,6 +499,4 @@ def _cluster(
     else:
         redraw(out, report=False)
     if as_json:
-        terminal.out.print_json(
-            data={"result": out, "report": page, "run": saved.run, "clusters": saved.edited.clusters}, default=str
-        )
+        terminal.print_document({"result": out, "report": page, "run": saved.run, "clusters": saved.edited.clusters})

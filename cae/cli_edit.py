@@ -123,7 +123,7 @@ def undo(context: typer.Context, report: Redraw = True) -> None:
     if not result.edits:
         raise EditError(f"there are no edits in {result.folder}")
     save_edits(result.edits[:-1], result.folder)
-    terminal.out.print(f"taken back: {result.edits[-1]}", markup=False, highlight=False, soft_wrap=True)
+    terminal.out.print(f"taken back: {result.edits[-1]}", highlight=False, soft_wrap=True)
     redraw(result.folder, report=report)
 
 
@@ -149,4 +149,4 @@ def redraw(result: Path, *, report: bool, images: Path | None = None, quiet: boo
     with terminal.progress_bars(quiet=quiet) as reporter:
         page = redraw_report(result, reporter, images=images)
     if page and not quiet:
-        terminal.out.print(f"report: {page}", markup=False, soft_wrap=True, highlight=False)
+        terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)

@@ -54,7 +54,7 @@ def count_clusters(z: Tensor, *, max_iter: int, seed: int) -> ClusterCount:
         seed: of each k-means.
 
     Raises:
-        ValueError: too few images for groups to show.
+        ValueError: too few images for groups to show, or images that are all the same.
     """
     if len(z) < 6:
         raise ValueError(
@@ -65,11 +65,16 @@ def count_clusters(z: Tensor, *, max_iter: int, seed: int) -> ClusterCount:
     partitions: dict[int, Tensor] = {}
     for k in _counts(len(z) // 3):
         centroids = kmeans(z, k, spherical=True, n_init=RESTARTS, max_iter=max_iter, seed=seed)
-        partitions[k] = nearest(z, centroids).labels
+        labels = nearest(z, centroids).labels
+        if len(labels.unique()) < k:  # and so for all that follow: there are no more different images
+            break
+        partitions[k] = labels
         curve[k] = _modularity(graph, partitions[k].cpu().numpy(), k)
         best = max(curve.values())
         if len(curve) > PATIENCE and max(list(curve.values())[-PATIENCE:]) < DROP * best:
             break
+    if not curve:
+        raise ValueError(f"{len(z)} images that are all the same have no number of clusters")
     chosen = max(k for k, value in curve.items() if value >= best - SLACK * (1 - best))
     return ClusterCount(chosen, curve, partitions[chosen])
 

@@ -8,6 +8,7 @@ order of the images nor the number of processes makes a difference.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from torch.nn.functional import normalize
 from cae.distributed import from_first, gathered, is_first, summed, total
 from cae.kernels import nearest
 from cae.stopwatch import stage, tell
+
+logger = logging.getLogger("cae")
 
 SAMPLE, SAMPLE_PER_CENTROID = 2**16, 64
 """Most points that FAISS sees; with many centroids that many for each. FAISS calls fewer than 39 too few."""
@@ -257,6 +260,21 @@ def assign(z: Tensor, centroids: Tensor, *, spherical: bool) -> Assignment:
     confidence = torch.where(second > 0, 1 - first / second.clamp_min(torch.finfo(second.dtype).tiny), 0.0)
     similarity = score[:, 0] if spherical else -first
     return Assignment(labels[:, 0], labels[:, 1], confidence, similarity)
+
+
+def warn_of_empty(sizes: Tensor) -> None:
+    """Say if clusters came out empty, as where there are fewer different images than clusters.
+
+    Args:
+        sizes: (K,) int64 images in each.
+    """
+    empty = int((sizes == 0).sum())
+    if empty:
+        logger.warning(
+            "%d of %d clusters hold no image: there are not enough different images; ask for fewer clusters",
+            empty,
+            len(sizes),
+        )
 
 
 def image_kmeans(x: Tensor, k: int, *, n_init: int, max_iter: int, seed: int) -> Tensor:

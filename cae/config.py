@@ -13,6 +13,9 @@ Fusion = Literal["auto", "prototype", "concat", "sum"]
 UNKNOWN = 0
 """The number of clusters that stands for: find it out."""
 
+LEAST, MOST = 1e-30, 1e6
+"""Of a positive number: what float32 can still divide by, and what it can still add to."""
+
 DEFAULT_ENCODER = "open_clip:ViT-B-32/openai"
 """The paper's."""
 
@@ -50,7 +53,7 @@ class CAEConfig:
         kmeans_iter: most iterations of one k-means run.
         sinkhorn_iter: most Sinkhorn iterations.
         sinkhorn_tol: Sinkhorn stops when the L1 error of the column marginal is at most this.
-        seed: of every k-means. Same seed, same labels.
+        seed: of every k-means, from 0 to 2^31 - 1. Same seed, same labels.
 
     Raises:
         ValueError: a value is out of range; the message names the setting.
@@ -86,6 +89,7 @@ class CAEConfig:
             "n_init": 1,
             "kmeans_iter": 1,
             "sinkhorn_iter": 1,
+            "seed": 0,
         }
         if self.n_clusters == UNKNOWN:
             del minima["n_clusters"]
@@ -93,21 +97,29 @@ class CAEConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-        for name in ("epsilon", "gamma", "sinkhorn_tol"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be a positive number, got {value!r}")
-        if not isinstance(self.balance, int | float) or not 0 <= self.balance <= 1:
+            if value >= 2**31:
+                raise ValueError(f"{name} must be below 2^31, got {value!r}")
+        for name, most in {"epsilon": MOST, "gamma": MOST, "sinkhorn_tol": 1}.items():
+            if not _is_number(getattr(self, name), LEAST, most):
+                raise ValueError(f"{name} must be a positive number of at most {most:g}, got {getattr(self, name)!r}")
+        if self.balance != 0 and not _is_number(self.balance, LEAST, 1):
             raise ValueError(f"balance must be a number from 0 to 1, got {self.balance!r}")
-        if not isinstance(self.text_weight, int | float) or not 0 <= self.text_weight < float("inf"):
+        if not _is_number(self.text_weight, 0, float("inf")):
             raise ValueError(f"text_weight must be a number of at least 0, got {self.text_weight!r}")
+        if self.text_weight > MOST:
+            raise ValueError(f"text_weight must be at most {MOST:g}, got {self.text_weight!r}")
+        for name in ("image", "similarity_weight", "unit_counterparts", "center_modalities", "spherical"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         choices = {"retrieval": ("all", "assigned"), "fusion": get_args(Fusion)}
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
+            if not isinstance(getattr(self, name), str) or getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         # Lists arrive from JSON and command lines; a tuple keeps the config hashable.
-        object.__setattr__(self, "modalities", tuple(self.modalities))
-        if not self.modalities or not set(self.modalities) <= set(get_args(Modality)):
+        if isinstance(self.modalities, list):
+            object.__setattr__(self, "modalities", tuple(self.modalities))
+        known = (("noun",), ("caption",), ("noun", "caption"), ("caption", "noun"))
+        if not isinstance(self.modalities, tuple) or self.modalities not in known:
             raise ValueError(f"modalities must name noun, caption or both, got {self.modalities!r}")
 
     @classmethod
@@ -126,7 +138,7 @@ class CAEConfig:
         """
         if n_clusters == UNKNOWN:
             raise ValueError(f"n_clusters must be a whole number of at least 2, or auto, got {n_clusters!r}")
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
         known = [field.name for field in fields(cls)]
         for name in overrides:
@@ -135,6 +147,10 @@ class CAEConfig:
                 hint = f"; did you mean {near[0]!r}?" if near else f"; settings are {', '.join(known)}"
                 raise ValueError(f"unknown setting {name!r}{hint}")
         return cls(n_clusters=UNKNOWN if n_clusters == "auto" else n_clusters, **{**PRESETS[preset], **overrides})
+
+
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -42,7 +42,6 @@ show, and its anchors. For a part, `name` is what it will be called; for a pin, 
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,7 +56,7 @@ import torch
 from torch.nn.functional import normalize
 
 from cae.clustering import kmeans
-from cae.files import write_json
+from cae.files import load_json, write_json
 from cae.folder import N_REPRESENTATIVES
 from cae.kernels import nearest
 from cae.naming import TEXTS_PER_CLUSTER, distinct_names, typicality
@@ -241,7 +240,7 @@ def load_edits(folder: Path) -> tuple[Edit, ...]:
     if not path.exists():
         return ()
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = load_json(path)
         if not isinstance(document, dict) or not isinstance(document.get("format_version"), int):
             raise ValueError("it has no format_version")
         if document["format_version"] > FORMAT_VERSION:

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from cae import pipeline
 from cae.blocks import blockwise
-from cae.clustering import assign, kmeans
+from cae.clustering import assign, kmeans, warn_of_empty
 from cae.config import CAEConfig, Preset
 from cae.devices import find_device
 from cae.encoders import Encoder
@@ -118,6 +118,7 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
                 seed=config.seed,
             )
             labels = _nearest(x, centroids)
+            warn_of_empty(torch.bincount(labels, minlength=config.n_clusters))
         else:
             zero = int((x == 0).all(dim=1).sum())
             if zero:

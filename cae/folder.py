@@ -98,7 +98,7 @@ class FolderResult:
         }
         for modality, weight in self.weights().items():
             columns[f"beta_{modality}"] = weight.numpy()
-        columns["top_nouns"] = self._top_texts("noun", N_TOP_NOUNS)
+        columns["top_nouns"] = pa.array(self._top_texts("noun", N_TOP_NOUNS), pa.list_(pa.string()))
         columns["top_caption"] = [texts[0] if texts else "" for texts in self._top_texts("caption", 1)]
         columns["sha256"] = pa.array(self.sha256, pa.string())
         return pa.table(columns)

@@ -297,10 +297,7 @@ class CAE(Embedder):
         if fitted.method != cls.method:
             raise ModelError(f"{folder} holds a model of {fitted.method}, not of {cls.method}")
         settings: dict[str, Any] = {field: getattr(fitted.config, field) for field in CAEConfig.__dataclass_fields__}
-        made = {
-            "encoder": fitted.provenance["encoder"]["spec"],
-            "dtype": fitted.provenance.get("embedding_dtype", "float32"),
-        }
+        made = {"encoder": _encoder_of(fitted)[0], "dtype": fitted.provenance.get("embedding_dtype", "float32")}
         module = cls(**{**made, **settings, **overrides})
         module._adopt(fitted)
         return module
@@ -345,12 +342,22 @@ def check_encoder(fitted: FittedCAE, encoder: Encoder) -> None:
     Raises:
         ModelError: the state was fitted with an encoder of another fingerprint.
     """
-    expected = fitted.provenance.get("encoder", {})
-    if expected and expected["fingerprint"] != encoder.fingerprint:
+    if "encoder" not in fitted.provenance:
+        return
+    spec, fingerprint = _encoder_of(fitted)
+    if fingerprint != encoder.fingerprint:
         raise ModelError(
-            f"the model was fitted with encoder {expected['spec']} ({expected['fingerprint']}), but this one is "
+            f"the model was fitted with encoder {spec} ({fingerprint}), but this one is "
             f"{encoder.spec} ({encoder.fingerprint}); load the same encoder and weights, or fit again"
         )
+
+
+def _encoder_of(fitted: FittedCAE) -> tuple[str, str]:
+    """Spec and fingerprint of the encoder of a fitted state."""
+    record = fitted.provenance.get("encoder")
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("spec", "fingerprint")):
+        raise ModelError("the fitted CAE does not say which encoder it was fitted with; fit it again")
+    return record["spec"], record["fingerprint"]
 
 
 def provenance(encoder: Encoder, banks: Mapping[str, TextBank]) -> dict[str, Any]:

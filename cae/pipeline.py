@@ -33,9 +33,9 @@ from torch.distributed import ProcessGroup
 
 from cae.auto import decide, sample_size
 from cae.blocks import blockwise, row_blocks
-from cae.clustering import assign, kmeans, sample_rows
+from cae.clustering import assign, kmeans, sample_rows, warn_of_empty
 from cae.config import UNKNOWN, CAEConfig
-from cae.distributed import summed, total
+from cae.distributed import is_first, summed, total
 from cae.fusion import fuse_modalities, modality_means
 from cae.kernels import nearest
 from cae.naming import describe_clusters
@@ -129,6 +129,8 @@ def fit(
     )
     prediction = Prediction(*blockwise(lambda *rows: _placed(*rows, centroids=centroids, config=config), z, beta))
     clusters = describe_clusters(x, prediction.cluster, selected, banks, config, group)
+    if is_first(group):
+        warn_of_empty(torch.tensor([cluster.size for cluster in clusters]))
     return FittedCAE(config, n_images, selected, means, centroids, clusters, notes), prediction
 
 

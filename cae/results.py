@@ -4,7 +4,7 @@ OUT/assignments.parquet, .csv   a row a picture
 OUT/embeddings.safetensors      `embedding` (N, D) float16 unit rows, in the order of the assignments
 OUT/clusters.json               a record a cluster, under `clusters`
 OUT/model/                      the fitted state (`cae.state`), for `cae predict`
-OUT/run.json                    format version, settings, provenance, scores and what was skipped
+OUT/run.json                    format version, settings, provenance, scores, what was skipped, checksums of all files
 OUT/edits.json                  what people changed by hand since, if they did (`cae.edits`)
 
 The pictures themselves stay where they are. A result knows each by its path below the folder it was found in, and by
@@ -13,14 +13,14 @@ the SHA-256 of its bytes.
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Self
 
 import pyarrow as pa
@@ -31,12 +31,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cae.data.pictures import has_picture_ending
 from cae.edits import Edit, Edited, apply_edits, load_edits
-from cae.files import committing, content_hashes, dump_json, holding, tidy
+from cae.files import (
+    check_kinds,
+    committing,
+    content_hash,
+    content_hashes,
+    dump_json,
+    holding,
+    is_version,
+    json_hash,
+    load_json,
+    tidy,
+)
 from cae.folder import FolderResult, shown_path
 from cae.state import FittedCAE, ModelError
 
-FORMAT_VERSION = 1
+logger = logging.getLogger("cae")
+
+FORMAT_VERSION = 2
+"""From 2 on there are checksums."""
 MODEL_FOLDER = "model"
 _ASSIGNMENTS, _ASSIGNMENTS_CSV = "assignments.parquet", "assignments.csv"
 _EMBEDDINGS = "embeddings.safetensors"
@@ -145,7 +160,14 @@ def write_tables(
     _write_assignments(assignments, out)
     save_file({"embedding": embeddings.half().contiguous()}, out / _EMBEDDINGS)
     dump_json({"clusters": clusters}, out / _CLUSTERS)
-    dump_json({"format_version": FORMAT_VERSION, **run}, out / _RUN)
+    run = {"format_version": FORMAT_VERSION, **run}
+    dump_json({**run, "sha256": _checksums(out, (_ASSIGNMENTS, _EMBEDDINGS, _CLUSTERS), run)}, out / _RUN)
+
+
+def _checksums(folder: Path, names: Sequence[str], run: Mapping[str, Any]) -> dict[str, str | None]:
+    """Of files beside `run.json`, and of what it says besides."""
+    said = {key: value for key, value in run.items() if key != "sha256"}
+    return {**{name: content_hash(folder / name) for name in names}, _RUN: json_hash(said)}
 
 
 @dataclass(frozen=True)
@@ -191,7 +213,7 @@ class SavedResult:
         tidy(folder)
         run = _read_json(folder, _RUN)
         version = run.get("format_version")
-        if not isinstance(version, int):
+        if not is_version(version):
             raise ResultError(f"{folder} was written by an earlier version of cae; run `cae cluster` again")
         if version > FORMAT_VERSION:
             raise ResultError(
@@ -205,6 +227,8 @@ class SavedResult:
             raise _damaged(folder, _ASSIGNMENTS, error) from error
         clusters: Any = _read_json(folder, _CLUSTERS).get("clusters")
         _check_consistent(folder, assignments, clusters, run)
+        _check_unchanged(folder, _ASSIGNMENTS, run)
+        _warn_of_changes(folder, run)
         return cls(folder, _find_root(folder, run, images), assignments, clusters, run, load_edits(folder))
 
     @cached_property
@@ -249,17 +273,27 @@ class SavedResult:
             raise _damaged(self.folder, _EMBEDDINGS, error) from error
         if len(embeddings) != len(self.assignments):
             raise _damaged(self.folder, _EMBEDDINGS, f"{len(embeddings)} rows for {len(self.assignments)} pictures")
+        if embeddings.ndim != 2 or embeddings.dtype != torch.float16 or not embeddings.isfinite().all():
+            raise _damaged(self.folder, _EMBEDDINGS, f"{embeddings.dtype} {tuple(embeddings.shape)} in place of rows")
+        _check_unchanged(self.folder, _EMBEDDINGS, self.run)
         return embeddings
 
     @cached_property
     def pictures(self) -> list[Path | None]:
-        """Where each of the N pictures lies now; None where there is no file any more."""
+        """Where each of the N pictures lies now; None where there is no file any more.
+
+        A result may come from anybody, and name any file. Only what is called like a picture counts, and no path leads
+        up, so that no other file is exported or linked.
+        """
         paths = self.assignments["path"].to_pylist()
         # A name that is no UTF-8 is shown with a replacement character, and found by listing the folder again.
         listed = self.root.rglob("*") if any("\ufffd" in path for path in paths) else ()
         undecodable = {shown_path(path, self.root): path for path in listed}
         places = (undecodable.get(path, self.root / path) for path in paths)
-        return [place if place.is_file() else None for place in places]
+        return [
+            place if _names_a_picture(path) and _there(place.is_file) else None
+            for path, place in zip(paths, places, strict=True)
+        ]
 
     def present(self) -> list[tuple[dict[str, Any], Path]]:
         """The rows whose picture is still there, as dicts, with its place."""
@@ -274,8 +308,44 @@ class SavedResult:
         return [row for (row, _), now in zip(here, found, strict=True) if now != hashes[row]]
 
 
-_COLUMNS = ("path", "cluster", "name", "confidence", "similarity", "runner_up", "top_nouns", "top_caption", "sha256")
-_RECORD = ("id", "name", "gloss", "size", "nouns", "captions", "representatives")
+def _names_a_picture(path: str) -> bool:
+    pure = PurePath(path)
+    return "\0" not in path and ".." not in pure.parts and has_picture_ending(pure)
+
+
+_TEXTS = pa.list_(pa.string())
+_COLUMNS = {
+    "path": pa.string(),
+    "cluster": pa.int64(),
+    "name": pa.string(),
+    "confidence": pa.float32(),
+    "similarity": pa.float32(),
+    "runner_up": pa.int64(),
+    "beta_image": pa.float32(),
+    "beta_noun": pa.float32(),
+    "beta_caption": pa.float32(),
+    "top_nouns": _TEXTS,
+    "top_caption": pa.string(),
+    "sha256": pa.string(),
+}
+_MAY_BE_NULL = ("runner_up", "sha256")
+_RECORD = {
+    "id": int,
+    "name": str,
+    "gloss": str,
+    "size": int,
+    "nouns": list[str],
+    "captions": list[str],
+    "representatives": list[str],
+}
+_RUN_KINDS = {  # of those that it has
+    "root": str,
+    "root_from_here": str,
+    "encoder": dict,
+    "corpora": dict,
+    "skipped": dict,
+    "updates": list,
+}
 
 
 def _check_consistent(folder: Path, assignments: pa.Table, clusters: Any, run: dict[str, Any]) -> None:
@@ -283,12 +353,30 @@ def _check_consistent(folder: Path, assignments: pa.Table, clusters: Any, run: d
     missing = [name for name in _COLUMNS if name not in assignments.column_names]
     if missing:
         raise _damaged(folder, _ASSIGNMENTS, f"no column {', '.join(missing)}")
+    for name, kind in _COLUMNS.items():
+        column = assignments[name]
+        if column.type != kind or (column.null_count and name not in _MAY_BE_NULL):
+            raise _damaged(folder, _ASSIGNMENTS, f"column {name} holds something else than {kind}")
     if not isinstance(clusters, list) or not all(
         isinstance(record, dict) and set(_RECORD) <= set(record) for record in clusters
     ):
         raise _damaged(folder, _CLUSTERS, f"expected records with {', '.join(_RECORD)} under `clusters`")
     if not isinstance(run.get("root"), str):
         raise _damaged(folder, _RUN, "it does not say where the pictures are")
+    try:
+        name = _CLUSTERS
+        for record in clusters:
+            check_kinds(record, _RECORD)
+            if not all(0 <= record[key] < 2**31 for key in ("id", "size")):
+                raise ValueError(f"{record['id']} is no number, or {record['size']} no size of a cluster")
+        if len({record["id"] for record in clusters}) < len(clusters):
+            raise ValueError("two clusters have the same number")
+        name = _RUN
+        check_kinds(run, {key: kind for key, kind in _RUN_KINDS.items() if key in run})
+        if run["format_version"] > 1:
+            check_kinds(run, {"sha256": dict})
+    except ValueError as error:
+        raise _damaged(folder, name, error) from error
     if run.get("images") != len(assignments):
         raise _damaged(folder, _RUN, f"it speaks of {run.get('images')} pictures, {_ASSIGNMENTS} of {len(assignments)}")
     unknown = set(assignments["cluster"].unique().to_pylist()) - {record["id"] for record in clusters}
@@ -296,14 +384,37 @@ def _check_consistent(folder: Path, assignments: pa.Table, clusters: Any, run: d
         raise _damaged(folder, _CLUSTERS, f"no record of cluster {', '.join(map(str, sorted(unknown)))}")
 
 
+def _check_unchanged(folder: Path, name: str, run: dict[str, Any]) -> None:
+    """Refuse a file that is not the one that was written with `run.json`."""
+    if run["format_version"] > 1 and content_hash(folder / name) != run["sha256"].get(name):
+        raise _damaged(folder, name, f"its checksum is not the one in {_RUN}")
+
+
+def _warn_of_changes(folder: Path, run: dict[str, Any]) -> None:
+    """Tell of JSON that is not as it was written; people may have had reasons to change it."""
+    if run["format_version"] == 1:
+        return
+    for name, sha256 in _checksums(folder, (_CLUSTERS,), run).items():
+        if run["sha256"].get(name) != sha256:
+            logger.warning("%s was changed or damaged since cae wrote it; what it says may be wrong", folder / name)
+
+
 def _find_root(folder: Path, run: dict[str, Any], images: str | os.PathLike[str] | None) -> Path:
     """The folder of the pictures: as told, as recorded, or as far from the result as it was."""
     if images is not None:
-        if not Path(images).is_dir():
+        if not _there(Path(images).is_dir):
             raise ResultError(f"no such folder of pictures: {images}")
         return Path(images)
     recorded, beside = Path(run["root"]), folder / run.get("root_from_here", run["root"])
-    return beside if beside.is_dir() and not recorded.is_dir() else recorded
+    return beside if _there(beside.is_dir) and not _there(recorded.is_dir) else recorded
+
+
+def _there(look: Callable[[], bool]) -> bool:
+    """What a look at a path finds; nothing where the path is too long or otherwise impossible."""
+    try:
+        return look()
+    except OSError:
+        return False
 
 
 def _require(folder: Path, name: str) -> None:
@@ -317,7 +428,7 @@ def _require(folder: Path, name: str) -> None:
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     _require(folder, name)
     try:
-        value = json.loads((folder / name).read_text(encoding="utf-8"))
+        value = load_json(folder / name)
     except (ValueError, OSError) as error:
         raise _damaged(folder, name, error) from error
     if not isinstance(value, dict):

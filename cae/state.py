@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.config import CAEConfig
-from cae.files import committing, dump_json, tidy
+from cae.files import check_kinds, committing, dump_json, is_version, load_json, tensors_hash, tidy
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""From 2 on there is a checksum."""
 _TENSORS_FILE = "model.safetensors"
 _CONFIG_FILE = "config.json"
 _NETWORK = "network."
@@ -71,6 +71,9 @@ class ClusterDescription:
     captions: list[str]
 
 
+_CLUSTER = {"id": int, "name": str, "gloss": str, "size": int, "nouns": list[str], "captions": list[str]}
+
+
 @dataclass(frozen=True)
 class FittedCAE:
     """The fitted method: all that labelling an image needs.
@@ -102,8 +105,14 @@ class FittedCAE:
         return self._from_parts({key: value.to(device) for key, value in self._tensors().items()}, self._plain())
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and strings only, so that `torch.load(weights_only=True)` reads it."""
-        return {"format_version": FORMAT_VERSION, "tensors": self._tensors(), "plain": self._plain()}
+        """Tensors, numbers and strings only, so that `torch.load(weights_only=True)` reads it; with a checksum."""
+        tensors, plain = self._tensors(), self._plain()
+        return {
+            "format_version": FORMAT_VERSION,
+            "tensors": tensors,
+            "plain": plain,
+            "sha256": tensors_hash(tensors, plain),
+        }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
@@ -113,16 +122,21 @@ class FittedCAE:
             ModelError: written by a newer version, or not such a state.
         """
         version = state.get("format_version")
-        if not isinstance(version, int):
+        if not is_version(version):
             raise ModelError("this is not a fitted CAE: it has no format_version")
         if version > FORMAT_VERSION:
             raise ModelError(
                 f"the model has format {version}, this version of cae reads up to {FORMAT_VERSION}; upgrade cae"
             )
         try:
-            return cls._from_parts(state["tensors"], state["plain"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"the fitted CAE is incomplete or damaged: {error!r}") from error
+            tensors, plain = state["tensors"], state["plain"]
+            if version > 1 and state["sha256"] != tensors_hash(tensors, plain):
+                raise ValueError("its checksum differs")
+            fitted = cls._from_parts(tensors, plain)
+            fitted._check()
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"the fitted CAE is incomplete or damaged ({error!r}); fit it again") from error
+        return fitted
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `model.safetensors` and `config.json`; they take their places together (`cae.files.committing`)."""
@@ -130,7 +144,8 @@ class FittedCAE:
         with committing(folder) as draft:
             tensors = {key: value.detach().cpu().contiguous() for key, value in self._tensors().items()}
             save_file(tensors, draft / _TENSORS_FILE)
-            dump_json({"format_version": FORMAT_VERSION, **self._plain()}, draft / _CONFIG_FILE)
+            plain, sha256 = self._plain(), tensors_hash(self._tensors(), self._plain())
+            dump_json({"format_version": FORMAT_VERSION, **plain, "sha256": sha256}, draft / _CONFIG_FILE)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
@@ -145,14 +160,19 @@ class FittedCAE:
         if missing:
             raise ModelError(f"{folder} is not a model folder: {' and '.join(missing)} missing")
         try:
-            plain = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+            plain = load_json(folder / _CONFIG_FILE)
             if not isinstance(plain, dict):
                 raise ValueError(f"{_CONFIG_FILE} holds no object")
-            version = plain.pop("format_version", None)
+            version, sha256 = plain.pop("format_version", None), plain.pop("sha256", None)
             tensors = load_file(folder / _TENSORS_FILE)
         except (ValueError, SafetensorError, OSError) as error:
             raise ModelError(f"the model in {folder} cannot be read ({error}); fit it again") from error
-        return cls.from_state_dict({"format_version": version, "tensors": tensors, "plain": plain})
+        try:
+            return cls.from_state_dict(
+                {"format_version": version, "tensors": tensors, "plain": plain, "sha256": sha256}
+            )
+        except ModelError as error:
+            raise ModelError(f"{folder}: {error}") from error
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {"means": self.means, "centroids": self.centroids}
@@ -170,6 +190,32 @@ class FittedCAE:
             "provenance": self.provenance,
             "method": self.method,
         }
+
+    def _check(self) -> None:
+        """Catch what has the names of a fitted state but not its kinds of values.
+
+        Raises:
+            ValueError, TypeError, AttributeError: it has not.
+        """
+        for cluster in self.clusters:
+            check_kinds(asdict(cluster), _CLUSTER)
+        check_kinds({"n_images": self.n_images, "provenance": self.provenance}, {"n_images": int, "provenance": dict})
+        if not isinstance(self.method, str):
+            raise ValueError(f"method is {self.method!r}")
+        if list(self.selected) != list(self.config.modalities):
+            raise ValueError(f"texts of {', '.join(self.selected)} for {', '.join(self.config.modalities)}")
+        if len(self.clusters) != self.config.n_clusters:
+            raise ValueError(f"{len(self.clusters)} clusters in place of {self.config.n_clusters}")
+        width = self.means.shape[1]
+        shapes: list[tuple[Tensor, tuple[int, ...]]] = [(self.means, (1 + len(self.selected), width))]
+        for texts in self.selected.values():
+            check_kinds({"texts": texts.texts}, {"texts": list[str]})
+            shapes += [(texts.embeddings, (len(texts.texts), width)), (texts.g, (len(texts.texts),))]
+        if not self.network:
+            shapes.append((self.centroids, (self.config.n_clusters, self.centroids.shape[1])))
+        for tensor, shape in shapes:
+            if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.isfinite().all():
+                raise ValueError(f"a {tensor.dtype} tensor of shape {tuple(tensor.shape)} in place of numbers {shape}")
 
     @classmethod
     def _from_parts(cls, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Self:

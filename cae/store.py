@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cae.files import hold, replacing
+from cae.files import hold, parse_json, replacing
 
 logger = logging.getLogger("cae")
 
@@ -194,7 +194,7 @@ class EmbeddingStore:
         lines = []
         for line in text.splitlines():
             try:
-                lines.append(dict(json.loads(line)))
+                lines.append(dict(parse_json(line)))
             except (ValueError, TypeError):
                 break
         return lines
@@ -204,11 +204,15 @@ class EmbeddingStore:
         (rows_file, width), (index_file, _) = self._files()
         if not (rows_file.is_file() and index_file.is_file()):
             return 0
+        left = index_file.stat().st_size // 8
         with rows_file.open("rb") as rows, index_file.open("rb") as index:
             for i, block in enumerate(blocks):
                 n = block.get("rows")
-                if not isinstance(n, int) or _checksum(rows.read(width * n), index.read(8 * n)) != block.get("crc32"):
+                if not isinstance(n, int) or not 0 < n <= left:
                     return i
+                if _checksum(rows.read(width * n), index.read(8 * n)) != block.get("crc32"):
+                    return i
+                left -= n
         return len(blocks)
 
     def _write(self) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -22,11 +22,24 @@ if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
 
 WIDE = 10_000
 """Columns where no screen sets them: a row of a table stays one line in a file or a pipe."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
-out = Console()
+
+class _PlainConsole(Console):
+    """Prints texts as they are: names, nouns and paths are no markup, and give the terminal no orders."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text with the replacement character in place of escapes and other control characters."""
+        return super().render_str(_CONTROL.sub("\ufffd", text), **options)
+
+
+out = _PlainConsole()
 if not out.is_terminal and "COLUMNS" not in os.environ:
     out.width = WIDE
-err = Console(stderr=True)
+err = _PlainConsole(stderr=True)
 
 
 SHOWN, MOVES = 5, 12
@@ -72,10 +85,15 @@ def progress_bars(*, quiet: bool) -> Iterator[Reporter]:
             progress.stop()
 
 
+def print_document(value: Any) -> None:
+    """One JSON document, in ASCII: what a name holds gives the terminal no orders, and every program reads it."""
+    out.print_json(data=value, default=str, ensure_ascii=True)
+
+
 def print_error(error: BaseException) -> None:
     """One line, whatever characters the message holds."""
     err.print("error:", style="bold red", end=" ")
-    err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+    err.print(str(error), highlight=False, soft_wrap=True)
 
 
 def print_clusters(result: FolderResult) -> None:
@@ -96,7 +114,7 @@ def print_clusters(result: FolderResult) -> None:
             if len(inside):
                 commonest = int(inside.mode().values)
                 row.append(f"{names[commonest]} ({(inside == commonest).float().mean():.0%})")
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*row)
     out.print(table)
 
 
@@ -120,7 +138,7 @@ def print_study(results: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(column, justify="right")
     for result in results:
         scores = (f"{result[metric]['mean']:.1f} ± {result[metric]['std']:.1f}" for metric in ("nmi", "acc", "ari"))
-        table.add_row(escape(result["method"]), *scores, f"{result['seconds']['total']:.1f}")
+        table.add_row(result["method"], *scores, f"{result['seconds']['total']:.1f}")
     out.print("agreement with the classes, in percent; seconds of one run after embedding")
     out.print(table)
 
@@ -173,14 +191,14 @@ def print_added(rows: Sequence[Mapping[str, Any]], news: News) -> None:
     table.add_column("fit it badly", justify="right")
     sizes, outliers = Counter(row["name"] for row in rows), Counter(row["name"] for row in rows if row["outlier"])
     for name, size in sizes.most_common():
-        table.add_row(escape(name), f"{size:,}", f"{outliers[name]:,}" if outliers[name] else "")
+        table.add_row(name, f"{size:,}", f"{outliers[name]:,}" if outliers[name] else "")
     if rows:
         out.print(table)
     out.print(f"{len(rows):,} pictures added, {news.known:,} were there already", highlight=False)
     if outliers:
         out.print(f"{outliers.total():,} fit no group: they have outlier = true in the assignments", highlight=False)
         for row in [row for row in rows if row["outlier"]][:SHOWN]:
-            out.print(f"  {row['path']} (nearest: {row['name']})", markup=False, highlight=False, soft_wrap=True)
+            out.print(f"  {row['path']} (nearest: {row['name']})", highlight=False, soft_wrap=True)
 
 
 def print_changed(paths: Sequence[str]) -> None:
@@ -203,7 +221,7 @@ def print_comparison(comparison: Comparison) -> None:
         table.add_column("size", justify="right")
     table.add_column("in both", justify="right")
     for pair in comparison.pairs:
-        cells = [(escape(group.name), f"{group.size:,}") if group else ("", "") for group in (pair.a, pair.b)]
+        cells = [(group.name, f"{group.size:,}") if group else ("", "") for group in (pair.a, pair.b)]
         table.add_row(*cells[0], *cells[1], f"{pair.shared:,}")
     out.print(table)
     if comparison.moves:
@@ -212,7 +230,7 @@ def print_comparison(comparison: Comparison) -> None:
         table.add_column("from", style="cyan")
         table.add_column("to", style="cyan")
         for move in comparison.moves[:MOVES]:
-            table.add_row(f"{move.size:,}", escape(move.a.name), escape(move.b.name))
+            table.add_row(f"{move.size:,}", move.a.name, move.b.name)
         out.print(table)
         if len(comparison.moves) > MOVES:
             rest = sum(move.size for move in comparison.moves[MOVES:])
@@ -231,10 +249,10 @@ def print_edits(result: SavedResult) -> None:
     table.add_column("typical nouns")
     for record in result.edited.clusters:
         row = (str(record["id"]), record["name"], f"{record['size']:,}", ", ".join(record["nouns"]))
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*row)
     out.print(table)
     for number, edit in enumerate(result.edits, 1):
-        out.print(f"{number}. {edit}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"{number}. {edit}", highlight=False, soft_wrap=True)
     print_unmatched_edits(result)
 
 
@@ -246,7 +264,7 @@ def print_unmatched_edits(result: SavedResult) -> None:
 
 def warn(message: str) -> None:
     """A line that should not be missed but stops nothing."""
-    err.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    err.print(message, style="yellow", highlight=False, soft_wrap=True)
 
 
 def _few(texts: Sequence[str]) -> str:

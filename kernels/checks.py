@@ -97,8 +97,8 @@ def sums_to_one(name: str, total: float) -> None:
 
 
 def positive(name: str, value: float) -> None:
-    """A finite number above zero."""
-    if not (math.isfinite(value) and value > 0):
+    """A finite number above zero, which float32 can hold."""
+    if not 2**-126 <= value < 2**128:
         raise ValueError(f"{name}: expected a finite number above 0, got {value!r}")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -88,6 +89,14 @@ def text_files(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "nouns.txt").write_text("".join(f"thing {i}\n" for i in range(60)))
     (tmp_path / "captions.txt").write_text("".join(f"somebody does thing {i}\n" for i in range(90)))
     return {"nouns": str(tmp_path / "nouns.txt"), "captions": str(tmp_path / "captions.txt")}
+
+
+def rewrite_assignments(folder: Path, table: pa.Table) -> None:
+    """Put another table into a result, checksums and all."""
+    from cae.results import SavedResult, write_tables
+
+    result = SavedResult.load(folder)
+    write_tables(folder, table, result.embeddings, result.clusters, result.run)
 
 
 @pytest.fixture

@@ -185,6 +185,38 @@ def test_the_page_follows_edits_unless_told_otherwise(clustered, run):
     assert not (out / "report").exists()
 
 
+def test_names_and_paths_are_printed_as_they_are_and_give_the_terminal_no_orders(run, picture_folder, tmp_path):
+    nasty = "\x1b[2J\x1b]0;owned\x07\x9b31m[red]:dog:[/nothing]\\"
+    (tmp_path / "nouns.txt").write_text("".join(f"{nasty} {i}\n" for i in range(9)), encoding="utf-8")
+    (tmp_path / "captions.txt").write_text(f"{nasty}\n", encoding="utf-8")
+    name = nasty.replace("/", "|")
+    shutil.copy(picture_folder / "red/0.png", picture_folder / "red" / f"{name}.png")
+    (picture_folder / "red" / f"broken {name}.png").touch()
+    (picture_folder / "red").rename(picture_folder / name)
+    out = tmp_path / "[/out] [b]:cat:"
+    arguments = ["--nouns", tmp_path / "nouns.txt", "--captions", tmp_path / "captions.txt", "--workers", 0]
+    shown = ""
+    for command in (
+        ["cluster", picture_folder, "-k", K, "--out", out, *arguments],
+        ["edit", out, "rename", 0, f"{nasty} new"],
+        ["edit", out, "undo"],
+        ["update", out, picture_folder, "--workers", 0],
+        ["compare", out, out],
+        ["compare", out, out, "--json"],
+        ["cluster", picture_folder, "-k", K, "--out", out, "--json", "--no-report", *arguments],
+        ["export", out, "--to", "folders", "--out", tmp_path / name],
+        ["predict", out, picture_folder, "--out", out, "--workers", 0],
+        ["edit", out, "rename", name, "x"],
+    ):
+        code, stdout, stderr = run(*command)
+        assert code == (1 if command[-1] == "x" else 0), stderr
+        shown += stdout + stderr
+    assert not set(shown) & {"\x1b", "\x07", "\x9b"}
+    assert "\ufffd[2J" in shown
+    assert "[red]:dog:[/nothing]\\" in shown
+    assert "[/out] [b]:cat:/report/index.html" in shown
+
+
 def test_split_makes_parts(clustered, run):
     out, *_ = clustered
     code, stdout, stderr = run("edit", out, "split", 0, "--into", 2)

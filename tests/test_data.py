@@ -122,6 +122,16 @@ def test_values_that_are_no_numbers_are_black(tmp_path):
     assert np.asarray(read_image(tmp_path / "odd.tiff"))[:2, :, 0].tolist() == [[0, 0, 0, 127], [255] * 4]
 
 
+@pytest.mark.parametrize(("size", "left"), [((20_000, 10), (500, 10)), ((1, 70_000), (1, 50)), ((1, 1), (1, 1))])
+def test_pictures_of_any_shape_fit_into_an_encoder(tmp_path, size, left):
+    picture = Image.new("RGB", size)
+    picture.putpixel((size[0] // 2, size[1] // 2), (9, 9, 9))
+    picture.save(tmp_path / "odd.png")
+    assert read_image(tmp_path / "odd.png").size == size
+    assert read_image(tmp_path / "odd.png", side=260).size == left
+    assert read_image(tmp_path / "odd.png", side=260).getpixel((left[0] // 2, left[1] // 2)) == (9, 9, 9)
+
+
 def test_much_text_in_a_small_picture_is_refused(tmp_path):
     texts = PngInfo()
     for i in range(100):

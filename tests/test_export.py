@@ -220,6 +220,8 @@ def test_pictures_are_not_exported_among_the_originals(result, picture_folder):
         ('{"format_version": 1, "target": "folders", "files": ["../pictures/red/0.png"]}', "outside of the export"),
         ('{"format_version": 1, "target": "folders", "files": ["/etc/passwd"]}', "outside of the export"),
         ('{"format_version": 9, "target": "folders", "files": []}', "upgrade cae"),
+        ('{"format_version": 1, "target": "folders", "files": ["red/0.png"], "sha256": "0"}', "its checksum differs"),
+        ('{"format_version": 1, "target": "folders", "files": ' + "[" * 99999, "nested too deeply"),
         ('{"format_version": "x", "target": "folders", "files": []}', "is damaged"),
     ],
 )
@@ -316,3 +318,9 @@ def test_coco_annotates_whole_images(result, tmp_path):
         assert (image["width"], image["height"]) == (24, 20)
         assert categories[annotation["category_id"]] == names[image["file_name"]]
         assert "bbox" not in annotation
+
+
+def test_coco_names_a_picture_that_is_none_any_more(result, picture_folder, tmp_path):
+    (picture_folder / "red/0.png").write_bytes(b"something else")
+    with pytest.raises(ExportError, match=r"red/0\.png is no picture any more"):
+        export(result, "coco", tmp_path / "out")

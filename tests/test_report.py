@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import rewrite_assignments
 from PIL import Image
 
 from cae.edits import Anchors, Merge, Move, Rename, anchors_of, find_pictures, save_edits
@@ -94,12 +95,11 @@ def test_columns_say_what_the_assignments_say(result_folder):
 
 
 def test_what_is_unknown_of_a_picture_is_left_out(result_folder):
-    path = result_folder / "assignments.parquet"
-    table = pq.read_table(path)
+    table = pq.read_table(result_folder / "assignments.parquet")
     for name, value in (("runner_up", None), ("top_nouns", []), ("top_caption", "")):
         place = table.column_names.index(name)
         table = table.set_column(place, name, pa.array([value] * len(table), table.schema.field(name).type))
-    pq.write_table(table, path)
+    rewrite_assignments(result_folder, table)
     result = SavedResult.load(result_folder)
     groups, order = describe_groups(result, fused(result))
     facts = columns(result, groups, order)
@@ -166,6 +166,10 @@ def test_any_number_of_pictures_has_a_map(n):
     assert all(done <= total for done, total in steps)
 
 
+def test_pictures_that_are_all_the_same_lie_in_one_place():
+    assert lay_out(np.ones((9, 4), dtype=np.float32) / 2, seed=0).tolist() == [[0.5, 0.5]] * 9
+
+
 def test_the_map_keeps_neighbours_together_and_comes_out_the_same_again(monkeypatch):
     # With fewer landmarks than pictures: the others have to find their place, too.
     monkeypatch.setattr("cae.report.map.N_LANDMARKS", 60)
@@ -226,7 +230,7 @@ def test_any_file_name_is_shown_and_linked(result_folder, picture_folder):
     shown = dict(zip([f"red/{i}.png" for i in range(5)], [*names, "red/caf\ufffd\ufffd.png"], strict=True))
     paths = [shown.get(path, path) for path in table["path"].to_pylist()]
     table = table.set_column(table.column_names.index("path"), "path", pa.array(paths))
-    pq.write_table(table, result_folder / "assignments.parquet")
+    rewrite_assignments(result_folder, table)
     write_report(SavedResult.load(result_folder), result_folder / "report", silent)
     data = page_data(result_folder / "report")
     assert set(data["columns"]["path"]) == set(paths)

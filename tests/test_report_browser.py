@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from conftest import rewrite_assignments
 from playwright.sync_api import expect, sync_playwright
 
 from cae.edits import Move, Rename, anchors_of, find_pictures, save_edits
@@ -330,14 +331,13 @@ def test_names_that_look_like_markup_are_text(view, result_folder, picture_folde
         "red/日本語 #?%41.png",
         "red/" + "ü" * 125 + "u.png",
     ]
-    path = result_folder / "assignments.parquet"
-    table = pq.read_table(path)
+    table = pq.read_table(result_folder / "assignments.parquet")
     files = dict(zip([f"red/{i}.png" for i in range(4)], names, strict=True))
     files["red/4.png"] = os.fsdecode(b"red/caf\xe9.png")
     for old, new in files.items():
         (picture_folder / old).rename(picture_folder / new)
     shown = [os.fsencode(files.get(old, old)).decode("utf-8", "replace") for old in table["path"].to_pylist()]
-    pq.write_table(table.set_column(table.column_names.index("path"), "path", pa.array(shown)), path)
+    rewrite_assignments(result_folder, table.set_column(table.column_names.index("path"), "path", pa.array(shown)))
     clusters = json.loads((result_folder / "clusters.json").read_text(encoding="utf-8"))["clusters"]
     for cluster in clusters:
         cluster |= {"name": NASTY, "gloss": NASTY, "nouns": [NASTY], "captions": [NASTY]}

@@ -4,13 +4,16 @@ import hashlib
 import json
 import shutil
 
+import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import rewrite_assignments
 from safetensors.torch import save_file
 
 from cae import pipeline
+from cae.export import export
 from cae.files import committing
 from cae.results import FORMAT_VERSION, ResultError, SavedResult
 
@@ -111,6 +114,79 @@ def test_folders_that_are_no_whole_result_are_refused(result_folder, damage, mes
     damage(result_folder)
     with pytest.raises(ResultError, match=message):
         SavedResult.load(result_folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("clusters.json", lambda c: c["clusters"].__setitem__(1, "text")),
+        ("clusters.json", lambda c: c["clusters"][1].update(nouns=[3])),
+        ("clusters.json", lambda c: c["clusters"][1].update(id="1")),
+        ("clusters.json", lambda c: c["clusters"][1].update(id=0)),
+        ("clusters.json", lambda c: c["clusters"][1].update(size=2**70)),
+        ("clusters.json", lambda c: c["clusters"][1].update(gloss=None)),
+        ("run.json", lambda r: r.update(format_version=True)),
+        ("run.json", lambda r: r.update(root=["a"])),
+        ("run.json", lambda r: r.update(root_from_here=3)),
+        ("run.json", lambda r: r.update(encoder="lite")),
+        ("run.json", lambda r: r.pop("sha256")),
+    ],
+)
+def test_values_of_another_kind_are_refused(result_folder, file, change):
+    edit_json(result_folder / file, change)
+    with pytest.raises(ResultError, match="run `cae cluster` again"):
+        SavedResult.load(result_folder)
+
+
+def test_a_root_that_no_system_takes_is_a_folder_that_is_gone(result_folder):
+    edit_json(result_folder / "run.json", lambda run: run.update(root="/" + "x" * 5000, root_from_here="y" * 5000))
+    assert set(SavedResult.load(result_folder).pictures) == {None}
+
+
+def test_changed_files_are_refused_and_changed_json_is_told(result_folder, caplog):
+    def flip(name, at):
+        content = bytearray((result_folder / name).read_bytes())
+        content[at] ^= 1
+        (result_folder / name).write_bytes(content)
+
+    assert SavedResult.load(result_folder).embeddings.isfinite().all()
+    assert not caplog.records
+    flip("embeddings.safetensors", -100)
+    with pytest.raises(ResultError, match=r"embeddings\.safetensors is damaged \(its checksum"):
+        _ = SavedResult.load(result_folder).embeddings
+    edit_json(result_folder / "clusters.json", lambda c: c["clusters"][0].update(name="other"))
+    edit_json(result_folder / "run.json", lambda run: run.update(seconds=3))
+    assert SavedResult.load(result_folder).clusters[0]["name"] == "other"
+    assert [record.message.split(" was changed")[0] for record in caplog.records[-2:]] == [
+        str(result_folder / "clusters.json"),
+        str(result_folder / "run.json"),
+    ]
+    flip("assignments.parquet", 5)  # in the data of the first column
+    with pytest.raises(ResultError, match=r"assignments\.parquet is damaged"):
+        SavedResult.load(result_folder)
+
+
+def test_a_result_from_before_there_were_checksums_loads(result_folder, caplog):
+    edit_json(result_folder / "run.json", lambda run: run.pop("sha256") and run.update(format_version=1))
+    result = SavedResult.load(result_folder)
+    assert len(result.embeddings) == 30
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret.png", "{tmp}/secret.txt", "red/../../secret.png", "/etc/passwd", "a\0b.png"]
+)
+def test_a_result_cannot_name_files_that_are_no_pictures_of_it(result_folder, tmp_path, path):
+    """Whoever made a result could else have any file copied into an export."""
+    for name in ("secret.png", "secret.txt"):
+        (tmp_path / name).write_text("secret")
+    table = SavedResult.load(result_folder).assignments
+    paths = [path.replace("{tmp}", str(tmp_path)), *table["path"].to_pylist()[1:]]
+    rewrite_assignments(result_folder, table.set_column(0, "path", pa.array(paths)))
+    result = SavedResult.load(result_folder)
+    assert [picture is None for picture in result.pictures] == [True] + [False] * 29
+    assert export(result, "folders", tmp_path / "out").missing == [paths[0]]
+    assert all(b"secret" not in file.read_bytes() for file in (tmp_path / "out").rglob("*.*"))
 
 
 @pytest.mark.parametrize(

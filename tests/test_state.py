@@ -87,7 +87,64 @@ def test_damaged_or_foreign_folders_are_refused(fitted, tmp_path, damage, messag
 def test_a_failed_save_leaves_the_old_model(fitted, tmp_path, monkeypatch):
     fitted.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr("cae.state.json.dumps", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("cae.state.dump_json", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fitted.save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def flip_last_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: flip_last_bit(folder / "model.safetensors"),
+        lambda folder: edit_config(folder, lambda c: c["config"].update(epsilon=0.04)),
+        lambda folder: edit_config(folder, lambda c: c["clusters"][0].update(name="other")),
+        lambda folder: edit_config(folder, lambda c: c.pop("sha256")),
+    ],
+)
+def test_any_change_is_noticed(fitted, tmp_path, damage):
+    fitted.save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ModelError, match=r"incomplete or damaged.*; fit it again"):
+        FittedCAE.load(tmp_path)
+
+
+def test_a_model_from_before_there_were_checksums_loads(fitted, tmp_path):
+    fitted.save(tmp_path)
+    edit_config(tmp_path, lambda c: c.pop("sha256") and c.update(format_version=1))
+    assert_same(fitted, FittedCAE.load(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["clusters"].__setitem__(0, "text"),
+        lambda c: c["clusters"][0].update(nouns="text"),
+        lambda c: c["clusters"].pop(),
+        lambda c: c["texts"].update(noun="abc"),
+        lambda c: c["texts"]["noun"].__setitem__(1, None),
+        lambda c: c.update(n_images="40"),
+        lambda c: c.update(method=["cae"]),
+        lambda c: c.update(provenance=[]),
+        lambda c: c["config"].update(modalities=["noun"]),
+    ],
+)
+def test_values_of_another_kind_are_refused_where_there_is_no_checksum(fitted, tmp_path, change):
+    fitted.save(tmp_path)
+    edit_config(tmp_path, lambda c: c.update(format_version=1) or change(c))
+    with pytest.raises(ModelError, match="incomplete or damaged"):
+        FittedCAE.load(tmp_path)
+
+
+def test_a_checkpoint_notices_a_changed_number(fitted):
+    state = fitted.state_dict()
+    state["tensors"]["means"] = state["tensors"]["means"].clone()
+    state["tensors"]["means"][0, 0] += 1e-3
+    with pytest.raises(ModelError, match="checksum"):
+        FittedCAE.from_state_dict(state)

@@ -122,6 +122,13 @@ def lose_journal(folder):
     (folder / "blocks.jsonl").write_bytes(b"\x80")
 
 
+def lie_about_rows(folder):
+    lines = (folder / "blocks.jsonl").read_text().splitlines()
+    numbers = [-1, 10**30, True, "10"]
+    blocks = [json.dumps({**json.loads(line), "rows": n}) for line, n in zip(lines[1:], numbers, strict=False)]
+    (folder / "blocks.jsonl").write_text("\n".join([lines[0], *blocks]) + "\n")
+
+
 def add_unfinished_block(folder):
     with (folder / "embeddings.bin").open("ab") as file:
         file.write(b"torn")
@@ -136,6 +143,7 @@ def add_unfinished_block(folder):
         (lose_rows, 0),
         (tear_journal, 10),
         (lose_journal, 0),
+        (lie_about_rows, 0),
         (add_unfinished_block, 35),
     ],
 )

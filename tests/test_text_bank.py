@@ -163,7 +163,13 @@ build_bank(Corpus("noun", "things", {corpus.texts!r}, None, 123), Killed())
     assert len(encoder.calls) == 5
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b[:-64] + bytes(64), lambda b: b"", lambda b: b"junk"])
+def flip_last_bit(content):
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-7], lambda b: b[:-64] + bytes(64), flip_last_bit, lambda b: b"", lambda b: b"junk"]
+)
 def test_damaged_block_is_embedded_again(corpus, fake_encoder, isolated_cache, damage):
     with pytest.raises(KeyboardInterrupt):
         build_bank(corpus, Counting(fake_encoder, 3))

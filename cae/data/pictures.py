@@ -22,6 +22,10 @@ PAPER_WHITE = (255, 255, 255)
 PROGRAMS = ("EPS", "WMF")
 """Formats that are programs, which Pillow hands to Ghostscript and to Windows to be run: they are refused."""
 
+MOST_OBLONG = 50
+"""Sides of a picture for an encoder, at most. Encoders bring the shorter side to theirs and take the middle: of 20,000
+by 10 pixels they would make 500,000 by 250 first, and of a longer one run out of memory."""
+
 _COMMON = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
 
 
@@ -103,7 +107,8 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None
     Args:
         path: any file that Pillow opens, by name or opened.
         side: the side of the square the picture will be shrunk to. A JPEG is then decoded at the smallest of its
-            built-in scales that still has twice that side, which saves most of the work on a photograph.
+            built-in scales that still has twice that side, which saves most of the work on a photograph; and of a
+            picture more oblong than `MOST_OBLONG` the ends are left out.
 
     Raises:
         ImageError: not a picture, truncated, empty, or so large that it may be a decompression bomb.
@@ -115,7 +120,7 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None
             if side is not None:
                 image.draft("RGB", (2 * side, 2 * side))
             ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            return _to_rgb(image if side is None else _less_oblong(image))
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -142,6 +147,16 @@ def _formats() -> tuple[str, ...]:
     """What Pillow may take a file for, the common ones first; the ending says nothing."""
     Image.init()
     return tuple(sorted(set(Image.OPEN) - set(PROGRAMS), key=lambda name: (name not in _COMMON, name)))
+
+
+def _less_oblong(image: Image.Image) -> Image.Image:
+    """The middle of a picture that is far longer than wide."""
+    most = MOST_OBLONG * min(image.size)
+    if max(image.size) <= most:
+        return image
+    width, height = (min(length, most) for length in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cae.data.pictures import image_size
-from cae.export.tree import Plan
+from cae.data.pictures import ImageError, image_size
+from cae.export.tree import ExportError, Plan
 from cae.files import dump_json
 from cae.results import SavedResult
 
@@ -25,7 +25,7 @@ def plan(result: SavedResult) -> Plan:
 
 def _document(result: SavedResult) -> dict[str, Any]:
     rows = list(enumerate(result.present(), 1))  # COCO's numbers begin at 1
-    sizes = [image_size(place) for _, (_, place) in rows]
+    sizes = [_size(place) for _, (_, place) in rows]
     return {
         "info": {"description": "clusters found by cae", "encoder": result.run.get("encoder", {}).get("spec")},
         "licenses": [],
@@ -47,3 +47,10 @@ def _document(result: SavedResult) -> dict[str, Any]:
             for number, (row, _) in rows
         ],
     }
+
+
+def _size(place: Path) -> tuple[int, int]:
+    try:
+        return image_size(place)
+    except ImageError as error:
+        raise ExportError(f"{place} is no picture any more ({error}); put it back or remove it") from error

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
-from cae.files import drafting, write_json
+from cae.files import drafting, json_hash, load_json, write_json
 
 Placing = Literal["copy", "hardlink", "symlink"]
 
@@ -128,12 +127,14 @@ def _read_manifest(out: Path, target: str) -> set[str]:
     if not (out / MANIFEST).is_file():
         return set()
     try:
-        manifest: dict[str, Any] = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = load_json(out / MANIFEST)
         version, kind, files = manifest["format_version"], manifest["target"], manifest["files"]
         if not all(isinstance(name, str) and _is_below(name) for name in files):
             raise ValueError("it names files outside of the export")
         newer = version > FORMAT_VERSION
-    except (ValueError, KeyError, TypeError) as error:
+        if not newer and manifest.get("sha256", json_hash(files)) != json_hash(files):
+            raise ValueError("its checksum differs")
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise ExportError(f"{out / MANIFEST} is damaged ({error}); export to another folder with --out") from error
     if newer:
         raise ExportError(f"{out} holds an export of a newer version of cae; upgrade cae or choose another --out")
@@ -148,4 +149,6 @@ def _is_below(name: str) -> bool:
 
 
 def _write_manifest(out: Path, target: str, files: Iterable[str]) -> None:
-    write_json({"format_version": FORMAT_VERSION, "target": target, "files": sorted(files)}, out / MANIFEST)
+    names = sorted(files)
+    manifest = {"format_version": FORMAT_VERSION, "target": target, "files": names, "sha256": json_hash(names)}
+    write_json(manifest, out / MANIFEST)

@@ -21,6 +21,8 @@ N_LANDMARKS = 20_000
 N_NEIGHBOURS = 10
 FEWEST = 8
 """Pictures below which there are no neighbourhoods to keep: the map is the first two principal components."""
+ALIKE = 1e-6
+"""Pictures that differ by less in every coordinate are all the same, and lie in one place."""
 _REPORT_EVERY = 10
 
 
@@ -37,6 +39,8 @@ def lay_out(
     Returns:
         (N, 2) in [0, 1]: the longer side fills the range, the shape of the cloud is kept.
     """
+    if np.ptp(z, axis=0).max() < ALIKE:
+        return np.full((len(z), 2), 0.5, dtype=np.float32)
     # Both take a second to import, and `cae --help` should not wait for them.
     from openTSNE import TSNE
     from sklearn.decomposition import PCA

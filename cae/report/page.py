@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from numpy.typing import NDArray
 
 from cae.compare import compare
@@ -29,7 +29,7 @@ from cae.report.data import Group, columns, describe_groups, fused
 from cae.report.kept import THUMBNAILS, Kept, fingerprint
 from cae.report.map import lay_among, lay_out
 from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
-from cae.results import OutputError, SavedResult, check_writable
+from cae.results import OutputError, ResultError, SavedResult, check_writable
 
 REPORT_FOLDER = "report"
 """Of a result."""
@@ -103,14 +103,20 @@ def write_report(
         (folder / "data.js").write_text(f"const DATA = {json.dumps(data, separators=(',', ':'))};\n", encoding="ascii")
         for static in files("cae.report").joinpath("static").iterdir():
             (folder / static.name).write_bytes(static.read_bytes())
-        html = _render(
-            result,
-            groups,
-            notes=[*notes, *_notes(result, unmatched, unshown=int((size[:, 0] == 0).sum()))],
-            outliers=np.flatnonzero(facts["outlier"]).tolist(),
-            compared=compared and _text(compared),
-            comparison=comparison,
-        )
+        try:
+            html = _render(
+                result,
+                groups,
+                notes=[*notes, *_notes(result, unmatched, unshown=int((size[:, 0] == 0).sum()))],
+                outliers=np.flatnonzero(facts["outlier"]).tolist(),
+                compared=compared and _text(compared),
+                comparison=comparison,
+            )
+        except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
+            # What the page says besides its groups comes out of this file, which people may have changed.
+            raise ResultError(
+                f"{result.folder / 'run.json'} is damaged ({error!r}); run `cae cluster` again"
+            ) from error
         (draft / PAGE).write_text(html, encoding="utf-8")
         drawn = {path.relative_to(draft) for path in folder.rglob("*")}
     for path in (out / _FILES).rglob("*"):

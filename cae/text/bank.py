@@ -25,7 +25,17 @@ from torch import Tensor
 
 from cae.cache import cache_dir
 from cae.encoders import Encoder
-from cae.files import committing, dump_json, holding, replacing, tidy
+from cae.files import (
+    committing,
+    content_hash,
+    dump_json,
+    holding,
+    load_json,
+    load_tensors,
+    replacing,
+    save_tensors,
+    tidy,
+)
 from cae.text.corpora import Corpus, TextError
 
 logger = logging.getLogger("cae")
@@ -147,7 +157,7 @@ def _embed(
         if block is None:
             block = _checked(encoder.encode_texts([prompt.replace("{}", texts[i]) for i in rows]), len(rows), encoder)
             with _writing(folder), replacing(file) as unfinished:
-                save_file({"embeddings": block}, unfinished)
+                save_tensors({"embeddings": block}, unfinished)
         embeddings[torch.from_numpy(rows)] = block
     if progress:
         progress(len(texts), len(texts))
@@ -179,8 +189,8 @@ def _unit(vectors: Tensor) -> bool:
 def _read_block(file: Path, rows: int, dim: int) -> Tensor | None:
     """A block that an interrupted run has finished, or None where there is none or it is damaged."""
     try:
-        block = load_file(file)["embeddings"]
-    except (OSError, SafetensorError, KeyError):
+        block = load_tensors(file)["embeddings"]
+    except (OSError, SafetensorError, KeyError, ValueError):
         return None
     return block if block.shape == (rows, dim) and block.dtype == torch.float16 and _unit(block) else None
 
@@ -190,10 +200,10 @@ def _read(folder: Path, corpus: Corpus, dim: int, *, warn: bool = False) -> Tens
     file = folder / "embeddings.safetensors"
     try:
         tidy(folder)
-        manifest: dict[str, Any] = json.loads((folder / "bank.json").read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = load_json(folder / "bank.json")
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']} instead of {FORMAT}")
-        if manifest["sha256"] != _file_hash(file):
+        if manifest["sha256"] != content_hash(file):
             raise ValueError("its checksum differs")
         embeddings = load_file(file)["embeddings"]
         if embeddings.shape != (len(corpus.texts), dim):
@@ -211,7 +221,7 @@ def _write(folder: Path, embeddings: Tensor, manifest: dict[str, Any]) -> None:
     """Put a finished bank in its place."""
     with _writing(folder), committing(folder) as draft:
         save_file({"embeddings": embeddings}, draft / "embeddings.safetensors")
-        dump_json({**manifest, "sha256": _file_hash(draft / "embeddings.safetensors")}, draft / "bank.json")
+        dump_json({**manifest, "sha256": content_hash(draft / "embeddings.safetensors")}, draft / "bank.json")
 
 
 @contextmanager
@@ -225,8 +235,3 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise TextError(f"cannot write to {folder} ({error}): set CAE_CACHE to a folder with room") from error
-
-
-def _file_hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,11 +9,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from cae.files import load_json
 from cae.module import CAE
 from cae.trained.mca import MCA
 from cae.trained.module import TrainedClustering
@@ -36,7 +36,7 @@ def load_pretrained(folder: str | os.PathLike[str], **overrides: Any) -> CAE:
         ModelError: no model folder, damaged, or of a newer format.
     """
     try:
-        method = json.loads(Path(folder, "config.json").read_text(encoding="utf-8")).get("method")
-    except (OSError, ValueError, AttributeError):
-        method = None  # what is wrong with the folder is for `CAE` to say
-    return TRAINED.get(method, CAE).from_pretrained(folder, **overrides)
+        method = TRAINED.get(load_json(Path(folder, "config.json")).get("method"), CAE)
+    except (OSError, ValueError, AttributeError, TypeError):
+        method = CAE  # what is wrong with the folder is for `CAE` to say
+    return method.from_pretrained(folder, **overrides)

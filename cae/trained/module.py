@@ -37,7 +37,7 @@ from cae.metrics import silhouette_score
 from cae.module import CAE
 from cae.naming import describe_clusters
 from cae.pipeline import Prediction
-from cae.state import FittedCAE
+from cae.state import FittedCAE, ModelError
 from cae.stopwatch import stage, tell
 from cae.text import TextBank
 
@@ -408,7 +408,10 @@ class TrainedClustering(CAE):
         if not self.heads:
             self.build_heads(fitted.means.shape[1])
         self.heads.to(fitted.means.device)
-        self.network().load_state_dict(fitted.network)
+        try:
+            self.network().load_state_dict(fitted.network)
+        except RuntimeError as error:
+            raise ModelError(f"the network in the model is none of {self.method} ({error}); fit it again") from error
 
 
 def centred_parts(x: Tensor, fitted: FittedCAE) -> dict[str, Tensor]:

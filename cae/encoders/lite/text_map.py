@@ -8,18 +8,20 @@ breeds lie, and a text that is like no noun of the table is drawn to the nouns t
 from __future__ import annotations
 
 import csv
+import logging
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from cae.cache import cache_dir
 from cae.encoders.lite.image_tower import class_rows
 from cae.encoders.lite.text_tower import TextTower
-from cae.files import replacing, tidy
+from cae.files import load_tensors, replacing, save_tensors, tidy
+
+logger = logging.getLogger("cae")
 
 TABLE = Path(__file__).with_name("hypernyms.tsv")
 SHARPNESS = 8.0
@@ -61,14 +63,16 @@ def load_text_map(tower: TextTower, fingerprint: str) -> TextMap:
     """
     path = cache_dir() / "lite" / f"text_map-{fingerprint}.safetensors"
     tidy(path.parent)
-    try:
-        weights = load_file(path)
-        return TextMap(weights["anchors"], weights["coefficients"])
-    except (FileNotFoundError, SafetensorError, KeyError):
-        fitted = fit_text_map(tower)
-        with replacing(path) as draft:
-            save_file(fitted.state_dict(), draft)
-        return fitted
+    if path.exists():
+        try:
+            weights = load_tensors(path)
+            return TextMap(weights["anchors"], weights["coefficients"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            logger.warning("the cached map of texts %s is damaged (%s): fitting it again", path, error)
+    fitted = fit_text_map(tower)
+    with replacing(path) as draft:
+        save_tensors(fitted.state_dict(), draft)
+    return fitted
 
 
 def fit_text_map(tower: TextTower) -> TextMap:
