@@ -49,7 +49,7 @@ EXTRAS = {
         "pytest>=8.0",
         "pytest-timeout>=2.3",
         "ruff>=0.6",
-        "tensorboard>=2.14",
+        "tensorboard>=2.18",
     ],
 }
 
@@ -92,7 +92,7 @@ setup(
         "torchmetrics>=1.4",
         "torchvision>=0.21",
         'triton>=3.2; platform_system == "Linux" and platform_machine == "x86_64"',
-        "typer>=0.12",
+        "typer>=0.12.4",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["cae = cae.cli:main"]},

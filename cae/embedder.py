@@ -279,8 +279,9 @@ def embed_pictures(
         except SystemExit as stop:
             # How Lightning answers Ctrl-C.
             raise KeyboardInterrupt if trainer.interrupted else stop from stop
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            # A connection to it that ends is another sign of its end.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise RuntimeError(
                 "a process that reads pictures has died, as when memory runs out; what is embedded so far is kept: run "
