@@ -154,14 +154,14 @@ def print_choices(result: FolderResult) -> None:
         )
         chosen = f"{count['chosen']}, modularity {curve[str(count['chosen'])]:.3f}"
         why = f"{chosen}, the most of those about as good (with {around})"
-        out.print(f"number of groups: {why}", highlight=False, soft_wrap=True)
+        out.print(f"number of groups: {why}", highlight=False)
     if "auto" in provenance:
         scores = provenance["auto"]["scores"]
         table = ", ".join(f"{name} {score:.0f}" for name, score in scores.items())
         chosen = provenance["auto"]["chosen"]
         if provenance["auto"]["undecided"]:
             chosen = f"undecided, so {chosen}"
-        out.print(f"texts: {chosen}; held-out probe: {table}", highlight=False, soft_wrap=True)
+        out.print(f"texts: {chosen}; held-out probe: {table}", highlight=False)
 
 
 def print_weights(result: FolderResult) -> None:

@@ -393,6 +393,18 @@ def test_pictures_that_go_and_come_are_shown_as_they_are(result_folder, picture_
     assert by_path(result_folder / "report")["red/2.png"]["size"] == [24, 20]
 
 
+def test_thumbnails_stay_while_the_folder_of_the_pictures_is_away(result_folder, report, picture_folder, drawn):
+    before = by_path(report)
+    picture_folder.rename(picture_folder.with_name("unplugged"))
+    redraw_report(result_folder, silent)
+    assert by_path(report) == before
+    assert "The folder of the pictures is not there" in (report / "index.html").read_text(encoding="utf-8")
+    picture_folder.with_name("unplugged").rename(picture_folder)
+    redraw_report(result_folder, silent)
+    assert "is not there" not in (report / "index.html").read_text(encoding="utf-8")
+    assert drawn == {"maps": 0, "thumbnails": []}
+
+
 @pytest.mark.parametrize("what", ["model", "kept", "sheet"])
 def test_what_does_not_fit_any_more_is_drawn_anew(result_folder, report, drawn, what):
     if what == "model":

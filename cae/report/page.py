@@ -82,8 +82,9 @@ def write_report(
         compared = None if other is None else other.folder
         mark, side = fingerprint(result, len(order)), thumbnail_side(len(order))
         Kept(mark, side, position, thumbnails, result.root, compared).save(folder)
-        gone = np.array([picture is None for picture in result.pictures])
-        size = np.where(gone[:, None], 0, thumbnails.size)
+        size = thumbnails.size
+        if result.root.is_dir():  # else nothing can be said of single pictures, as when a disk is not plugged in
+            size = np.where([[picture is None] for picture in result.pictures], 0, size)
         facts = columns(result, groups, order, comparison) | {
             "place": thumbnails.place[order],
             "size": size[order],
@@ -230,6 +231,10 @@ def _notes(result: SavedResult, unmatched_edits: Sequence[str], unshown: int) ->
         notes.append(
             f"{unshown:,} of {len(result.assignments):,} pictures are missing from {_text(result.root)} or cannot be "
             "read any more. If they have moved, draw the report again with --images."
+        )
+    elif not result.root.is_dir():
+        notes.append(
+            f"The folder of the pictures is not there: {_text(result.root)}. The thumbnails are of the last drawing."
         )
     notes += [f"Edit not applied: {line}" for line in unmatched_edits]
     return notes
