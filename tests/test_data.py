@@ -389,6 +389,16 @@ def write_numbers(folder):
     return folder / "x.npy"
 
 
+def write_archive(folder):
+    np.savez(folder / "x.npz", X)
+    return (folder / "x.npz").rename(folder / "x.npy")
+
+
+def write_plain_column(folder):
+    pq.write_table(pa.table({"embedding": [1.0, 2.0]}), folder / "x.parquet")
+    return folder / "x.parquet"
+
+
 def write_pickle(folder):
     np.save(folder / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
     return folder / "x.npy"
@@ -403,6 +413,8 @@ def write_pickle(folder):
         (write_named, "expected a tensor `embeddings`, found vectors"),
         (write_numbers, r"not embeddings \(N, D\)"),
         (write_pickle, "cannot be used as embeddings"),
+        (write_archive, "an archive of arrays"),
+        (write_plain_column, "cannot be used as embeddings"),
     ],
 )
 def test_files_that_hold_no_embeddings_are_named(tmp_path, write, message):

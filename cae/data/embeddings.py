@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
@@ -42,7 +43,7 @@ def read_embeddings(path: str | os.PathLike[str], labels: str | os.PathLike[str]
         raise EmbeddingError(f"no such file: {path}")
     try:
         x, classes = READERS[path.suffix](path, None if labels is None else Path(labels))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, pa.ArrowException, SafetensorError) as error:
         raise EmbeddingError(f"{path} cannot be used as embeddings: {error}") from error
     if x.ndim != 2 or not len(x) or not np.issubdtype(x.dtype, np.floating):
         raise EmbeddingError(f"{path} holds {x.dtype} of shape {x.shape}, not embeddings (N, D)")
@@ -54,8 +55,15 @@ def read_embeddings(path: str | os.PathLike[str], labels: str | os.PathLike[str]
 def _npy(path: Path, labels: Path | None) -> Arrays:
     labels = labels or path.with_suffix(".labels.npy")
     # Copy on write, as torch wants writable memory; nobody writes.
-    x = np.load(path, mmap_mode="c", allow_pickle=False)
-    return x, np.load(labels, allow_pickle=False).reshape(-1) if labels.is_file() else None
+    return _array(path, mmap_mode="c"), _array(labels).reshape(-1) if labels.is_file() else None
+
+
+def _array(path: Path, **options: Any) -> np.ndarray:
+    found = np.load(path, allow_pickle=False, **options)
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise ValueError("it is an archive of arrays under the ending of one")
+    return found
 
 
 def _safetensors(path: Path, labels: Path | None) -> Arrays:

@@ -121,6 +121,7 @@ class TrainedClustering(CAE):
         )
         self.hparams.pop("preset")
         self.heads = nn.ModuleDict()
+        self.register_load_state_dict_post_hook(_take_checked_network)
         self.training_set: TrainingSet | None = None
 
     # What the subclasses say.
@@ -412,6 +413,13 @@ class TrainedClustering(CAE):
             self.network().load_state_dict(fitted.network)
         except RuntimeError as error:
             raise ModelError(f"the network in the model is none of {self.method} ({error}); fit it again") from error
+
+
+def _take_checked_network(module: nn.Module, _: Any) -> None:
+    """After a checkpoint: the network of the fitted state, whose checksum was looked at, over the heads' own copy."""
+    assert isinstance(module, TrainedClustering)
+    if module.fitted is not None:
+        module._adopt(module.fitted)
 
 
 def centred_parts(x: Tensor, fitted: FittedCAE) -> dict[str, Tensor]:

@@ -26,13 +26,13 @@ def test_embeddings(caplog):
         tried=len(cases),
         survived=len(cases) - len(lost),
         lost=len(lost),
-        note=f"{len(CASES)} kinds, each preset, K given and auto: {counts['clustered']} clustered, {counts['told']} "
-        f"told of empty clusters, {counts['refused']} refused",
+        note=f"{len(CASES)} kinds, every preset, K given and auto: {counts['clustered']} clustered, "
+        f"{counts['told']} told of empty clusters, {counts['refused']} refused",
     )
     assert lost == {}
 
 
-def test_folders(run, tmp_path, text_files):  # noqa: F811
+def test_folders(run, tmp_path, text_files, caplog):  # noqa: F811
     files = {"many": Path(text_files["nouns"]).read_text(), "one": "a thing\n", "none": "\n"}
     paths = {}
     for name, content in files.items():
@@ -43,7 +43,7 @@ def test_folders(run, tmp_path, text_files):  # noqa: F811
     for kind, k, preset, nouns, captions in cases:
         options = ("-k", k, "--preset", preset, "--nouns", paths[nouns], "--captions", paths[captions])
         try:
-            code, said = folder_outcome(run, tmp_path, kind, *options)
+            code, said = folder_outcome(run, tmp_path, caplog, kind, *options)
             assert said
             counts[code] += 1
         except Exception:
