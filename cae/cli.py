@@ -182,11 +182,13 @@ def predict(
 ) -> None:
     """Sort new pictures into the groups of a fitted model, without fitting again."""
     from cae.devices import find_device
+    from cae.files import tidy
     from cae.folder import run_folder
     from cae.results import MODEL_FOLDER, check_writable, write_assignments
     from cae.trained import load_pretrained
 
     check_writable(out)
+    tidy(model)
     nested = model / MODEL_FOLDER
     module = load_pretrained(
         nested if nested.is_dir() else model, encoder_weights=encoder_weights, return_embeddings=True

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cae.files import load_json
+from cae.files import load_json, tidy
 from cae.module import CAE
 from cae.trained.mca import MCA
 from cae.trained.module import TrainedClustering
@@ -35,6 +35,7 @@ def load_pretrained(folder: str | os.PathLike[str], **overrides: Any) -> CAE:
     Raises:
         ModelError: no model folder, damaged, or of a newer format.
     """
+    tidy(Path(folder))
     try:
         method = TRAINED.get(load_json(Path(folder, "config.json")).get("method"), CAE)
     except (OSError, ValueError, AttributeError, TypeError):
