@@ -49,7 +49,7 @@ class Panel {
       ["Group", element("a", { href: `#group-${pictures.group[i]}`, "data-group": pictures.group[i] }, group.name)],
       ["Confidence", `${sure}%: ${sure < 10 ? "nearly as close to the next group" : sure < 35 ? "closer than to any other group" : "far closer than to any other group"}`],
     ];
-    if (pictures.outlier(i)) rows.splice(1, 0, ["Fit", element("span", { class: "tag" }, "fits no group"), " This is the nearest one."]);
+    if (pictures.outlier(i)) rows.splice(1, 0, ["Fit", element("span", { class: "tag" }, "fits no group"), " It is unlike all that was clustered."]);
     if (pictures.movedFrom(i)) rows.push(["Moved from", pictures.movedFrom(i)]);
     if (runnerUp) rows.push(["Next best", element("a", { href: `#group-${pictures.runnerUp[i]}`, "data-group": pictures.runnerUp[i] }, runnerUp.name)]);
     if (pictures.nouns(i).length) {
