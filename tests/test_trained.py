@@ -152,14 +152,15 @@ def test_a_network_damaged_in_a_checkpoint_is_not_used(tac, fake_encoder, tmp_pa
     """torch.load checks no checksum of a tensor; the fitted state beside it has one."""
     x, _ = toy()
     loader = DataLoader(x, batch_size=32)
-    fit(tac, loader, max_epochs=5).save_checkpoint(tmp_path / "whole.ckpt")
+    module = tac()
+    fit(module, loader, max_epochs=5).save_checkpoint(tmp_path / "whole.ckpt")
     checkpoint = torch.load(tmp_path / "whole.ckpt", weights_only=True)
     for key, value in checkpoint["state_dict"].items():
         if key.startswith("heads."):
             checkpoint["state_dict"][key] = value + 1
     torch.save(checkpoint, tmp_path / "damaged.ckpt")
-    restored = type(tac).load_from_checkpoint(tmp_path / "damaged.ckpt", encoder=fake_encoder, weights_only=True)
-    assert torch.equal(predict(restored, loader), predict(tac, loader))
+    restored = type(module).load_from_checkpoint(tmp_path / "damaged.ckpt", encoder=fake_encoder, weights_only=True)
+    assert torch.equal(predict(restored, loader), predict(module, loader))
 
 
 def test_a_trained_model_is_not_taken_for_a_training_free_one(tac, fake_encoder, tmp_path):
