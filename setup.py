@@ -92,7 +92,7 @@ setup(
         "torchmetrics>=1.4",
         "torchvision>=0.21",
         'triton>=3.2; platform_system == "Linux" and platform_machine == "x86_64"',
-        "typer>=0.12.4",
+        "typer>=0.19",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["cae = cae.cli:main"]},
