@@ -74,7 +74,7 @@ setup(
         "faiss-cpu>=1.14.2",
         "filelock>=3.13",
         "jinja2>=3.1",
-        "lightning>=2.4,<3",
+        "lightning>=2.6,<3",
         "nltk>=3.8.2",
         "numpy>=2.0",
         "openTSNE>=1.0.2",

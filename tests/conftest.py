@@ -1,7 +1,6 @@
 """What many tests share: an isolated cache, a small encoder, pictures and texts on disk, Triton's interpreter."""
 
 import hashlib
-import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy
 import pyarrow as pa
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -33,10 +31,6 @@ def interpreter_counts() -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
 
     interpreter._patch_lang_tensor = patch_lang_tensor
-
-
-# For whatever reads a checkpoint; Lightning before 2.6 does not know the option.
-PLAIN = {"weights_only": True} if "weights_only" in inspect.signature(Trainer.fit).parameters else {}
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -371,7 +370,7 @@ def test_a_resumed_run_goes_on_with_the_same_ids_and_scores(tmp_path):
     run.save_checkpoint(tmp_path / "half.ckpt")
     resumed, logger = ClusteringCallback(K, label="label"), Recorder()
     run = trainer(resumed, max_epochs=4, logger=logger)
-    fit(run, ckpt_path=tmp_path / "half.ckpt", **PLAIN)
+    fit(run, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     # Dropout goes on with other numbers, so weights differ a little; ids and the sample set are the same.
     assert torch.equal(resumed.clustering.labels, whole.clustering.labels)
     assert resumed.clustering.samples == whole.clustering.samples
@@ -384,7 +383,7 @@ def test_a_resumed_run_shows_monitors_the_saved_scores(tmp_path):
     run.save_checkpoint(tmp_path / "one.ckpt")
     expected = run.callback_metrics["cluster_acc"]
     run = trainer(ClusteringCallback(K, label="label", every_n_epochs=5), max_epochs=2)
-    fit(run, ckpt_path=tmp_path / "one.ckpt", **PLAIN)
+    fit(run, ckpt_path=tmp_path / "one.ckpt", weights_only=True)
     assert run.callback_metrics["cluster_acc"] == expected
 
 

@@ -8,7 +8,6 @@ from dataclasses import fields
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import PLAIN
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -85,7 +84,7 @@ def test_checkpoint_and_folder_give_the_same_labels(module, picture_folder, fake
         expected = joined(runner.predict(module, data))
     runner.save_checkpoint(tmp_path / "cae.ckpt")
     torch.load(tmp_path / "cae.ckpt", weights_only=True)
-    from_checkpoint = CAE.load_from_checkpoint(tmp_path / "cae.ckpt", encoder=fake_encoder, **PLAIN)
+    from_checkpoint = CAE.load_from_checkpoint(tmp_path / "cae.ckpt", encoder=fake_encoder, weights_only=True)
     module.save_pretrained(tmp_path / "model")
     from_folder = CAE.from_pretrained(tmp_path / "model", encoder=fake_encoder)
     assert torch.equal(joined(predict(from_checkpoint, data)), expected)

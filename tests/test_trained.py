@@ -6,7 +6,7 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import PLAIN, FakeEncoder
+from conftest import FakeEncoder
 from lightning.pytorch.callbacks import Callback
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, TensorDataset
@@ -126,7 +126,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_ends(make, tmp_path):
     unbroken, broken, resumed = make(batch_size=30), make(batch_size=30), make(batch_size=30)
     fit(unbroken, loader, max_epochs=4)
     fit(broken, loader, max_epochs=2).save_checkpoint(tmp_path / "half.ckpt")
-    quietly(trainer(max_epochs=4).fit, resumed, loader, ckpt_path=tmp_path / "half.ckpt", **PLAIN)
+    quietly(trainer(max_epochs=4).fit, resumed, loader, ckpt_path=tmp_path / "half.ckpt", weights_only=True)
     for name, value in unbroken.heads.state_dict().items():
         torch.testing.assert_close(resumed.heads.state_dict()[name], value, msg=name)
 
@@ -137,7 +137,7 @@ def test_checkpoint_and_folder_give_the_same_labels(make, fake_encoder, tmp_path
     module = make()
     fit(module, loader, max_epochs=5).save_checkpoint(tmp_path / "trained.ckpt")
     expected = predict(module, loader)
-    restored = type(module).load_from_checkpoint(tmp_path / "trained.ckpt", encoder=fake_encoder, **PLAIN)
+    restored = type(module).load_from_checkpoint(tmp_path / "trained.ckpt", encoder=fake_encoder, weights_only=True)
     assert torch.equal(predict(restored, loader), expected)
     assert restored.fitted.clusters == module.fitted.clusters
     module.save_pretrained(tmp_path / "model")
