@@ -132,7 +132,7 @@ def write_tables(
         write_csv(assignments, text)
         save_file({"embedding": embeddings.half().contiguous()}, vectors)
         dump_json({"clusters": clusters}, groups)
-        run = {"format_version": FORMAT_VERSION, **run}
+        run = {**run, "format_version": FORMAT_VERSION}
         dump_json({**run, "sha256": _checksums({path.name: path for path in (parquet, vectors, groups)}, run)}, about)
 
 
