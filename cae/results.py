@@ -160,7 +160,7 @@ def write_tables(
     _write_assignments(assignments, out)
     save_file({"embedding": embeddings.half().contiguous()}, out / _EMBEDDINGS)
     dump_json({"clusters": clusters}, out / _CLUSTERS)
-    run = {"format_version": FORMAT_VERSION, **run}
+    run = {**run, "format_version": FORMAT_VERSION}
     dump_json({**run, "sha256": _checksums(out, (_ASSIGNMENTS, _EMBEDDINGS, _CLUSTERS), run)}, out / _RUN)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from cae import pipeline
 from cae.export import export
 from cae.files import committing
-from cae.results import FORMAT_VERSION, ResultError, SavedResult
+from cae.results import FORMAT_VERSION, ResultError, SavedResult, write_tables
 
 
 def test_what_was_written_comes_back(result_folder, picture_folder):
@@ -171,6 +171,8 @@ def test_a_result_from_before_there_were_checksums_loads(result_folder, caplog):
     result = SavedResult.load(result_folder)
     assert len(result.embeddings) == 30
     assert not caplog.records
+    write_tables(result_folder, result.assignments, result.embeddings, result.clusters, result.run)  # as an update does
+    assert SavedResult.load(result_folder).run["format_version"] == FORMAT_VERSION
 
 
 @pytest.mark.parametrize(
