@@ -43,7 +43,7 @@ def test_settings():
     x = normalize(torch.randn(40, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     banks, chance, names = text_banks(16), random.Random(0), [field.name for field in fields(CAEConfig)]
     cases = [{name: value} for name in names for value in VALUES]
-    cases += [{name: chance.choice(VALUES) for name in chance.sample(names, 2)} for _ in range(500)]
+    cases += [{name: chance.choice(VALUES) for name in chance.sample(names, 2)} for _ in range(2000)]
     lost, fitted, slow = [], 0, ("kmeans_iter", "n_init", "sinkhorn_iter")
     for case in cases:
         if any(isinstance(case.get(name), int) and case[name] > 1000 for name in slow):
