@@ -100,7 +100,7 @@ class CAE(Embedder):
         self.fitted: FittedCAE | None = None
         self._banks: dict[str, TextBank] = {}
         self._to_fill: list[tuple[Tensor, dict[str, Tensor]]] = []
-        self._tested: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._tested: list[tuple[Tensor, ...]] = []
 
     def teardown(self, stage: str) -> None:
         """Let go of the embeddings: the fitted state is all that is needed from here on."""
@@ -176,11 +176,15 @@ class CAE(Embedder):
         x = self.embed(images_of(batch))
         found = _on_cpu(self.predict_embeddings(x))
         index = self._numbers(batch, len(x), dataloader_idx)
-        self._tested.append((index, found["cluster"], labels.cpu(), found["confidence"]))
+        self._tested.append((index, found["cluster"], labels.cpu(), found["confidence"], found["similarity"]))
 
     def on_test_epoch_end(self) -> None:
-        """Log `test/nmi`, `test/acc` and `test/ari`, and `test/confidence`, the mean, which needs no classes."""
-        index, clusters, classes, confidence = (torch.cat(column) for column in zip(*self._tested, strict=True))
+        """Log `test/nmi`, `test/acc` and `test/ari`, and the means `test/confidence` and `test/similarity`.
+
+        The last two need no classes: how far pictures are from the border to the next cluster, and how close to the
+        centroid of their own.
+        """
+        index, clusters, classes, *means = (torch.cat(column) for column in zip(*self._tested, strict=True))
         self._tested = []
         keep = unrepeated(index, self.group)
         n_classes = int(summed(classes.max(), self.group, largest=True)) + 1
@@ -189,8 +193,10 @@ class CAE(Embedder):
         found = count_matrix(clusters[keep], classes[keep])
         counts[: found.shape[0], : found.shape[1]] += found
         table = summed(counts, self.group).numpy()
-        sure = float(summed(confidence[keep].sum(dtype=torch.float64), self.group)) / int(table.sum())
-        scores = {f"test/{name}": score(table) for name, score in OF_COUNTS.items()} | {"test/confidence": sure}
+        scores = {f"test/{name}": score(table) for name, score in OF_COUNTS.items()}
+        for name, values in zip(("confidence", "similarity"), means, strict=True):
+            of_all = summed(values[keep].sum(dtype=torch.float64), self.group)
+            scores[f"test/{name}"] = float(of_all) / int(table.sum())
         # The same on every rank, so that reducing them again changes nothing; Lightning warns without.
         self.log_dict({name: torch.tensor(value).float() for name, value in scores.items()}, sync_dist=True)
 

@@ -1,6 +1,7 @@
 """Pictures of every kind that a folder may hold, files that are none, and the data modules."""
 
 import os
+from types import SimpleNamespace
 
 import datasets
 import lightning.pytorch as pl
@@ -427,3 +428,10 @@ def test_labels_that_do_not_fit_are_refused():
         EmbeddingData(X, np.arange(3))
     with pytest.raises(EmbeddingError, match=r"got torch.int64 of shape \(10,\)"):
         EmbeddingData(Y)
+
+
+def test_fewer_samples_than_processes_are_refused():
+    data = EmbeddingData(torch.eye(2), num_workers=0)
+    data.trainer = SimpleNamespace(world_size=3, global_rank=0)
+    with pytest.raises(ValueError, match="2 samples cannot be shared by 3 processes"):
+        data.loader()

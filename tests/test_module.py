@@ -165,7 +165,8 @@ def test_test_logs_scores_against_the_classes(module, blobs):
     expected = clustering_scores(joined(batches), blobs[1])
     for name in ("nmi", "acc", "ari"):
         assert logged[f"test/{name}"] == pytest.approx(expected[name] / 100, abs=1e-6)
-    assert logged["test/confidence"] == pytest.approx(float(joined(batches, "confidence").mean()), abs=1e-6)
+    for name in ("confidence", "similarity"):
+        assert logged[f"test/{name}"] == pytest.approx(float(joined(batches, name).mean()), abs=1e-6)
 
 
 def test_test_says_what_is_missing(module, blobs):

@@ -44,10 +44,19 @@ class Data(pl.LightningDataModule):
         raise NotImplementedError
 
     def sampler(self, dataset: Dataset[Any]) -> UnrepeatedDistributedSampler | None:
-        """Of several processes, this one's samples: in order, none twice; Lightning's own would shuffle for a fit."""
+        """Of several processes, this one's samples: in order, none twice; Lightning's own would shuffle for a fit.
+
+        Raises:
+            ValueError: fewer samples than processes.
+        """
         trainer = self.attached
         if trainer.world_size == 1:
             return None
+        if len(dataset) < trainer.world_size:  # type: ignore[arg-type]
+            raise ValueError(
+                f"{len(dataset)} samples cannot be shared by {trainer.world_size} processes; "  # type: ignore[arg-type]
+                "give the Trainer fewer devices"
+            )
         return UnrepeatedDistributedSampler(dataset, trainer.world_size, trainer.global_rank, shuffle=False)
 
     @property
