@@ -22,6 +22,12 @@ from cae.text import TextBank, build_bank, load_corpus
 K, D = 3, 8
 
 
+@pytest.fixture(autouse=True)
+def same_weights():
+    """Whichever test ran before."""
+    torch.manual_seed(0)
+
+
 class Classifier(pl.LightningModule):
     """Somebody's model: a linear layer to embeddings and one to classes."""
 

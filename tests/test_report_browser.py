@@ -130,10 +130,9 @@ def test_the_panel_says_why_and_walks_by_keyboard(view, report):
 
 def mark_outliers(result_folder, paths):
     """As `cae update` does."""
-    path = result_folder / "assignments.parquet"
-    table = pq.read_table(path)
+    table = pq.read_table(result_folder / "assignments.parquet")
     outlier = pa.array([each in paths for each in table["path"].to_pylist()])
-    pq.write_table(table.append_column("outlier", outlier), path)
+    rewrite_assignments(result_folder, table.append_column("outlier", outlier))
 
 
 def test_pictures_that_fit_no_group_are_shown_and_marked(view, result_folder):
@@ -207,10 +206,9 @@ def test_the_order_of_the_gallery_can_be_chosen(view, result_folder, picture_fol
     names = {"red/3.png": "red/10.png", "red/4.png": "red/É2.png", "red/5.png": "red/e10.png", "red/6.png": "red/f.png"}
     for old, new in names.items():
         (picture_folder / old).rename(picture_folder / new)
-    path = result_folder / "assignments.parquet"
-    table = pq.read_table(path)
+    table = pq.read_table(result_folder / "assignments.parquet")
     renamed = pa.array([names.get(old, old) for old in table["path"].to_pylist()])
-    pq.write_table(table.set_column(table.column_names.index("path"), "path", renamed), path)
+    rewrite_assignments(result_folder, table.set_column(table.column_names.index("path"), "path", renamed))
     write_report(SavedResult.load(result_folder), result_folder / "report", lambda _: lambda *_: None)
     page = view(result_folder / "report")
 
