@@ -18,7 +18,7 @@ test-slow: $(STAMP)
 test-gpu: $(STAMP)
 	$(VENV)/bin/python -m pytest -m "gpu or not slow" tests/test_kernels_*.py
 
-# About an hour; writes the table in tests/README.md.
+# Hours; writes the table in tests/README.md.
 drill: $(STAMP)
 	$(VENV)/bin/python -m pytest -m drill tests/drills
 	$(VENV)/bin/python tests/drills/record.py
