@@ -19,7 +19,7 @@ from drills.lives import N_PICTURES, Life, commands, killed_at, paint, prepare
 from drills.record import record
 
 CHANGES = "SIGKILL before each change to the disk of seven commands, then again: all files equal to the byte, no litter"
-RANDOM = "SIGKILL of `cae cluster` (lite, loader processes) at random moments until it gets through: equal assignments"
+RANDOM = "SIGKILL of `cae cluster` (lite, loader processes) at random moments, at most four times running, then again: equal assignments"
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +76,16 @@ def test_killed_at_random_moments(tmp_path):
     kills, lives, lost, moments = 0, 0, 0, np.random.default_rng(0)
     while kills < 20:
         lives += 1
-        ended = -signal.SIGKILL
-        while ended == -signal.SIGKILL:
-            process, started = start(f"killed-{lives}"), time.monotonic()
+        for _ in range(4):
+            process = start(f"killed-{lives}")
             try:
-                ended = process.wait(timeout=float(moments.uniform(0.1, 0.9)) * duration)
-                duration = time.monotonic() - started  # the machine may be busier or less by now
+                process.wait(timeout=float(moments.uniform(0.1, 0.9)) * duration)
+                break
             except subprocess.TimeoutExpired:
                 process.kill()
-                ended = process.wait()
+                process.wait()
                 kills += 1
+        ended = start(f"killed-{lives}").wait()
         names = [path.name for kind in ("killed", "cache-killed") for path in (tmp_path / f"{kind}-{lives}").rglob("*")]
         litter = any(name.startswith((".writing-", ".committed")) for name in names)
         lost += ended != 0 or litter or assignments(tmp_path / f"killed-{lives}") != whole
