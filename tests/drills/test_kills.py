@@ -19,7 +19,7 @@ from drills.lives import N_PICTURES, Life, commands, killed_at, paint, prepare
 from drills.record import record
 
 CHANGES = "SIGKILL before each change to the disk of seven commands, then again: all files equal to the byte, no litter"
-RANDOM = "SIGKILL of `cae cluster` (lite, loader processes) at random moments, at most four times running, then again: equal assignments"
+RANDOM = "SIGKILL of `cae cluster` (lite, loader processes) at random moments, then again: equal assignments, no litter"
 
 
 @pytest.fixture(scope="module")
