@@ -36,7 +36,7 @@ from cae.files import (
     save_tensors,
     tidy,
 )
-from cae.text.corpora import Corpus, TextError
+from cae.text.corpora import Corpus, Kind, TextError, load_corpus
 
 logger = logging.getLogger("cae")
 
@@ -78,6 +78,31 @@ class TextBank:
     def provenance(self) -> dict[str, str | int]:
         """What a result records about the bank."""
         return {**self.corpus.provenance(), "prompt": self.prompt}
+
+
+def load_bank(
+    kind: Kind,
+    source: str,
+    encoder: Encoder,
+    reporter: Callable[[str], Callable[[int, int], None]] | None = None,
+) -> TextBank:
+    """The bank of a corpus by name, as `load_corpus` and `build_bank` make it.
+
+    Args:
+        kind: `noun` or `caption`.
+        source: as `load_corpus` takes it.
+        encoder: Embeds the texts.
+        reporter: Called with `nouns` or `captions`; returns what takes the progress as (done, total).
+
+    Raises:
+        TextError: The corpus cannot be had, or not be embedded.
+    """
+    corpus = load_corpus(kind, source)
+    progress = reporter(f"{kind}s") if reporter else None
+    bank = build_bank(corpus, encoder, progress=progress)
+    if progress:
+        progress(len(corpus.texts), len(corpus.texts))  # a bank from the cache reports nothing itself
+    return bank
 
 
 def build_bank(
