@@ -55,8 +55,9 @@ import pyarrow as pa
 import torch
 from torch.nn.functional import normalize
 
+from cae.checksums import load_json
 from cae.clustering import kmeans
-from cae.files import load_json, write_json
+from cae.files import write_json
 from cae.folder import N_REPRESENTATIVES
 from cae.kernels import nearest
 from cae.naming import TEXTS_PER_CLUSTER, distinct_names, typicality

@@ -31,20 +31,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cae.checksums import check_kinds, content_hash, content_hashes, is_version, json_hash, load_json
 from cae.data.pictures import has_picture_ending
 from cae.edits import Edit, Edited, apply_edits, load_edits
-from cae.files import (
-    check_kinds,
-    committing,
-    content_hash,
-    content_hashes,
-    dump_json,
-    holding,
-    is_version,
-    json_hash,
-    load_json,
-    tidy,
-)
+from cae.files import committing, dump_json, holding, tidy
 from cae.folder import FolderResult, shown_path
 from cae.state import FittedCAE, ModelError
 

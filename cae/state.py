@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cae.checksums import check_kinds, is_version, load_json, tensors_hash
 from cae.config import CAEConfig
-from cae.files import check_kinds, committing, dump_json, is_version, load_json, tensors_hash, tidy
+from cae.files import committing, dump_json, tidy
 
 FORMAT_VERSION = 2
 """From 2 on there is a checksum."""

@@ -24,18 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.cache import cache_dir
+from cae.checksums import content_hash, load_json, load_tensors, save_tensors
 from cae.encoders import Encoder
-from cae.files import (
-    committing,
-    content_hash,
-    dump_json,
-    holding,
-    load_json,
-    load_tensors,
-    replacing,
-    save_tensors,
-    tidy,
-)
+from cae.files import committing, dump_json, holding, replacing, tidy
 from cae.text.corpora import Corpus, Kind, TextError, load_corpus
 
 logger = logging.getLogger("cae")
