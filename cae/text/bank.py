@@ -7,8 +7,6 @@ interrupted at any moment goes on at the block where it stopped. Every file is w
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.cache import cache_dir
-from cae.checksums import content_hash, load_json, load_tensors, save_tensors
+from cae.checksums import content_hash, json_hash, load_json, load_tensors, save_tensors
 from cae.encoders import Encoder
 from cae.files import committing, dump_json, holding, replacing, tidy
 from cae.text.corpora import Corpus, Kind, TextError, load_corpus
@@ -146,8 +144,7 @@ def build_bank(
 
 
 def _key(corpus: Corpus, encoder: Encoder, prompt: str) -> str:
-    identity = json.dumps([encoder.fingerprint, prompt, corpus.sha256])
-    return hashlib.sha256(identity.encode()).hexdigest()[:32]
+    return json_hash([encoder.fingerprint, prompt, corpus.sha256])[:32]
 
 
 def _embed(
