@@ -113,7 +113,7 @@ def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
     Args:
         result: what was found.
         out: an existing folder.
-        run: scores, timings and command of the run; provenance and settings are added.
+        run: method, scores and timings of the run; provenance and settings are added.
     """
     run = {
         "root": os.fspath(result.root.absolute()),
