@@ -410,9 +410,14 @@ def _there(look: Callable[[], bool]) -> bool:
 def _require(folder: Path, name: str) -> None:
     if not folder.is_dir():
         raise ResultError(f"no such folder: {folder}")
-    if not (folder / name).is_file():
-        whole = "incomplete" if (folder / _RUN).is_file() else "no result of `cae cluster`"
-        raise ResultError(f"{folder} is {whole}: {name} is missing; run `cae cluster` with --out {folder}")
+    if (folder / name).is_file():
+        return
+    if (folder / _RUN).is_file():
+        raise ResultError(f"{folder} is incomplete: {name} is missing; run `cae cluster` with --out {folder}")
+    # No hint at --out {folder}: it may be the folder of the pictures.
+    raise ResultError(
+        f"{folder} is no result of `cae cluster`: {name} is missing; give a folder that it wrote, as cae-result"
+    )
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

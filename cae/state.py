@@ -159,7 +159,10 @@ class FittedCAE:
         tidy(folder)
         missing = [name for name in (_CONFIG_FILE, _TENSORS_FILE) if not (folder / name).is_file()]
         if missing:
-            raise ModelError(f"{folder} is not a model folder: {' and '.join(missing)} missing")
+            raise ModelError(
+                f"{folder} is not a model folder: {' and '.join(missing)} missing; give a result of `cae cluster`, or "
+                "what `save_pretrained` wrote"
+            )
         try:
             plain = load_json(folder / _CONFIG_FILE)
             if not isinstance(plain, dict):

@@ -38,7 +38,7 @@ def read_embeddings(path: str | os.PathLike[str], labels: str | os.PathLike[str]
     """
     path = Path(path)
     if path.suffix not in READERS:
-        raise EmbeddingError(f"{path} is none of {', '.join(READERS)}")
+        raise EmbeddingError(f"{path} is none of {', '.join(READERS)}, the files that embeddings are read from")
     if not path.is_file():
         raise EmbeddingError(f"no such file: {path}")
     try:
