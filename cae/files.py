@@ -88,16 +88,15 @@ def _finish_commit(folder: Path) -> None:
     commit = folder / _COMMIT
     if not commit.is_dir():
         return
-    # Folders after what is in them. Only what is empty is removed: another process may have committed meanwhile.
-    for path in sorted(commit.rglob("*"), reverse=True):
-        target = folder / path.relative_to(commit)
-        with suppress(FileNotFoundError):
-            if path.is_dir():
-                _remove_if_empty(path)
-            else:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(target)
-    _remove_if_empty(commit)
+    # Another process may do the same at once: `os.walk` passes over folders that are gone by the time it looks.
+    for place, _, names in os.walk(commit, topdown=False):
+        target = folder / Path(place).relative_to(commit)
+        for name in names:
+            target.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                Path(place, name).replace(target / name)
+        # Only what is empty: the other process may have begun the next commit.
+        _remove_if_empty(Path(place))
 
 
 def _remove_if_empty(folder: Path) -> None:
