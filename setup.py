@@ -57,7 +57,7 @@ setup(
     name="cae-clustering",
     version="0.1.0",
     description="Training-free image clustering with nouns and captions: CAE on Lightning and Triton",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

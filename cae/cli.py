@@ -405,15 +405,15 @@ def texts_build(
     """Embed the nouns and captions ahead of time; `cae cluster` then finds them in the cache."""
     from cae.devices import find_device
     from cae.encoders import load_encoder
-    from cae.text import build_bank, load_corpus
+    from cae.text import load_bank
 
     loaded = load_encoder(encoder, weights=encoder_weights, device=find_device(device))
-    for kind, source in (("noun", nouns), ("caption", captions)):
-        corpus = load_corpus(kind, source)  # type: ignore[arg-type]
+    sources: dict[Literal["noun", "caption"], str] = {"noun": nouns, "caption": captions}
+    for kind, source in sources.items():
         with terminal.progress_bars(quiet=quiet) as reporter:
-            build_bank(corpus, loaded, progress=reporter(f"{kind}s"))
+            bank = load_bank(kind, source, loaded, reporter)
         if not quiet:
-            terminal.out.print(f"{kind}s: {len(corpus.texts):,} texts of {corpus.name}, cached", highlight=False)
+            terminal.out.print(f"{kind}s: {len(bank.texts):,} texts of {bank.corpus.name}, cached", highlight=False)
 
 
 def _cluster_count(text: str) -> int | Literal["auto"]:

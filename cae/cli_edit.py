@@ -70,7 +70,7 @@ def merge(
     view = context.obj.edited
     ids = list(dict.fromkeys(find_cluster(view, cluster) for cluster in clusters))
     if len(ids) < 2:
-        raise EditError("merging takes at least two groups")
+        raise EditError("merging takes at least two groups; name another")
     anchors = tuple(anchors_of(view, id) for id in ids)
     _add(context.obj, [Merge(anchors, anchors[0].name if name is None else check_name(view, name, ids))], report)
 
@@ -121,7 +121,7 @@ def undo(context: typer.Context, report: Redraw = True) -> None:
 
     result: SavedResult = context.obj
     if not result.edits:
-        raise EditError(f"there are no edits in {result.folder}")
+        raise EditError(f"there are no edits in {result.folder}, and so nothing to take back")
     save_edits(result.edits[:-1], result.folder)
     terminal.out.print(f"taken back: {result.edits[-1]}", highlight=False, soft_wrap=True)
     redraw(result.folder, report=report)

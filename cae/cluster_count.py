@@ -74,7 +74,7 @@ def count_clusters(z: Tensor, *, max_iter: int, seed: int) -> ClusterCount:
         if len(curve) > PATIENCE and max(list(curve.values())[-PATIENCE:]) < DROP * best:
             break
     if not curve:
-        raise ValueError(f"{len(z)} images that are all the same have no number of clusters")
+        raise ValueError(f"{len(z)} images that are all the same have no number of clusters; add others")
     chosen = max(k for k, value in curve.items() if value >= best - SLACK * (1 - best))
     return ClusterCount(chosen, curve, partitions[chosen])
 

@@ -108,7 +108,7 @@ def compare(a: SavedResult, b: SavedResult) -> Comparison:
     a, b = a.edited, b.edited
     rows_a, rows_b = _same_pictures(a, b)
     if not len(rows_a):
-        raise ValueError(f"{a.folder} and {b.folder} have no picture in common")
+        raise ValueError(f"{a.folder} and {b.folder} have no picture in common; compare results of the same pictures")
     groups_a, labels_a = _groups(a, rows_a)
     groups_b, labels_b = _groups(b, rows_b)
     counts = count_matrix(torch.from_numpy(labels_a), torch.from_numpy(labels_b)).numpy()

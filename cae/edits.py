@@ -55,8 +55,9 @@ import pyarrow as pa
 import torch
 from torch.nn.functional import normalize
 
+from cae.checksums import load_json
 from cae.clustering import kmeans
-from cae.files import load_json, write_json
+from cae.files import write_json
 from cae.folder import N_REPRESENTATIVES
 from cae.kernels import nearest
 from cae.naming import TEXTS_PER_CLUSTER, distinct_names, typicality
@@ -288,8 +289,10 @@ def split_into(result: SavedResult, id: int, n: int) -> tuple[Anchors, ...]:
     view = _View(result)
     members = view.members(id)
     x = view.x[members]
-    if len(x.unique(dim=0)) < n:
-        raise EditError(f"{view.clusters[id]['name']} cannot be split in {n}: it has too few different pictures")
+    different = len(x.unique(dim=0))
+    if different < n:
+        name = view.clusters[id]["name"]
+        raise EditError(f"{name} cannot be split in {n}: it has too few different pictures ({different})")
     labels = nearest(x, kmeans(x, n, spherical=True, n_init=20, max_iter=300, seed=0)).labels.numpy()
     parts = [members[labels == i] for i in range(n) if (labels == i).any()]
     parts.sort(key=len, reverse=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import warnings
@@ -23,6 +21,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DistributedSampler
 
 from cae.cache import cache_dir
+from cae.checksums import json_hash
 from cae.config import DEFAULT_ENCODER
 from cae.distributed import summed
 from cae.encoders import Encoder, load_encoder
@@ -253,7 +252,7 @@ def embed_pictures(
         KeyboardInterrupt: as usual. What is done is kept in either case.
     """
     device, total = torch.device(device), len(data.pictures)
-    key = hashlib.sha256(json.dumps([encoder.fingerprint, data.identity]).encode()).hexdigest()[:32]
+    key = json_hash([encoder.fingerprint, data.identity])[:32]
     embedder = Embedder(encoder, store=cache_dir() / "embeddings" / key)
 
     def advance(*_: Any) -> None:

@@ -20,9 +20,9 @@ from cae.blocks import blockwise
 from cae.clustering import assign, kmeans, warn_of_empty
 from cae.config import CAEConfig, Preset
 from cae.devices import find_device
-from cae.encoders import Encoder
+from cae.encoders import Encoder, load_encoder
 from cae.state import FittedCAE
-from cae.text import TextBank
+from cae.text import TextBank, load_bank
 
 
 class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -189,11 +189,9 @@ def text_banks(
         raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
     if encoder is None:
         return banks
-    from cae.module import CAE  # brings all of Lightning
-
-    return CAE(
-        config.n_clusters, encoder=encoder, nouns=nouns, captions=captions, modalities=config.modalities
-    ).load_banks()
+    loaded = load_encoder(encoder) if isinstance(encoder, str) else encoder
+    sources = {"noun": nouns, "caption": captions}
+    return {modality: load_bank(modality, sources[modality], loaded) for modality in config.modalities}
 
 
 def _nearest(x: Tensor, centroids: Tensor) -> Tensor:

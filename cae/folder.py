@@ -12,9 +12,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from cae.checksums import content_hashes
 from cae.data import ImageError, ImageFolderData, list_images, read_image
 from cae.embedder import embed_pictures
-from cae.files import content_hashes
 from cae.metrics import clustering_scores
 from cae.module import CAE, check_encoder
 from cae.pipeline import Prediction, top_texts
@@ -46,7 +46,7 @@ class FolderResult:
         embeddings: (N, D) float32 unit rows on the CPU.
         prediction: of the same N pictures, on the CPU.
         fitted: the state behind it, on the CPU.
-        sha256: of the files' bytes, by which a picture is known wherever it goes (`cae.files.content_hash`).
+        sha256: of the files' bytes, by which a picture is known wherever it goes (`cae.checksums.content_hash`).
         skipped: pictures that could not be read, with the reason.
     """
 

@@ -23,7 +23,7 @@ from cae.encoders import Encoder
 from cae.fusion import collapsed_modality
 from cae.metrics import OF_COUNTS, count_matrix
 from cae.state import FittedCAE, ModelError
-from cae.text import TextBank, build_bank, load_corpus
+from cae.text import TextBank, load_bank
 
 logger = logging.getLogger("cae")
 
@@ -271,11 +271,7 @@ class CAE(Embedder):
         """
         for modality in self.config.modalities:
             if modality not in self._banks:
-                corpus = load_corpus(modality, self.sources[modality])
-                report = reporter(f"{modality}s") if reporter else None
-                self._banks[modality] = build_bank(corpus, self.encoder, progress=report)
-                if report:
-                    report(len(corpus.texts), len(corpus.texts))  # a bank from the cache reports nothing itself
+                self._banks[modality] = load_bank(modality, self.sources[modality], self.encoder, reporter)
         return self._banks
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

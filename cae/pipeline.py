@@ -226,7 +226,9 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: P
         stretched += ((length - 1).abs() > 1e-2).sum().cpu()
     broken, stretched = summed(torch.stack([broken, stretched]), group).tolist()
     if broken:
-        raise ValueError(f"{broken} of {n_images} image embeddings hold NaN or infinity")
+        raise ValueError(
+            f"{broken} of {n_images} image embeddings hold NaN or infinity; leave these out, or mend what made them"
+        )
     if stretched:
         raise ValueError(f"{stretched} of {n_images} image embeddings are not of unit length; normalize them first")
 

@@ -31,20 +31,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cae.checksums import check_kinds, content_hash, content_hashes, is_version, json_hash, load_json
 from cae.data.pictures import has_picture_ending
 from cae.edits import Edit, Edited, apply_edits, load_edits
-from cae.files import (
-    check_kinds,
-    committing,
-    content_hash,
-    content_hashes,
-    dump_json,
-    holding,
-    is_version,
-    json_hash,
-    load_json,
-    tidy,
-)
+from cae.files import committing, dump_json, holding, tidy
 from cae.folder import FolderResult, shown_path
 from cae.state import FittedCAE, ModelError
 
@@ -123,7 +113,7 @@ def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
     Args:
         result: what was found.
         out: an existing folder.
-        run: scores, timings and command of the run; provenance and settings are added.
+        run: method, scores and timings of the run; provenance and settings are added.
     """
     run = {
         "root": os.fspath(result.root.absolute()),
@@ -420,9 +410,14 @@ def _there(look: Callable[[], bool]) -> bool:
 def _require(folder: Path, name: str) -> None:
     if not folder.is_dir():
         raise ResultError(f"no such folder: {folder}")
-    if not (folder / name).is_file():
-        whole = "incomplete" if (folder / _RUN).is_file() else "no result of `cae cluster`"
-        raise ResultError(f"{folder} is {whole}: {name} is missing; run `cae cluster` with --out {folder}")
+    if (folder / name).is_file():
+        return
+    if (folder / _RUN).is_file():
+        raise ResultError(f"{folder} is incomplete: {name} is missing; run `cae cluster` with --out {folder}")
+    # No hint at --out {folder}: it may be the folder of the pictures.
+    raise ResultError(
+        f"{folder} is no result of `cae cluster`: {name} is missing; give a folder that it wrote, as cae-result"
+    )
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

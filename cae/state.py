@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cae.checksums import check_kinds, is_version, load_json, tensors_hash
 from cae.config import CAEConfig
-from cae.files import check_kinds, committing, dump_json, is_version, load_json, tensors_hash, tidy
+from cae.files import committing, dump_json, tidy
 
 FORMAT_VERSION = 2
 """From 2 on there is a checksum."""
@@ -158,7 +159,10 @@ class FittedCAE:
         tidy(folder)
         missing = [name for name in (_CONFIG_FILE, _TENSORS_FILE) if not (folder / name).is_file()]
         if missing:
-            raise ModelError(f"{folder} is not a model folder: {' and '.join(missing)} missing")
+            raise ModelError(
+                f"{folder} is not a model folder: {' and '.join(missing)} missing; give a result of `cae cluster`, or "
+                "what `save_pretrained` wrote"
+            )
         try:
             plain = load_json(folder / _CONFIG_FILE)
             if not isinstance(plain, dict):

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cae.files import hold, parse_json, replacing
+from cae.checksums import parse_json
+from cae.files import hold, replacing
 
 logger = logging.getLogger("cae")
 

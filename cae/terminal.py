@@ -157,7 +157,7 @@ def print_choices(result: FolderResult) -> None:
         out.print(f"number of groups: {why}", highlight=False)
     if "auto" in provenance:
         scores = provenance["auto"]["scores"]
-        table = ", ".join(f"{name} {score:.0f}" for name, score in scores.items())
+        table = "; ".join(f"{name} {score:.0f}" for name, score in scores.items())  # a name may hold a comma
         chosen = provenance["auto"]["chosen"]
         if provenance["auto"]["undecided"]:
             chosen = f"undecided, so {chosen}"

@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cae.checksums import content_hashes
 from cae.data import list_images
-from cae.files import committing, content_hashes
+from cae.files import committing
 from cae.folder import FolderResult, shown_path
 from cae.kernels import nearest
 from cae.results import SavedResult, write_tables

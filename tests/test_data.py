@@ -400,6 +400,11 @@ def write_plain_column(folder):
     return folder / "x.parquet"
 
 
+def write_nothing(folder):
+    (folder / "x.npy").touch()
+    return folder / "x.npy"
+
+
 def write_pickle(folder):
     np.save(folder / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
     return folder / "x.npy"
@@ -410,6 +415,7 @@ def write_pickle(folder):
     [
         (lambda folder: folder / "none.npy", "no such file"),
         (lambda folder: folder / "x.csv", "is none of .npy"),
+        (write_nothing, "cannot be used as embeddings"),
         (write_ragged, "rows that are not 2 numbers"),
         (write_named, "expected a tensor `embeddings`, found vectors"),
         (write_numbers, r"not embeddings \(N, D\)"),

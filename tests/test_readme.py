@@ -1,5 +1,6 @@
 """The README's commands and Python, as written: a reader who copies them gets what it says."""
 
+import importlib
 import json
 import re
 import shlex
@@ -7,18 +8,23 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from cae import CAE, cli
+from cae import CAE, TAC, cli
+from cae.evaluation.datasets import NAMED
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
 COMMANDS = [shlex.split(line, comments=True)[1:] for line in COMMANDS if line.startswith("cae ")]
-SECTION = README.split("\n## Python\n")[1].split("\n## ")[0]
-BLOCKS = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
+BLOCKS = {
+    section.partition("\n")[0]: re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    for section in README.split("\n## ")[1:]
+}
 
 
 @pytest.fixture
@@ -51,10 +57,26 @@ def test_the_command_lines_run(at_home, monkeypatch, capfd, picture_folder, text
 def test_the_python_blocks_run(at_home, monkeypatch, text_files):
     texts = dict(zip("xu", (normalize(torch.randn(n, 16), dim=1) for n in (40, 60)), strict=True))
     monkeypatch.setattr(CAE.__init__, "__kwdefaults__", {**(CAE.__init__.__kwdefaults__ or {}), **text_files})
-    assert len(BLOCKS) == 2
+    # The others run in tests/test_examples.py.
+    assert {name for name, blocks in BLOCKS.items() if blocks} == {"Python", "Methods", "In your own Lightning project"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        for block in BLOCKS:
+        warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
+        warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+        for block in BLOCKS["Python"]:
             exec(block, texts)
+        trained: dict[str, Any] = {}
+        for block in BLOCKS["Methods"]:
+            exec(block, trained)
     assert sum(cluster.size for cluster in texts["model"].fitted.clusters) == 30
     assert texts["x_u"].shape == texts["x"].shape
+    assert len(TAC.from_pretrained("model").fitted.clusters) == 12
+
+
+def test_the_benchmark_takes_its_options(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    (line,) = re.findall(r"^python benchmarks/(accuracy\.py (?:.*\\\n)*.*)", README, re.MULTILINE)
+    monkeypatch.setattr(sys, "argv", shlex.split(line.replace("\\\n", "")))
+    options = importlib.import_module("accuracy").parse_arguments()
+    assert options.datasets[0] == "stl10"
+    assert set(options.datasets) <= set(NAMED)

@@ -17,8 +17,9 @@ from PIL import Image
 
 from cae.edits import Anchors, Merge, Move, Rename, anchors_of, find_pictures, save_edits
 from cae.files import write_json
+from cae.folder import N_REPRESENTATIVES
 from cae.report import redraw_report, thumbnails, write_report
-from cae.report.data import N_DOUBTFUL, N_REPRESENTATIVES, columns, describe_groups, fused
+from cae.report.data import N_DOUBTFUL, columns, describe_groups, fused
 from cae.report.kept import Kept
 from cae.report.map import lay_among, lay_out
 from cae.report.page import _packed

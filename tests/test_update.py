@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from cae.files import content_hash
+from cae.checksums import content_hash
 from cae.folder import run_folder
 from cae.module import CAE
 from cae.report import redraw_report, write_report

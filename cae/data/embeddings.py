@@ -38,12 +38,12 @@ def read_embeddings(path: str | os.PathLike[str], labels: str | os.PathLike[str]
     """
     path = Path(path)
     if path.suffix not in READERS:
-        raise EmbeddingError(f"{path} is none of {', '.join(READERS)}")
+        raise EmbeddingError(f"{path} is none of {', '.join(READERS)}, the files that embeddings are read from")
     if not path.is_file():
         raise EmbeddingError(f"no such file: {path}")
     try:
         x, classes = READERS[path.suffix](path, None if labels is None else Path(labels))
-    except (OSError, ValueError, TypeError, pa.ArrowException, SafetensorError) as error:
+    except (OSError, EOFError, ValueError, TypeError, pa.ArrowException, SafetensorError) as error:
         raise EmbeddingError(f"{path} cannot be used as embeddings: {error}") from error
     if x.ndim != 2 or not len(x) or not np.issubdtype(x.dtype, np.floating):
         raise EmbeddingError(f"{path} holds {x.dtype} of shape {x.shape}, not embeddings (N, D)")

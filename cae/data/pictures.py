@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from cae.checksums import json_hash
 
 PAPER_WHITE = (255, 255, 255)
 
@@ -180,7 +180,7 @@ def files_identity(root: Path, paths: Sequence[Path]) -> str:
     Size and time stand for the content: hashing a million pictures would take as long as embedding them.
     """
     stats = [(os.fspath(path.relative_to(root)), *_size_and_time(path)) for path in paths]
-    return hashlib.sha256(json.dumps(stats).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return json_hash(stats)[:32]
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

@@ -81,7 +81,9 @@ def load_encoder(spec: str, *, weights: Path | None = None, device: torch.device
         return OpenCLIPEncoder(model, pretrained or None, weights=weights).to(device)
     if spec == "lite":
         if weights is not None:
-            raise EncoderError("the lite encoder takes its weights from installed packages; leave out the weights file")
+            raise EncoderError(
+                f"the lite encoder takes its weights from installed packages; leave out the weights file {weights}"
+            )
         try:
             from cae.encoders.lite import LiteEncoder
         except ImportError as error:

@@ -179,7 +179,7 @@ def _load(model: str, tag: dict[str, Any], weights: Path) -> Any:
     if weights.suffix not in WEIGHT_SUFFIXES:
         raise EncoderError(f"{weights}: expected a weights file that ends in {', '.join(WEIGHT_SUFFIXES)}")
     if not weights.is_file():
-        raise EncoderError(f"{weights}: no such weights file")
+        raise EncoderError(f"{weights}: no such weights file; give the path of one that has been downloaded")
     preprocess = {key: tag[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in tag}
     try:
         loaded = open_clip.create_model(

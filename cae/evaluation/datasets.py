@@ -107,7 +107,7 @@ def load_dataset(
         data = _folder(path, split)
     elif path.suffix in EMBEDDING_READERS:
         if split == "train":
-            raise DatasetError(f"{path} holds one split; give the embeddings of the training split as a data set too")
+            raise DatasetError(f"{path} holds one split: there is no other to select texts on; use --fit-on test")
         data = _embeddings(path, labels)
     else:
         raise DatasetError(
@@ -115,7 +115,7 @@ def load_dataset(
             f"file of embeddings ({', '.join(EMBEDDING_READERS)})"
         )
     if len(data.labels.unique()) < 2:
-        raise DatasetError(f"{spec} has one class only: there is nothing to tell apart")
+        raise DatasetError(f"{spec} has one class only, and nothing to tell apart; give a data set of at least two")
     return data
 
 
@@ -129,7 +129,9 @@ def _folder(root: Path, split: Split) -> LabelledImages:
     if below["train"] and below["test"]:
         root = Path(*root.parts, below[split].name)  # type: ignore[union-attr]
     elif split == "train":
-        raise DatasetError(f"{root} has no folders `train` and `test`: there is no other split to select texts on")
+        raise DatasetError(
+            f"{root} has no folders `train` and `test`: there is no other split to select texts on; use --fit-on test"
+        )
     paths = list_images(root)
     tops = [path.relative_to(root).parts for path in paths]
     if loose := [path for path, parts in zip(paths, tops, strict=True) if len(parts) < 2]:
@@ -359,7 +361,7 @@ def _embeddings(path: Path, labels: Path | None) -> LabelledEmbeddings:
             )
         )
     if not np.isfinite(x).all() or not np.linalg.norm(x, axis=1).all():
-        raise DatasetError(f"{path} holds embeddings that are NaN, infinite or zero")
+        raise DatasetError(f"{path} holds embeddings that are NaN, infinite or zero; leave these rows out")
     names, numbers = np.unique(classes, return_inverse=True)
     rows = normalize(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)), dim=1)
     return LabelledEmbeddings(

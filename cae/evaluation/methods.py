@@ -106,7 +106,10 @@ def run_method(name: str, problem: Problem, seed: int) -> Tensor:
         ).cpu()
     if method.kind == "zero-shot":
         if problem.class_texts is None:
-            raise ValueError("zero-shot needs the names of the classes, and this data set has none")
+            raise ValueError(
+                "zero-shot needs the names of the classes, and this data set has none; give them (class_names, "
+                "--class-names)"
+            )
         return nearest(problem.x, problem.class_texts).labels.cpu()
     if method.kind == "trained":
         module = TRAINED[name.partition(":")[0]](**asdict(config))
@@ -133,7 +136,7 @@ def parse_method(name: str, n_clusters: int, **overrides: Any) -> tuple[Method, 
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
-            raise ValueError(f"the method {name!r} holds {change!r}, which is no setting=value")
+            raise ValueError(f"the method {name!r} holds {change!r}, which is no setting=value as in default:gamma=0.1")
         settings[key] = _value(key, value)
     return method, CAEConfig.from_preset(method.preset, n_clusters, **{**settings, **overrides})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,10 +14,8 @@ from cae import pipeline
 from cae.encoders import load_encoder
 from cae.evaluation.datasets import DatasetError, Split, load_dataset
 from cae.evaluation.methods import parse_method
-from cae.evaluation.study import conditions, embed, load_banks, make_problem, run_study
+from cae.evaluation.study import Reporter, conditions, embed, load_banks, make_problem, run_study
 from cae.evaluation.tables import plot_tsne, write_study
-
-Reporter = Callable[[str], Callable[[int, int], None]]
 
 
 def evaluate(
@@ -68,7 +66,7 @@ def evaluate(
         DatasetError, TextError, EncoderError, ValueError: what cannot be had or is unknown, before anything runs.
     """
     if not methods or not seeds:
-        raise ValueError("name at least one method and one seed")
+        raise ValueError("name at least one method (methods, --methods) and one seed")
     if tsne and find_spec("matplotlib") is None:
         raise ValueError("drawing embeddings needs matplotlib: pip install 'cae-clustering[plots]'")
     for method in methods:
@@ -77,7 +75,7 @@ def evaluate(
     data = [load_dataset(dataset, split=split, root=root, labels=labels) for split in splits]
     names = _lines(class_names) if class_names else None
     loaded = load_encoder(encoder, weights=encoder_weights, device=device)
-    banks = load_banks(methods, loaded, nouns=nouns, captions=captions, progress=reporter)
+    banks = load_banks(methods, loaded, nouns=nouns, captions=captions, reporter=reporter)
     embedded = [
         embed(
             part,

@@ -25,10 +25,11 @@ from cae.evaluation.methods import Problem, parse_method, run_method
 from cae.metrics import clustering_scores, silhouette_score, stability
 from cae.module import provenance
 from cae.stopwatch import stopwatch
-from cae.text import TextBank, build_bank, load_corpus
+from cae.text import TextBank, load_bank
 
 METRICS = ("nmi", "acc", "ari")
-Progress = Callable[[str], Callable[[int, int], None]]
+Reporter = Callable[[str], Callable[[int, int], None]]
+"""Takes what is being worked on; returns what takes its progress as (done, total)."""
 
 
 def embed(
@@ -67,7 +68,7 @@ def embed(
 
 
 def load_banks(
-    methods: Sequence[str], encoder: Encoder, *, nouns: str, captions: str, progress: Progress | None = None
+    methods: Sequence[str], encoder: Encoder, *, nouns: str, captions: str, reporter: Reporter | None = None
 ) -> dict[str, TextBank]:
     """The text banks that some of the methods need.
 
@@ -81,9 +82,7 @@ def load_banks(
             needed.update(config.modalities)
     sources: dict[Literal["noun", "caption"], str] = {"noun": nouns, "caption": captions}
     return {
-        modality: build_bank(
-            load_corpus(modality, source), encoder, progress=progress(f"{modality}s") if progress else None
-        )
+        modality: load_bank(modality, source, encoder, reporter)
         for modality, source in sources.items()
         if modality in needed
     }
@@ -114,7 +113,10 @@ def make_problem(
     names = list(class_names) if class_names is not None else data.class_names
     n_classes = int(data.labels.max()) + 1 if data.class_names is None else len(data.class_names)
     if names is not None and len(names) != n_classes:
-        raise DatasetError(f"{len(names)} class names for the {n_classes} classes of {data.name}")
+        raise DatasetError(
+            f"{len(names)} class names for the {n_classes} classes of {data.name}: give one for each "
+            "(class_names, --class-names)"
+        )
     said = None if names is None else encoder.encode_texts([encoder.prompt.replace("{}", name) for name in names])
     return Problem(
         data.x.to(device),

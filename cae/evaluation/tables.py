@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from cae.evaluation.paper import PAPER, PAPER_ENCODER
+from cae.evaluation.study import METRICS
 from cae.files import write_json
 
-METRICS = ("nmi", "acc", "ari")
 TSNE_IMAGES = 2000
 
 

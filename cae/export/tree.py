@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
-from cae.files import drafting, json_hash, load_json, write_json
+from cae.checksums import json_hash, load_json
+from cae.files import drafting, write_json
 
 Placing = Literal["copy", "hardlink", "symlink"]
 

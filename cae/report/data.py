@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae.compare import Comparison
+from cae.folder import N_REPRESENTATIVES
 from cae.pipeline import representations
 from cae.results import SavedResult
 from cae.update import outliers
 
-N_REPRESENTATIVES = 9
 N_DOUBTFUL = 4
 """Borderline pictures of a group, and odd ones out."""
 _BLOCK_ROWS = 8192

@@ -7,8 +7,6 @@ interrupted at any moment goes on at the block where it stopped. Every file is w
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,19 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.cache import cache_dir
+from cae.checksums import content_hash, json_hash, load_json, load_tensors, save_tensors
 from cae.encoders import Encoder
-from cae.files import (
-    committing,
-    content_hash,
-    dump_json,
-    holding,
-    load_json,
-    load_tensors,
-    replacing,
-    save_tensors,
-    tidy,
-)
-from cae.text.corpora import Corpus, TextError
+from cae.files import committing, dump_json, holding, replacing, tidy
+from cae.text.corpora import Corpus, Kind, TextError, load_corpus
 
 logger = logging.getLogger("cae")
 
@@ -78,6 +67,31 @@ class TextBank:
     def provenance(self) -> dict[str, str | int]:
         """What a result records about the bank."""
         return {**self.corpus.provenance(), "prompt": self.prompt}
+
+
+def load_bank(
+    kind: Kind,
+    source: str,
+    encoder: Encoder,
+    reporter: Callable[[str], Callable[[int, int], None]] | None = None,
+) -> TextBank:
+    """The bank of a corpus by name, as `load_corpus` and `build_bank` make it.
+
+    Args:
+        kind: `noun` or `caption`.
+        source: as `load_corpus` takes it.
+        encoder: Embeds the texts.
+        reporter: Called with `nouns` or `captions`; returns what takes the progress as (done, total).
+
+    Raises:
+        TextError: The corpus cannot be had, or not be embedded.
+    """
+    corpus = load_corpus(kind, source)
+    progress = reporter(f"{kind}s") if reporter else None
+    bank = build_bank(corpus, encoder, progress=progress)
+    if progress:
+        progress(len(corpus.texts), len(corpus.texts))  # a bank from the cache reports nothing itself
+    return bank
 
 
 def build_bank(
@@ -130,8 +144,7 @@ def build_bank(
 
 
 def _key(corpus: Corpus, encoder: Encoder, prompt: str) -> str:
-    identity = json.dumps([encoder.fingerprint, prompt, corpus.sha256])
-    return hashlib.sha256(identity.encode()).hexdigest()[:32]
+    return json_hash([encoder.fingerprint, prompt, corpus.sha256])[:32]
 
 
 def _embed(

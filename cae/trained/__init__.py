@@ -13,7 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cae.files import load_json, tidy
+from cae.checksums import load_json
+from cae.files import tidy
 from cae.module import CAE
 from cae.trained.mca import MCA
 from cae.trained.module import TrainedClustering

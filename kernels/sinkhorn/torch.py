@@ -1,43 +1,17 @@
 """Streaming backend: one float32 panel of rows at a time, with all columns, in bounded scratch."""
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from cae.kernels.sinkhorn.solver import SinkhornResult, solve
 from cae.kernels.tiles import panel_rows, panels
 
 
-def cosine_sinkhorn(
-    x: Tensor,
-    u: Tensor,
-    *,
-    epsilon: float,
-    row_weights: Tensor,
-    col_weights: Tensor,
-    init: Tensor | None,
-    max_iter: int,
-    tol: float,
-    balance: float,
-    acceleration: bool,
-    group: ProcessGroup | None,
-    callback: Callable[[int, float], None] | None,
-) -> SinkhornResult:
-    """The public op; arguments as checked there."""
-    return solve(
-        PanelSweep(x, u, row_weights, epsilon),
-        epsilon=epsilon,
-        col_weights=col_weights,
-        init=init,
-        max_iter=max_iter,
-        tol=tol,
-        balance=balance,
-        acceleration=acceleration,
-        group=group,
-        callback=callback,
-    )
+def cosine_sinkhorn(x: Tensor, u: Tensor, *, epsilon: float, row_weights: Tensor, **options: Any) -> SinkhornResult:
+    """The public op; arguments as checked there, `options` those of `solve`."""
+    return solve(PanelSweep(x, u, row_weights, epsilon), epsilon=epsilon, **options)
 
 
 class PanelSweep:

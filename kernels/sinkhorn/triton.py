@@ -1,47 +1,21 @@
 """Triton backend: one product x·u per iteration, its softmax kept in a bounded panel between two kernels."""
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from cae.kernels.launch import FUSED, ceil_div
 from cae.kernels.sinkhorn.solver import SinkhornResult, solve
 from cae.kernels.triton import LOG2_E, SoftmaxPanel
 
 
-def cosine_sinkhorn(
-    x: Tensor,
-    u: Tensor,
-    *,
-    epsilon: float,
-    row_weights: Tensor,
-    col_weights: Tensor,
-    init: Tensor | None,
-    max_iter: int,
-    tol: float,
-    balance: float,
-    acceleration: bool,
-    group: ProcessGroup | None,
-    callback: Callable[[int, float], None] | None,
-) -> SinkhornResult:
-    """The public op; arguments as checked there."""
+def cosine_sinkhorn(x: Tensor, u: Tensor, *, epsilon: float, row_weights: Tensor, **options: Any) -> SinkhornResult:
+    """The public op; arguments as checked there, `options` those of `solve`."""
     with torch.cuda.device_of(x):
-        return solve(
-            TritonSweep(x, u, row_weights, epsilon),
-            epsilon=epsilon,
-            col_weights=col_weights,
-            init=init,
-            max_iter=max_iter,
-            tol=tol,
-            balance=balance,
-            acceleration=acceleration,
-            group=group,
-            callback=callback,
-        )
+        return solve(TritonSweep(x, u, row_weights, epsilon), epsilon=epsilon, **options)
 
 
 @triton.jit(do_not_specialize=["N"])

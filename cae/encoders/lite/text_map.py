@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from cae.cache import cache_dir
+from cae.checksums import load_tensors, save_tensors
 from cae.encoders.lite.image_tower import class_rows
 from cae.encoders.lite.text_tower import TextTower
-from cae.files import load_tensors, replacing, save_tensors, tidy
+from cae.files import replacing, tidy
 
 logger = logging.getLogger("cae")
 
