@@ -295,7 +295,7 @@ def compare(
     else:
         terminal.print_comparison(comparison)
         command = shlex.join(["cae", "report", str(b), "--compare", str(a)])
-        terminal.out.print(f"on a page: {command}", markup=False, highlight=False, soft_wrap=True)
+        terminal.out.print(f"on a page: {command}", highlight=False, soft_wrap=True)
 
 
 @app.command()

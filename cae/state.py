@@ -141,12 +141,11 @@ class FittedCAE:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `model.safetensors` and `config.json`; they take their places together (`cae.files.committing`)."""
-        folder = Path(folder)
-        with committing(folder) as draft:
-            tensors = {key: value.detach().cpu().contiguous() for key, value in self._tensors().items()}
-            save_file(tensors, draft / _TENSORS_FILE)
-            plain, sha256 = self._plain(), tensors_hash(self._tensors(), self._plain())
-            dump_json({"format_version": FORMAT_VERSION, **plain, "sha256": sha256}, draft / _CONFIG_FILE)
+        state = self.state_dict()
+        tensors, plain = state.pop("tensors"), state.pop("plain")
+        with committing(Path(folder)) as draft:
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, draft / _TENSORS_FILE)
+            dump_json({**state, **plain}, draft / _CONFIG_FILE)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:

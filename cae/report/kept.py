@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from cae.checksums import content_hash, tensors_hash
 from cae.report.thumbnails import Thumbnails, sheet_name
 from cae.results import MODEL_FOLDER, SavedResult
 
@@ -88,7 +88,5 @@ class Kept:
 
 def fingerprint(result: SavedResult, n: int) -> str:
     """SHA-256 over the model and the embeddings of the first n pictures: what `fused`, and so the map, depends on."""
-    digest = hashlib.sha256(result.embeddings[:n].contiguous().numpy().tobytes())
-    for path in sorted((result.folder / MODEL_FOLDER).iterdir()):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    model = [content_hash(path) for path in sorted((result.folder / MODEL_FOLDER).iterdir())]
+    return tensors_hash({"embedding": result.embeddings[:n]}, model)

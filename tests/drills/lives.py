@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -81,6 +82,28 @@ class Life:
         """Commands, and changes of each, that a fault can meet."""
         every_one = [(i, change) for i, n in enumerate(self.changes) for change in range(1, n + 1)]
         return iter(every_one[::every])
+
+    def losses(
+        self, every: int, fault_at: Callable[[int], Fault], is_answer: Callable[[int, str], bool]
+    ) -> tuple[int, list[str]]:
+        """Meet a fault at every so-many-th change, and go on without it.
+
+        Args:
+            every: 1 for each change.
+            fault_at: makes the fault of a change.
+            is_answer: whether a command may end so, and say so, when it meets the fault.
+
+        Returns:
+            How many tries there were, and what was lost by which.
+        """
+        tried, lost = 0, []
+        for command, change in self.moments(every):
+            tried += 1
+            ended, said = self.disturb(command, fault_at(change))
+            difference = self.resume(command) if is_answer(ended, said) else f"ended with {ended}: {said[-1500:]}"
+            if difference:
+                lost.append(f"{commands(self.place)[command][0]}, change {change}: {difference}")
+        return tried, lost
 
     def disturb(self, command: int, fault: Fault) -> tuple[int, str]:
         """Live up to a command that meets a fault; returns how it ended, and what it said."""
@@ -192,6 +215,22 @@ def forked(work: Callable[[], int], output: Path) -> tuple[int, str]:
             os._exit(code)
     status = os.waitpid(pid, 0)[1]
     return os.waitstatus_to_exitcode(status), output.read_text()
+
+
+def start(*arguments: str, output: int | None = None, **environment: str) -> "subprocess.Popen[str]":
+    """`cae` in a process of its own; `output` is where it prints, as `subprocess.Popen` takes it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "from cae.cli import main; main()", *arguments],
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def has_litter(*folders: Path) -> bool:
+    """Whether anything unfinished lies below the folders."""
+    return any(path.name.startswith((".writing-", ".committed")) for folder in folders for path in folder.rglob("*"))
 
 
 def contents(place: Path) -> dict[str, bytes]:

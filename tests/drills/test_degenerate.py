@@ -24,7 +24,6 @@ def test_embeddings(caplog):
     record(
         "degenerate-embeddings",
         tried=len(cases),
-        survived=len(cases) - len(lost),
         lost=len(lost),
         note=f"{len(CASES)} kinds, every preset, K given and auto: {counts['clustered']} clustered, "
         f"{counts['told']} told of empty clusters, {counts['refused']} refused",
@@ -51,7 +50,6 @@ def test_folders(run, tmp_path, text_files, caplog):  # noqa: F811
     record(
         "degenerate-folders",
         tried=len(cases),
-        survived=len(cases) - len(lost),
         lost=len(lost),
         note=f"`cae cluster` with report, each preset, many, one or no nouns and captions: {counts[0]} results, "
         f"{counts[1]} errors with a message",

@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 from cae.data import ImageFolderData
 from cae.embedder import embed_pictures
 from cae.results import SavedResult
-from drills.lives import CRASHED, N_PICTURES, Life, commands, forked, full_from, live, prepare
+from drills.lives import CRASHED, N_PICTURES, commands, forked, full_from, has_litter, live, prepare, start
 from drills.record import record
 
 FULL = "no room from each change to the disk of seven commands on: a clear error; then again with room: all files equal"
@@ -26,26 +25,12 @@ TWO = "two `cae cluster` (lite) at once on an empty cache and one result: both s
 HUB = "weights and captions asked for: a clear error within 2 minutes"
 
 
-@pytest.fixture(scope="module")
-def life(tmp_path_factory: pytest.TempPathFactory) -> Life:
-    return Life.undisturbed(tmp_path_factory.mktemp("life"))
-
-
-def fills(life: Life, every: int) -> tuple[int, list[str]]:
-    """Fill the disk at every so-many-th change of the life, make room, and go on; returns tries and losses."""
-    tried, lost = 0, []
-    for command, change in life.moments(every):
-        tried += 1
-        ended, said = life.disturb(command, full_from(change))
-        clear = ended == 0 or (ended == 1 and "no space left" in said.lower() and "Traceback" not in said)
-        difference = life.resume(command) if clear else f"ended with {ended}: {said[-1500:]}"
-        if difference:
-            lost.append(f"{commands(life.place)[command][0]}, change {change}: {difference}")
-    return tried, lost
+def is_clear(ended: int, said: str) -> bool:
+    return ended == 0 or (ended == 1 and "no space left" in said.lower() and "Traceback" not in said)
 
 
 def test_a_disk_that_is_full_at_some_moment(life):
-    tried, lost = fills(life, every=61)
+    tried, lost = life.losses(61, full_from, is_clear)
     assert tried >= 5
     assert not lost, "\n".join(lost)
 
@@ -53,8 +38,8 @@ def test_a_disk_that_is_full_at_some_moment(life):
 @pytest.mark.drill
 @pytest.mark.timeout(7200)
 def test_a_disk_that_is_full_from_any_change_on(life):
-    tried, lost = fills(life, every=1)
-    record("full-disk", tried=tried, survived=tried - len(lost), lost=len(lost), note=FULL)
+    tried, lost = life.losses(1, full_from, is_clear)
+    record("full-disk", tried=tried, lost=len(lost), note=FULL)
     assert not lost, "\n".join(lost)
 
 
@@ -99,35 +84,21 @@ def test_a_loader_process_that_dies(tmp_path, picture_folder):
     assert torch.equal(rows, whole)
 
 
-def cluster(folder: Path, *options: str, **environment: str) -> "subprocess.Popen[str]":
-    """`cae cluster` in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", "from cae.cli import main; main()", "cluster", str(folder), "-k", "3", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
 @pytest.mark.drill
 def test_two_at_once_on_the_same_cache_and_result(tmp_path):
     """Banks, embeddings, the text map and the result are made by one of them or by both, and are whole."""
     prepare(tmp_path)
-    _, folder, *options = commands(tmp_path)[0]
-    options += ["--encoder", "lite"]
+    command = [*commands(tmp_path)[0], "--encoder", "lite"]  # the last one counts
     first, lost = None, 0
     for round in range(5):
-        environment = {"CAE_CACHE": str(tmp_path / f"cache{round}")}
-        both = [cluster(Path(folder), *options, **environment) for _ in range(2)]
+        cache = str(tmp_path / f"cache{round}")
+        both = [start(*command, output=subprocess.PIPE, CAE_CACHE=cache) for _ in range(2)]
         said = [process.communicate()[0] for process in both]
         assert [process.returncode for process in both] == [0, 0], said
         found = SavedResult.load(tmp_path / "result")
         first = first or found.assignments.to_pydict()
-        names = [path.name for path in tmp_path.rglob("*")]
-        litter = any(name.startswith((".writing-", ".committed")) for name in names)
-        lost += litter or found.assignments.to_pydict() != first or len(found.embeddings) != N_PICTURES
-    record("two-at-once", tried=5, survived=5 - lost, lost=lost, note=TWO)
+        lost += has_litter(tmp_path) or found.assignments.to_pydict() != first or len(found.embeddings) != N_PICTURES
+    record("two-at-once", tried=5, lost=lost, note=TWO)
     assert not lost
 
 
@@ -176,7 +147,8 @@ def test_a_hub_that_misbehaves(tmp_path, picture_folder, way):
         (tmp_path / "nouns.txt").write_text("cat\ndog\nhouse\n")
         lost = []
         for what, options in asked.items():
-            process = cluster(picture_folder, *options, "--out", str(tmp_path / "result"), **place)
+            command = ["cluster", str(picture_folder), "-k", "3", *options, "--out", str(tmp_path / "result")]
+            process = start(*command, output=subprocess.PIPE, **place)
             try:
                 said = process.communicate(timeout=120)[0]
             except subprocess.TimeoutExpired:
@@ -186,5 +158,5 @@ def test_a_hub_that_misbehaves(tmp_path, picture_folder, way):
             if process.returncode != 1 or "Traceback" in said or "cannot be" not in said:
                 lost.append(f"{what}: {said[-1000:]}")
         server.shutdown()
-    record(f"hub-{way}", tried=len(asked), survived=len(asked) - len(lost), lost=len(lost), note=HUB)
+    record(f"hub-{way}", tried=len(asked), lost=len(lost), note=HUB)
     assert not lost, "\n".join(lost)

@@ -104,7 +104,6 @@ def drill(name, file, read, expected, errors, caplog, n, *, note=""):
     record(
         name,
         tried=n,
-        survived=n - len(lost),
         lost=len(lost),
         note=f"{note}: " + ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items())),
     )

@@ -32,7 +32,7 @@ TEXTS = (
 
 
 def finish(name, tried, lost, note):
-    record(name, tried=tried, survived=tried - len(lost), lost=len(lost), note=note)
+    record(name, tried=tried, lost=len(lost), note=note)
     for case, why in lost[:8]:
         print(name, case, why)
     assert not lost, f"{name}: {len(lost)} lost"

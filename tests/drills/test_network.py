@@ -28,7 +28,6 @@ def test_the_demo_asks_no_network(tmp_path, monkeypatch):
     record(
         "no-network",
         tried=len(commands),
-        survived=len(commands) - len(lost),
         lost=len(lost),
         note="commands from `cae demo` on, with the lite encoder, where connections fail and are told",
     )
