@@ -9,12 +9,20 @@ import torch
 _PANEL_ENTRIES = {"cpu": 2**21, "cuda": 2**26}
 # A product with fewer rows than this is bound by loading the other factor.
 _MIN_ROWS = 16
+# Panels whose scores an iteration keeps: 64 MB, so that all of a small problem's are. A GPU's product is cheap beside
+# the memory that this would take there.
+_KEPT_PANELS = {"cpu": 8}
 
 
 def panel_rows(columns: int, device: torch.device) -> int:
     """Rows of a score panel with `columns` columns: a fixed budget of entries, whatever the number of rows in all."""
     entries = _PANEL_ENTRIES.get(device.type, _PANEL_ENTRIES["cpu"])
     return max(_MIN_ROWS, entries // columns)
+
+
+def kept_rows(columns: int, device: torch.device) -> int:
+    """Rows whose scores an iteration may keep: a number of whole panels."""
+    return _KEPT_PANELS.get(device.type, 0) * panel_rows(columns, device)
 
 
 def panels(rows: int, columns: int, device: torch.device) -> Iterator[slice]:

@@ -12,7 +12,7 @@ from kernel_cases import BACKENDS, DEVICE, DTYPES, GEOMETRIES, SHAPES, pair, poi
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cae.kernels import ConvergenceWarning, SinkhornResult, cosine_sinkhorn
+from cae.kernels import ConvergenceWarning, SinkhornResult, cosine_sinkhorn, tiles
 from cae.kernels.sinkhorn.torch import PanelSweep
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -36,6 +36,18 @@ def test_potentials_are_the_references(backend, dtype, N, M, D):
     torch.testing.assert_close(result.g.double(), expected.g, atol=2e-5, rtol=0)
     torch.testing.assert_close(result.f.double(), expected.f, atol=2e-5, rtol=0)
     assert result.g.dtype == result.f.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kept", [0, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_panels_whose_scores_are_kept_are_like_those_made_anew(monkeypatch, dtype, kept):
+    monkeypatch.setattr(tiles, "_PANEL_ENTRIES", {DEVICE.type: 1})  # 16 rows, so seven panels
+    monkeypatch.setattr(tiles, "_KEPT_PANELS", {DEVICE.type: kept})
+    x, u = unit(100, 64, dtype, seed=1), unit(30, 64, dtype, seed=2)
+    expected = cosine_sinkhorn(x, u, epsilon=0.1, tol=1e-9, max_iter=20_000, backend="reference")
+    result = cosine_sinkhorn(x, u, epsilon=0.1, tol=2e-6, backend="torch")
+    torch.testing.assert_close(result.g.double(), expected.g, atol=2e-5, rtol=0)
+    torch.testing.assert_close(result.f.double(), expected.f, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])

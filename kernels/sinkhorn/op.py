@@ -45,8 +45,8 @@ def cosine_sinkhorn(
     factor in every iteration, also where clusters lie too far apart for mass to move between them.
 
     The iteration is Sinkhorn's (Cuturi 2013) on one product x·u per step, with Anderson acceleration of log v = g /
-    epsilon (Walker & Ni 2011). Results are detached, the same from run to run on one device, and no (N, M) array is
-    ever allocated except by the reference.
+    epsilon (Walker & Ni 2011). Results are detached and the same from run to run on one device. Scratch is bounded
+    whatever N, but for the reference's (N, M) arrays.
 
     Args:
         x: (N, D) image embeddings with unit rows; float32, float16 or bfloat16.
@@ -55,7 +55,7 @@ def cosine_sinkhorn(
         row_weights: (N,) non-negative, sum 1 (over the whole group); uniform if None. A row of weight 0 has an f.
         col_weights: (M,) non-negative, sum 1; uniform if None. A column of weight 0 has g = -inf.
         init: (M,) potentials g to start from; epsilon·log(col_weights), up to a constant, if None.
-        max_iter: the most iterations, each of one product x·u.
+        max_iter: the most iterations, each of one product x·u or less.
         tol: stop at this L1 error of the column sums.
         balance: how firmly the columns are held to their weights, in (0, 1]; 1 is balanced transport.
         acceleration: Anderson's; False gives the plain iteration, one exact Sinkhorn update a step.

@@ -20,7 +20,7 @@ class SinkhornResult(NamedTuple):
     marginal_error: float
     """L1 distance of the column sums of P from what they should be, the column weights if balanced; rows are exact."""
     n_iter: int
-    """Iterations, each of one product x·u."""
+    """Iterations: sweeps over the rows, each of one product x·u or less."""
     converged: bool
     """Whether marginal_error <= tol."""
 

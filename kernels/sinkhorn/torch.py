@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cae.kernels.sinkhorn.solver import SinkhornResult, solve
-from cae.kernels.tiles import panel_rows, panels
+from cae.kernels.tiles import kept_rows, panel_rows, panels
 
 
 def cosine_sinkhorn(x: Tensor, u: Tensor, *, epsilon: float, row_weights: Tensor, **options: Any) -> SinkhornResult:
@@ -23,6 +23,9 @@ class PanelSweep:
         self.scale = 1 / epsilon
         self.panel = x.new_empty(min(N, panel_rows(M, x.device)), M, dtype=torch.float32)
         self.log_u = x.new_empty(N, dtype=torch.float32)
+        # x·u/ε of the first panels, from sweep to sweep: reading it is faster than making it anew.
+        kept = panels(min(N, kept_rows(M, x.device)), M, x.device)
+        self.scores = [(x[rows].float() @ self.u.T).mul_(self.scale) for rows in kept]
 
     def __call__(self, log_v: Tensor) -> tuple[Tensor, Tensor]:
         """See `solver.Sweep`."""
@@ -30,9 +33,12 @@ class PanelSweep:
         bias = log_v.to(device, torch.float32)
         # Float64 across panels, so that the sums do not drift with N.
         columns = torch.zeros(M, dtype=torch.float64, device=device)
-        for rows in panels(N, M, device):
-            x = self.x[rows].float()
-            p = torch.addmm(bias, x, self.u.T, alpha=self.scale, out=self.panel[: len(x)])
+        for index, rows in enumerate(panels(N, M, device)):
+            p = self.panel[: rows.stop - rows.start]
+            if index < len(self.scores):
+                torch.add(self.scores[index], bias, out=p)
+            else:
+                torch.addmm(bias, self.x[rows].float(), self.u.T, alpha=self.scale, out=p)
             top = p.amax(dim=1)
             p.sub_(top[:, None]).exp_()
             z = p.sum(dim=1)
