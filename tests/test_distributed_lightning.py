@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from conftest import FakeEncoder
 from torch.nn.functional import normalize
 
+import cae.store
 from cae import CAE, ImageFolderData
 from cae.data import EmbeddingData
 
@@ -76,12 +78,17 @@ def labels(batches):
     }
 
 
-def _enter(rank, world, port, folder, texts, out):
+def _join(rank, world, port):
+    """Be a process of torchrun's."""
     torch.set_num_threads(1)
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
         TORCHELASTIC_RUN_ID="test", GROUP_RANK="0", LOCAL_WORLD_SIZE=str(world),
     )  # fmt: skip
+
+
+def _enter(rank, world, port, folder, texts, out):
+    _join(rank, world, port)
     found = run_verbs(folder, texts, devices=world, strategy="ddp")
     (out / f"{rank}.pickle").write_bytes(pickle.dumps(found))
     torch.distributed.barrier()
@@ -107,6 +114,55 @@ def test_verbs_give_what_one_process_gives(picture_folder, text_files, tmp_path,
         assert rank["own", "n"] == 61
         assert rank["own", "sizes"] == alone["own", "sizes"]
         assert rank["own", "test"] == pytest.approx(alone["own", "test"], abs=1e-3)
+
+
+class Counting(FakeEncoder):
+    """Counts the images that it has encoded, and at some number calls `end`."""
+
+    def __init__(self, last=None, end=None):
+        self.count, self.last, self.end = 0, last, end
+
+    def encode_images(self, images):
+        if self.last is not None and self.count >= self.last:
+            self.end()
+        self.count += len(images)
+        return super().encode_images(images)
+
+
+def _store(rank, world, port, folder, texts, store, out, killed):
+    """A fit with a store on disk, in which the last rank is killed once each has blocks of 6 images."""
+    _join(rank, world, port)
+    warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+    cae.store.BLOCK = 6
+
+    def end():
+        blocks = [store / f"{other}-of-{world}/blocks.jsonl" for other in range(world)]
+        while not all(file.exists() and len(file.read_text().splitlines()) > 1 for file in blocks):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    encoder = Counting(8, end) if killed and rank == world - 1 else Counting()
+    module = CAE(K, encoder=encoder, n_init=3, store=store, **texts)
+    data = ImageFolderData(folder, batch_size=2, num_workers=0)
+    found = labels(pl.Trainer(**OPTIONS, devices=world, strategy="ddp").predict(module, datamodule=data))
+    (out / f"{rank}.pickle").write_bytes(pickle.dumps((found, encoder.count)))
+    torch.distributed.barrier()
+
+
+def test_a_killed_fit_on_two_processes_goes_on_from_what_both_have_stored(picture_folder, text_files, tmp_path):
+    def run(store, *, killed=False):
+        arguments = (2, free_port(), picture_folder, text_files, tmp_path / store, tmp_path, killed)
+        torch.multiprocessing.spawn(_store, arguments, nprocs=2)
+        ranks = [pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(2)]
+        return {index: label for found, _ in ranks for index, label in found.items()}, sum(n for _, n in ranks)
+
+    undisturbed, encoded = run("whole")
+    assert encoded == len(undisturbed) == 30
+    with pytest.raises(torch.multiprocessing.ProcessExitedException, match="SIGKILL"):
+        run("broken", killed=True)
+    resumed, encoded = run("broken")
+    assert resumed == undisturbed
+    assert encoded <= 30 - 2 * 6
 
 
 FAILING = """
