@@ -15,8 +15,8 @@ Correctness first: nothing is timed before the ops agree with the float64 refere
   iteration and so one number of iterations to that error. The dense loop runs to it and gives that number; the others'
   time is the number times their time for one, from calls of a few iterations. A dense peer's product is free.
 - Counterparts against TAC's dense softmax counterpart.
-- On CUDA both against flash-sinkhorn too, which is told the plain iteration's number of iterations. What is dense runs
-  where an (N, M) matrix fits.
+- On CUDA both against flash-sinkhorn too, which is told the plain iteration's number of iterations; that run to its end
+  takes minutes, so it is made once and last. What is dense runs where an (N, M) matrix fits.
 
 Whoever runs to the end has the marginal error of what it returns measured in float64.
 
