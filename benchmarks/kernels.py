@@ -4,8 +4,9 @@
 
     python benchmarks/kernels.py --device cuda
 
-It takes 1,281,167 x 20,000 x 512 in float16 (`--shape N,M,D` for less) and some minutes, of which flash-sinkhorn's
-autotuning is the most; `pip install '.[bench]'` has the peers.
+It takes 1,281,167 x 20,000 x 512 in float16 (`--shape N,M,D` for less, such as a matrix that a dense loop can hold) and
+some minutes, of which flash-sinkhorn is the most; `pip install '.[bench]'` has the peers, and those that are missing
+are passed over. The files are written anew after every figure: what was measured survives a run that is cut short.
 
 Correctness first: nothing is timed before the ops agree with the float64 reference. Then, on the same inputs:
 
@@ -14,8 +15,8 @@ Correctness first: nothing is timed before the ops agree with the float64 refere
   iteration and so one number of iterations to that error. The dense loop runs to it and gives that number; the others'
   time is the number times their time for one, from calls of a few iterations. A dense peer's product is free.
 - Counterparts against TAC's dense softmax counterpart.
-- On CUDA both against flash-sinkhorn too, which is told the plain iteration's number of iterations. What is dense runs
-  where an (N, M) matrix fits.
+- On CUDA both against flash-sinkhorn too, which is told the plain iteration's number of iterations; that run to its end
+  takes minutes, so it is made once and last. What is dense runs where an (N, M) matrix fits.
 
 Whoever runs to the end has the marginal error of what it returns measured in float64.
 
@@ -42,7 +43,7 @@ import statistics
 import subprocess
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -51,7 +52,6 @@ from typing import Any
 
 import torch
 from peers import dense_loop, flash_counterparts, flash_sinkhorn, keops_iteration, softmax_counterpart
-from simulation import SEVERITIES, load_noun_vectors, simulate
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -96,6 +96,10 @@ PRODUCTS = {
     "flash-sinkhorn, counterparts": 3,
     "TAC softmax counterpart": 2,
 }
+# Minutes on CUDA, so it runs once, after everything else.
+LONGEST = "flash-sinkhorn, to 1e-3"
+# The most plain iterations that anything waits for on CUDA: a minute and a half of them.
+MOST_PLAIN = 1000
 # What to call, how many iterations' work that is, and the megabytes that it is handed ready-made.
 Contender = tuple[Callable[[], Any], float, float]
 EXPECTED_SCALING = {
@@ -157,17 +161,7 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     x, u = inputs(args.geometry, N, M, D, device)
     gate(x[:2000], u[:500], args.epsilon)
-    if args.scaling:
-        stem, render = "kernels_scaling", scaling_markdown
-        figures, missing = scaling(N, M, args.epsilon, args.rounds, args.threads)
-    else:
-        stem, render = f"kernels_{args.geometry}", markdown
-        if device.type == "cuda":
-            stem = "kernels_cuda" if args.geometry == "clustered" else "kernels_cuda_clip"
-        elif args.threads > 1:
-            stem += f"_{args.threads}_threads"
-        figures, missing = measure(x, u, args.epsilon, args.rounds)
-    conditions = {
+    conditions: dict[str, Any] = {
         "device": device_name(device),
         "inputs": f"{args.geometry}, N={len(x)}, M={len(u)}, D={x.shape[1]}, {str(x.dtype).removeprefix('torch.')}",
         "epsilon": args.epsilon,
@@ -176,21 +170,35 @@ def main() -> None:
         "rounds": args.rounds,
         "cpus": os.cpu_count(),
         "processor": platform.processor() or platform.machine(),
-        "load average before and after": [round(load_before, 1), round(os.getloadavg()[0], 1)],
         "versions": {name: installed(name) for name in PACKAGES},
-        "missing": missing,
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True, cwd=RESULTS.parent
-        ).stdout.strip(),
+        "commit": commit(),
     }
-    expected = EXPECTED_SCALING if args.scaling else EXPECTED | (EXPECTED_CUDA if device.type == "cuda" else {})
-    report = figures | {"expected": expected, "conditions": conditions}
-    args.out.mkdir(exist_ok=True)
-    (args.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (args.out / f"{stem}.md").write_text(render(report))
-    print(render(report))
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    def write(stem: str, figures: dict[str, Any], missing: list[str], render: Callable[..., str]) -> dict[str, Any]:
+        load = {"load average before and after": [round(load_before, 1), round(os.getloadavg()[0], 1)]}
+        report = figures | {"conditions": conditions | load | {"missing": missing}}
+        (args.out / f"{stem}.json").write_text(json.dumps(report, indent=1) + "\n")
+        (args.out / f"{stem}.md").write_text(render(report))
+        return report
+
     if args.scaling:
-        plot(report, args.out / f"{stem}.png")
+        figures, missing = scaling(N, M, args.epsilon, args.rounds, args.threads)
+        report = write("kernels_scaling", figures | {"expected": EXPECTED_SCALING}, missing, scaling_markdown)
+        print(scaling_markdown(report))
+        plot(report, args.out / "kernels_scaling.png")
+        return
+    stem = f"kernels_{args.geometry}"
+    if device.type == "cuda":
+        stem = "kernels_cuda" if args.geometry == "clustered" else "kernels_cuda_clip"
+    elif args.threads > 1:
+        stem += f"_{args.threads}_threads"
+    if args.shape:
+        stem += f"_{N}x{M}x{D}"
+    expected = EXPECTED | (EXPECTED_CUDA if device.type == "cuda" else {})
+    for figures, missing in measure(x, u, args.epsilon, args.rounds):
+        report = write(stem, figures | {"expected": expected}, missing, markdown)
+    print(markdown(report))
 
 
 def shape(text: str) -> tuple[int, int, int]:
@@ -213,6 +221,9 @@ def inputs(geometry: str, N: int, M: int, D: int = 512, device: torch.device = C
     """
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     if geometry == "clip":
+        # Here, since it needs the whole package, where the kernels need torch alone.
+        from simulation import SEVERITIES, load_noun_vectors, simulate
+
         problem = simulate(load_noun_vectors(), SEVERITIES["default"], n_images=N)
         x, u = problem.x, normalize(problem.banks["noun"].embeddings[:M].float(), dim=1)
         return x.to(device, dtype), u.to(device, dtype)
@@ -242,9 +253,10 @@ def gate(x: Tensor, u: Tensor, epsilon: float) -> None:
     torch.testing.assert_close(y.double(), exact.double(), atol=1e-4 if half else 1e-5, rtol=1e-3 if half else 0)
 
 
-def measure(x: Tensor, u: Tensor, epsilon: float, rounds: int) -> tuple[dict[str, Any], list[str]]:
-    """All figures, and the peers that could not be had."""
+def measure(x: Tensor, u: Tensor, epsilon: float, rounds: int) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """After each call that was timed all figures so far, and the peers that could not be had."""
     device, size = x.device, (len(x), len(u), x.shape[1])
+    peak = matrix_peak(device, x.dtype)
     accelerated = cosine_sinkhorn(x, u, epsilon=epsilon, tol=TOLERANCE)
     f, g, steps = accelerated.f, accelerated.g, 5
     few = {"epsilon": epsilon, "tol": 1e-12, "max_iter": steps}
@@ -255,12 +267,31 @@ def measure(x: Tensor, u: Tensor, epsilon: float, rounds: int) -> tuple[dict[str
         "ours, to 1e-3": (lambda: cosine_sinkhorn(x, u, epsilon=epsilon, tol=TOLERANCE).g, 1, 0),
         "ours, counterparts": (lambda: counterparts(x, u, g, epsilon=epsilon), 1, 0),
     }
+    costs: dict[str, Cost] = {}
     errors, counts = {}, {"ours": accelerated.n_iter}
+
+    def turn(name: str) -> tuple[dict[str, Any], list[str]]:
+        took, answer = cost(*contenders[name], device)
+        costs[name] = best(costs.get(name), took)
+        if name.endswith("to 1e-3") and name not in errors:
+            errors[name] = column_error(x, u, answer, epsilon)
+        print(name, costs[name], flush=True)
+        products = PRODUCTS | {
+            "ours, iteration": ours_products(steps, size, device) / steps,
+            "ours, to 1e-3": ours_products(counts["ours"], size, device),
+        }
+        if "plain" in counts:
+            products[LONGEST] = 2 * flash_steps(counts["plain"])
+        rows = {name: asdict(took) | rate(took, products.get(name), size, peak) for name, took in costs.items()}
+        figures = {"costs": rows, "iterations": counts, "errors": errors, "peak_gflop_per_s": peak}
+        return figures | {"ratios": ratios(costs, counts.get("plain"), size, device)}, missing
+
+    # Ours first and alone: some peers compile or tune for minutes before their first figure.
+    for name in contenders:
+        yield turn(name)
     if device.type == "cuda":
         # A dense loop may not fit, so the plain iteration's number is that of ours.
-        counts["plain"] = cosine_sinkhorn(
-            x, u, epsilon=epsilon, tol=TOLERANCE, max_iter=5000, acceleration=False
-        ).n_iter
+        counts["plain"] = plain_iterations(x, u, epsilon, missing)
         contenders |= flash_contenders(x, u, f, g, epsilon, steps, counts["plain"], missing)
         if "flash-sinkhorn, counterparts" in contenders:
             theirs = normalize(contenders["flash-sinkhorn, counterparts"][0](), dim=1)
@@ -271,28 +302,22 @@ def measure(x: Tensor, u: Tensor, epsilon: float, rounds: int) -> tuple[dict[str
         missing.append("flash-sinkhorn: CUDA only")
     contenders |= dense_contenders(x, u, epsilon, steps, counts, missing)
     contenders |= keops_contender(x, u, epsilon, missing)
-
-    costs: dict[str, Cost] = {}
-
-    def turn(name: str) -> None:
-        took, answer = cost(*contenders[name], device)
-        costs[name] = best(costs.get(name), took)
-        if name.endswith("to 1e-3") and name not in errors:
-            errors[name] = column_error(x, u, answer, epsilon)
-        print(name, costs[name], flush=True)
-
-    for _ in range(rounds):
+    for i in range(rounds):
         for name in contenders:
-            turn(name)
-    peak = matrix_peak(device, x.dtype)
-    products = PRODUCTS | {
-        "ours, iteration": ours_products(steps, size, device) / steps,
-        "ours, to 1e-3": ours_products(counts["ours"], size, device),
-    }
-    products["flash-sinkhorn, to 1e-3"] = 2 * flash_steps(counts["plain"])
-    rows = {name: asdict(took) | rate(took, products.get(name), size, peak) for name, took in costs.items()}
-    figures = {"costs": rows, "iterations": counts, "errors": errors, "peak_gflop_per_s": peak}
-    return figures | {"ratios": ratios(costs, counts["plain"], size, device)}, missing
+            if name != LONGEST and (i > 0 or name not in costs):
+                yield turn(name)
+    if LONGEST in contenders:
+        yield turn(LONGEST)
+
+
+def plain_iterations(x: Tensor, u: Tensor, epsilon: float, missing: list[str]) -> int:
+    """How many the plain iteration takes to the tolerance, or how many it was given where they were not enough."""
+    plain = quiet(
+        lambda: cosine_sinkhorn(x, u, epsilon=epsilon, tol=TOLERANCE, max_iter=MOST_PLAIN, acceleration=False)
+    )()
+    if not plain.converged:
+        missing.append(f"the plain iteration's end: {plain.marginal_error:.2g} from it after {plain.n_iter} iterations")
+    return int(plain.n_iter)
 
 
 def flash_steps(plain: int) -> int:
@@ -306,7 +331,7 @@ def flash_contenders(
     """flash-sinkhorn after its autotuning; the conversion to float32 is part of what it does."""
     contenders: dict[str, Contender] = {
         "flash-sinkhorn, iteration": (lambda: flash_sinkhorn(x, u, epsilon, steps), steps, 0),
-        "flash-sinkhorn, to 1e-3": (lambda: flash_sinkhorn(x, u, epsilon, flash_steps(plain)), 1, 0),
+        LONGEST: (lambda: flash_sinkhorn(x, u, epsilon, flash_steps(plain)), 1, 0),
         "flash-sinkhorn, counterparts": (lambda: flash_counterparts(x, u, f, g, epsilon), 1, 0),
     }
     ready = runnable(contenders["flash-sinkhorn, iteration"], "flash-sinkhorn", missing)
@@ -392,31 +417,38 @@ def keops_contender(x: Tensor, u: Tensor, epsilon: float, missing: list[str]) ->
 
 
 def ratios(
-    costs: dict[str, Cost], plain: int, size: tuple[int, int, int], device: torch.device
+    costs: dict[str, Cost], plain: int | None, size: tuple[int, int, int], device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Ours over each peer that ran, and on CUDA over the goals for an H200."""
-    iteration, end, texts = (costs[f"ours, {what}"] for what in ("iteration", "to 1e-3", "counterparts"))
+    """Ours over each peer that ran so far, and on CUDA over the goals for an H200."""
+    iteration, end, texts = (f"ours, {what}" for what in ("iteration", "to 1e-3", "counterparts"))
     pairs = {
         "ours / matrix product, one iteration": (iteration, "matrix product", 1),
         "ours / flash-sinkhorn, one iteration": (iteration, "flash-sinkhorn, iteration", 1),
-        "ours / flash-sinkhorn, to 1e-3": (end, "flash-sinkhorn, to 1e-3", 1),
+        "ours / flash-sinkhorn, to 1e-3": (end, LONGEST, 1),
         "ours / flash-sinkhorn, counterparts": (texts, "flash-sinkhorn, counterparts", 1),
         "ours / TAC softmax counterpart": (texts, "TAC softmax counterpart", 1),
         "ours / dense loop, to 1e-3": (end, "dense loop, to 1e-3", 1),
     }
-    for peer in ("POT log", "POT lazy", "KeOps (GeomLoss)"):
-        pairs[f"ours / {peer}, to 1e-3"] = (end, f"{peer}, iteration", plain)
-    found = {name: ratio(ours, costs[peer], n) for name, (ours, peer, n) in pairs.items() if peer in costs}
-    dense = costs.get("dense loop, iteration")
-    if end.peak_mb is not None and dense and dense.peak_mb:
+    if plain:
+        for peer in ("POT log", "POT lazy", "KeOps (GeomLoss)"):
+            pairs[f"ours / {peer}, to 1e-3"] = (end, f"{peer}, iteration", plain)
+    found = {
+        name: ratio(costs[ours], costs[peer], n)
+        for name, (ours, peer, n) in pairs.items()
+        if ours in costs and peer in costs
+    }
+    if not {iteration, end, texts} <= costs.keys():
+        return found
+    dense, end_mb = costs.get("dense loop, iteration"), costs[end].peak_mb
+    if end_mb is not None and dense and dense.peak_mb:
         # What fits into memory freed before does not show in the process: take at least what it is known to be.
         rows = min(size[0], panel_rows(size[1], device)) + min(size[0], kept_rows(size[1], device))
-        scratch_mb = max(end.peak_mb, 4 * rows * size[1] / 2**20)
+        scratch_mb = max(end_mb, 4 * rows * size[1] / 2**20)
         found["ours / dense loop, memory"] = {"memory": scratch_mb / dense.peak_mb}
     if size == DEFAULT_SHAPE["cuda"] and device.type == "cuda":
-        found["ours, one iteration / 80 ms"] = ratio(iteration, Cost(0.08, 0.08, None), 1)
+        found["ours, one iteration / 80 ms"] = ratio(costs[iteration], Cost(0.08, 0.08, None), 1)
         result_mb = 2 * size[0] * size[2] / 2**20  # counterparts in float16 are an output, not scratch
-        most_mb = max(end.peak_mb or 0, (texts.peak_mb or 0) - result_mb)
+        most_mb = max(end_mb or 0, (costs[texts].peak_mb or 0) - result_mb)
         found["ours, most memory beyond inputs / 2 GB"] = {"memory": most_mb / 2**11}
     return found
 
@@ -675,6 +707,17 @@ def ratio(ours: Cost, peer: Cost, iterations: int) -> dict[str, float]:
     }
 
 
+def commit() -> str:
+    """The commit that is measured, where git and the history are there to tell."""
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent
+        )
+    except FileNotFoundError:
+        return "unknown"
+    return git.stdout.strip() or "unknown"
+
+
 def device_name(device: torch.device) -> str:
     if device.type != "cuda":
         return "cpu"
@@ -695,7 +738,8 @@ def markdown(report: dict[str, Any]) -> str:
     lines += [f"| {name} | {cells(row, gflop)} |" for name, row in report["costs"].items()]
     lines += ["", f"Peak of a matrix product: {report['peak_gflop_per_s'] / gflop:.3g} {unit}."]
     counts = report["iterations"]
-    lines += ["", f"Iterations to a marginal error of 1e-3: {counts['ours']} (ours), {counts['plain']} (plain)."]
+    plain = counts.get("plain", "not yet known")
+    lines += ["", f"Iterations to a marginal error of 1e-3: {counts['ours']} (ours), {plain} (plain)."]
     lines += ["", "| what it returns | L1 marginal error |", "|---|---:|"]
     lines += [f"| {name} | {error:.3g} |" for name, error in report["errors"].items()]
     lines += ["", "| ratio | clock | processor | expected beforehand |", "|---|---:|---:|---|"]

