@@ -190,6 +190,7 @@ def test_what_moved_since_another_result_can_be_looked_at(view, compared):
     moves = page.locator(".moves button")
     expect(moves).to_have_text([f"{home} → {NASTY} 2", re.compile(r"1$")])
     page.locator("#query").fill("no such thing")
+    expect(page.locator("#found")).to_contain_text("No picture fits")  # nothing jumps from under the pointer any more
     moves.first.click()
     expect(page.locator("#query")).to_have_value("")
     expect(page.locator("#found")).to_have_text("2 pictures")
