@@ -134,6 +134,7 @@ class Embedder(pl.LightningModule):
 
     def open_store(self) -> None:
         """Make the store, with what an earlier run has left in it."""
+        self._close_store()
         self._counted.clear()
         folder, identity = None, getattr(self.trainer.datamodule, "identity", None)  # type: ignore[attr-defined]
         if self.store_folder is not None:
@@ -286,6 +287,9 @@ def embed_pictures(
                 "a process that reads pictures has died, as when memory runs out; what is embedded so far is kept: run "
                 "again to go on, with fewer --workers (0 for none)"
             ) from error
+        finally:
+            # Lightning tells of an error by callbacks, and torch's signal that a worker is gone may end these as well.
+            embedder._close_store()
     if progress:
         progress(total, total)
     assert embedder.store is not None  # since setup

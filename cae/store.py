@@ -130,8 +130,10 @@ class EmbeddingStore:
     def close(self) -> None:
         """Put on disk what is not there yet, and let other processes have the folder. `rows` stays mapped."""
         if self.folder is not None and self._lock.is_locked:
-            self._write()
-            self._lock.release()
+            try:
+                self._write()
+            finally:
+                self._lock.release()
 
     @property
     def rows(self) -> Tensor:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -189,7 +190,7 @@ def test_what_moved_since_another_result_can_be_looked_at(view, compared):
     moves = page.locator(".moves button")
     expect(moves).to_have_text([f"{home} → {NASTY} 2", re.compile(r"1$")])
     page.locator("#query").fill("no such thing")
-    expect(page.locator("#found")).to_contain_text("No picture fits")  # the page has moved: now there is a place to hit
+    expect(page.locator("#found")).to_contain_text("No picture fits")  # nothing jumps from under the pointer any more
     moves.first.click()
     expect(page.locator("#query")).to_have_value("")
     expect(page.locator("#found")).to_have_text("2 pictures")
@@ -226,25 +227,41 @@ def test_the_order_of_the_gallery_can_be_chosen(view, result_folder, picture_fol
     assert len(shown("path")) == 30
 
 
+PIXELS = """(faint) => {
+  const pixels = (canvas, width, height) => {
+    const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+    if (canvas instanceof HTMLCanvasElement) context.drawImage(canvas, 0, 0);
+    else (context.fillStyle = canvas) && context.fillRect(0, 0, width, height);
+    return new Uint32Array(context.getImageData(0, 0, width, height).data.buffer);
+  };
+  const canvas = document.getElementById("canvas");
+  const seen = pixels(canvas, canvas.width, canvas.height);
+  const colours = [...pictures.groups.map((_, group) => groupColour(group, theme.dark)), faint];
+  const wanted = colours.map((colour) => pixels(colour, 1, 1)[0]);
+  return wanted.map((colour) => seen.reduce((count, pixel) => count + (pixel === colour), 0));
+}"""
+"""How many pixels of the map are in the colour of each group, and in the pale one."""
+PALE = "#d5d9d6"
+
+
 def test_the_map_has_dots_in_the_colours_of_the_groups_and_pale_ones_for_what_is_left_out(view, report):
     page = view(report)
     dots(page)
-    coloured = """(faint) => {
-      const pixels = (canvas, width, height) => {
-        const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
-        if (canvas instanceof HTMLCanvasElement) context.drawImage(canvas, 0, 0);
-        else (context.fillStyle = canvas) && context.fillRect(0, 0, width, height);
-        return new Uint32Array(context.getImageData(0, 0, width, height).data.buffer);
-      };
-      const canvas = document.getElementById("canvas");
-      const seen = new Set(pixels(canvas, canvas.width, canvas.height));
-      const wanted = [...pictures.groups.map((_, group) => groupColour(group, theme.dark)), faint];
-      return wanted.map((colour) => seen.has(pixels(colour, 1, 1)[0]));
-    }"""
-    pale = "#d5d9d6"
-    page.wait_for_function(f"() => ({coloured})('{pale}').join() === 'true,true,true,false'")
+    coloured = f"() => ({PIXELS})('{PALE}').map(Boolean).join()"
+    page.wait_for_function(f"{coloured} === 'true,true,true,false'")
     page.locator("#legend button").nth(1).click()
-    page.wait_for_function(f"() => ({coloured})('{pale}').join() === 'false,true,false,true'")
+    page.wait_for_function(f"{coloured} === 'false,true,false,true'")
+
+
+def test_a_groups_name_does_not_hide_dots_that_lie_in_one_place(view, result_folder, monkeypatch):
+    result = SavedResult.load(result_folder)
+    places = np.array([[0, 0], [0.5, 1], [1, 0.5]], dtype=np.float32)[result.assignments["cluster"].to_numpy()]
+    monkeypatch.setattr("cae.report.page.lay_out", lambda *_, **__: places)
+    write_report(result, result_folder / "report", lambda _: lambda *_: None)
+    page = view(result_folder / "report")
+    dots(page)
+    dot = 60  # pixels that one of radius 5 covers wholly
+    page.wait_for_function(f"() => ({PIXELS})('{PALE}').slice(0, -1).every((pixels) => pixels >= {dot})")
 
 
 def dots(page):

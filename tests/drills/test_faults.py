@@ -1,6 +1,7 @@
 """Full disks, dying helpers, hubs that misbehave, two at once: a clear error or none, and nothing is lost."""
 
 import http.server
+import multiprocessing
 import os
 import resource
 import signal
@@ -74,10 +75,22 @@ class Deadly(FakeEncoder):
         return thumbnail(image)
 
 
-def test_a_loader_process_that_dies(tmp_path, picture_folder):
+def signalled(*_) -> None:
+    """What torch's handler does once the worker is gone, if it has not done so before."""
+    for worker in multiprocessing.active_children():
+        worker.join()
+    raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_loader_process_that_dies(tmp_path, picture_folder, monkeypatch, late):
+    """The signal of its end is an error wherever it comes: also while Lightning tells of the broken connection."""
     data = ImageFolderData(picture_folder, batch_size=4, num_workers=1)
-    with pytest.raises(RuntimeError, match=r"run again.*--workers"):
-        embed_pictures(data, Deadly(tmp_path / "killed"))
+    with monkeypatch.context() as patch:
+        if late:
+            patch.setattr("cae.embedder._CloseStore.on_exception", signalled)
+        with pytest.raises(RuntimeError, match=r"run again.*--workers"):
+            embed_pictures(data, Deadly(tmp_path / "killed"))
     rows, index = embed_pictures(data, Deadly(tmp_path / "killed"))
     whole, _ = embed_pictures(data, FakeEncoder())
     assert index.tolist() == list(range(30))

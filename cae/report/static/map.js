@@ -235,7 +235,8 @@ class PictureMap {
       const { name } = pictures.groups[group];
       const text = name.length > 28 ? `${name.slice(0, 27)}…` : name;
       const half = context.measureText(text).width / 2 + 4;
-      const y = py * view.scale + view.y;
+      // Above the middle by the height of a dot and half a line: a name does not hide a group that lies in one place.
+      const y = py * view.scale + view.y - this.radius - 10;
       let x = px * view.scale + view.x;
       if (x < 0 || x > this.width) return;
       x = Math.min(Math.max(x, half), this.width - half);
