@@ -77,6 +77,15 @@ def test_a_run_ends_with_a_report_and_says_where(clustered, run, tmp_path):
     assert (tmp_path / "page/index.html").is_file()
 
 
+def test_a_result_may_lie_among_its_pictures(run, picture_folder, text_files):
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
+    for out in (picture_folder, picture_folder / "cae-result", picture_folder / "cae-result"):
+        code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", out, "--workers", 0, *texts)
+        assert code == 0, stderr
+        assert (out / "report/report_files/thumbnails/00000.webp").is_file()
+        assert len(pq.read_table(out / "assignments.parquet")) == 30
+
+
 def test_json_is_one_document_and_the_report_can_be_left_out(run, picture_folder, text_files, tmp_path):
     out = tmp_path / "out"
     texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]

@@ -26,6 +26,9 @@ MOST_OBLONG = 50
 """Sides of a picture for an encoder, at most. Encoders bring the shorter side to theirs and take the middle: of 20,000
 by 10 pixels they would make 500,000 by 250 first, and of a longer one run out of memory."""
 
+REPORT_MARK = "kept.safetensors"
+"""The file by which a report's folder is known (`cae.report.kept`): its thumbnails are nobody's pictures."""
+
 _COMMON = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
 
 
@@ -67,8 +70,8 @@ def list_images(root: str | os.PathLike[str]) -> list[Path]:
     """All files below `root` that look like pictures, in a fixed order.
 
     A file looks like a picture when its ending is one that Pillow reads. Hidden files and folders are passed over, as
-    are pipes and devices, which may never end. Links to files are followed, wherever they lead; links to folders are
-    not, so that no loop is entered.
+    are pipes and devices, which may never end, and the thumbnails of reports: a result may lie among its pictures.
+    Links to files are followed, wherever they lead; links to folders are not, so that no loop is entered.
 
     Raises:
         ImageError: no such folder, a file in its place, or no picture in it.
@@ -97,7 +100,7 @@ def _is_special(path: Path) -> bool:
 
 def _visible_files(root: Path) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        subfolders[:] = [] if REPORT_MARK in names else [name for name in subfolders if not name.startswith(".")]
         yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
@@ -116,7 +119,7 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None
     try:
         with Image.open(path, formats=_formats()) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
-                raise ImageError(f"{image.width} x {image.height} pixels, over the limit of {Image.MAX_IMAGE_PIXELS}")
+                raise ImageError(f"{image.width} x {image.height} pixels, over the limit of {Image.MAX_IMAGE_PIXELS:,}")
             if side is not None:
                 image.draft("RGB", (2 * side, 2 * side))
             ImageOps.exif_transpose(image, in_place=True)
