@@ -119,17 +119,20 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None
     try:
         with Image.open(path, formats=_formats()) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
-                raise ImageError(f"{image.width} x {image.height} pixels, over the limit of {Image.MAX_IMAGE_PIXELS:,}")
+                raise ImageError(f"over the limit of {Image.MAX_IMAGE_PIXELS:,} pixels: {image.width} x {image.height}")
             if side is not None:
                 image.draft("RGB", (2 * side, 2 * side))
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image if side is None else _less_oblong(image))
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:  # over twice the limit, before there is an image to ask
+        raise ImageError(f"over the limit of {Image.MAX_IMAGE_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"not a picture in any format that Pillow reads, without {' and '.join(PROGRAMS)}") from error
     except Exception as error:  # Pillow's plugins raise whatever the bytes make them raise
-        raise ImageError(str(error) or type(error).__name__) from error
+        reason = error.strerror if isinstance(error, OSError) else None  # without the path, which who asks has
+        raise ImageError(reason or str(error) or type(error).__name__) from error
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
