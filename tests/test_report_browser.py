@@ -90,9 +90,14 @@ def test_search_narrows_groups_and_gallery_and_says_when_nothing_fits(view, repo
     assert 0 < found < 30
     page.locator("#query").fill("RED/3")
     expect(page.locator("#found")).to_have_text("1 picture")
+    expect(page.locator("#hits")).to_have_text("1 picture")
+    expect(page.locator("#pictures")).not_to_be_in_viewport()
+    page.keyboard.press("Enter")
+    expect(page.locator("#gallery .picture")).to_be_in_viewport()
     page.locator("#query").fill("no such thing")
     expect(page.locator("#found")).to_contain_text("No picture fits")
     page.locator("#query").fill("")
+    expect(page.locator("#hits")).not_to_be_visible()
     expect(page.locator("#gallery .picture")).to_have_count(30)
 
 

@@ -68,6 +68,8 @@ function paintGroups(root) {
     const start = state.page * PAGE_SIZE;
     const numbers = state.found.subarray(start, start + PAGE_SIZE);
     find("#gallery").replaceChildren(...Array.from(numbers, (i) => pictureButton(i)));
+    find("#hits").textContent = count(state.found.length, "picture");
+    find("#hits").hidden = !state.query;
     find("#found").textContent = state.found.length ? count(state.found.length, "picture") : "No picture fits. Search for another word, or look in all groups.";
     find("#page").value = state.page + 1;
     find("#page").max = pages;
@@ -109,6 +111,9 @@ function paintGroups(root) {
       state.query = event.target.value.trim();
       update();
     }, 80);
+  });
+  find("#query").addEventListener("keydown", (event) => {
+    if (event.key === "Enter") find("#pictures").scrollIntoView();
   });
   find("#group").addEventListener("change", (event) => showGroup(Number(event.target.value)));
   find("#only")?.addEventListener("change", (event) => {
