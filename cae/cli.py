@@ -305,7 +305,9 @@ def export(
         Literal["folders", "csv", "parquet", "json", "hf", "fiftyone", "coco"],
         typer.Option(help="hf: for Hugging Face datasets; fiftyone: FiftyOneImageClassificationDataset."),
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where it goes; by default cae-export/TO.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to put it in; by default cae-export/TO.")
+    ] = None,
     by: Annotated[
         Literal["copy", "hardlink", "symlink"], typer.Option(help="How pictures get there; originals stay as they are.")
     ] = "copy",

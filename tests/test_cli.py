@@ -423,6 +423,13 @@ def test_help_on_every_level(run, command):
     assert "Usage" in stdout
 
 
+@pytest.mark.parametrize("verb", ["rename", "merge", "split", "pin", "move", "undo"])
+def test_help_on_an_edit_needs_no_result(run, verb):
+    code, stdout, _ = run("edit", "RESULT", verb, "--help")
+    assert code == 0
+    assert f"cae edit {{RESULT}} {verb}" in stdout
+
+
 def test_help_does_not_load_torch():
     check = "import sys; from cae import cli; assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True)
