@@ -20,6 +20,7 @@ from cae.module import CAE, check_encoder
 from cae.pipeline import Prediction, top_texts
 from cae.state import FittedCAE
 from cae.stopwatch import stage, watching
+from cae.words import counted
 
 N_REPRESENTATIVES = 9
 N_TOP_NOUNS = 3
@@ -162,7 +163,7 @@ def run_folder(
     paths = list_images(root) if paths is None else paths
     if module.fitted is None and len(paths) < module.config.n_clusters:
         raise ValueError(
-            f"{root} holds {len(paths)} pictures, too few for {module.config.n_clusters} clusters; "
+            f"{root} holds {counted(len(paths), 'picture')}, too few for {module.config.n_clusters} clusters; "
             "lower --clusters or add pictures"
         )
     module.encoder.to(device)

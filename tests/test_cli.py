@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy
 import pyarrow.csv as pacsv
@@ -136,7 +137,7 @@ def test_a_trained_method_writes_the_same_files_and_predicts_from_them(run, pict
     Image.new("RGB", (9, 9), "red").save(picture_folder / "red/new.png")
     code, stdout, stderr = run("update", out, picture_folder, "--workers", 0)
     assert code == 0, stderr
-    assert "1 pictures added" in stdout
+    assert "1 picture added" in stdout
 
 
 def test_edits_are_shown_exported_and_outlive_the_next_run(clustered, run, picture_folder, text_files, tmp_path):
@@ -271,13 +272,13 @@ def test_update_adds_what_is_new_and_compare_sees_it(clustered, run, picture_fol
     (picture_folder / "red/0.png").write_bytes((picture_folder / "red/1.png").read_bytes())
     code, stdout, stderr = run("update", out, picture_folder, "--workers", 0)
     assert code == 0, stderr
-    assert "1 pictures added, 29 were there already" in stdout
-    assert "1 pictures have changed" in stderr
+    assert "1 picture added, 29 there already" in stdout
+    assert "1 picture changed since" in stderr
     assert f"report: {out}/report/index.html" in stdout
     assert "31 pictures" in page_of(out)
     code, stdout, stderr = run("update", out, picture_folder, "--workers", 0)
     assert code == 0, stderr
-    assert "0 pictures added, 30 were there already" in stdout
+    assert "0 pictures added, 30 there already" in stdout
 
     code, stdout, stderr = run("compare", tmp_path / "before", out)
     assert code == 0, stderr
@@ -299,7 +300,8 @@ def test_export_says_what_it_did_and_what_is_missing(clustered, run, picture_fol
     code, stdout, stderr = run("export", out, "--to", "folders", "--out", tmp_path / "sorted")
     assert code == 0
     assert "29 files" in stdout
-    assert "1 pictures are missing and left out (red/0.png)" in stderr
+    assert "1 picture missing and left out (red/0.png)" in stderr
+    assert run("export", out, "--to", "json", "--out", tmp_path / "json")[1] == f"1 file in {tmp_path}/json\n"
 
 
 def test_unreadable_pictures_are_listed_and_skipped(run, picture_folder, text_files, tmp_path):
@@ -428,6 +430,11 @@ def test_help_on_an_edit_needs_no_result(run, verb):
     code, stdout, _ = run("edit", "RESULT", verb, "--help")
     assert code == 0
     assert f"cae edit {{RESULT}} {verb}" in stdout
+
+
+def test_python_runs_the_package():
+    done = subprocess.run([sys.executable, "-m", "cae", "--version"], check=True, capture_output=True, text=True)
+    assert done.stdout == f"{version('cae-clustering')}\n"
 
 
 def test_help_does_not_load_torch():
