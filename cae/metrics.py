@@ -34,9 +34,10 @@ def count_matrix(preds: Tensor, target: Tensor) -> Tensor:
         (K, C) int64 with K and C one more than the largest labels; (0, 0) for no images.
 
     Raises:
-        ValueError: labels of different length, not whole numbers, or negative.
+        ValueError: labels are no tensors, of different length, not whole numbers, or negative.
     """
     for name, labels in (("preds", preds), ("target", target)):
+        _check_tensor(name, labels)
         if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
             raise ValueError(f"{name} must be (N,) whole numbers, got {labels.dtype} of shape {tuple(labels.shape)}")
     if len(preds) != len(target):
@@ -48,6 +49,11 @@ def count_matrix(preds: Tensor, target: Tensor) -> Tensor:
     # Labels may be any numbers below 2^63 and the table is dense, so callers with wild labels renumber them first.
     n_clusters, n_classes = int(preds.max()) + 1, int(target.max()) + 1
     return torch.bincount(preds * n_classes + target, minlength=n_clusters * n_classes).reshape(n_clusters, n_classes)
+
+
+def _check_tensor(name: str, labels: object) -> None:
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor, got {type(labels).__name__}; pass torch.as_tensor({name})")
 
 
 def cluster_to_class(counts: Counts) -> dict[int, int]:
@@ -126,6 +132,8 @@ def clustering_scores(preds: Tensor, target: Tensor) -> dict[str, float]:
 
 def _counts(preds: Tensor, target: Tensor) -> Counts:
     """The count table of labels that may be any numbers."""
+    _check_tensor("preds", preds)
+    _check_tensor("target", target)
     if preds.numel() == 0:
         raise ValueError("there are no images to score")
     clusters = torch.unique(preds, return_inverse=True)[1]
