@@ -176,7 +176,7 @@ class Embedder(pl.LightningModule):
         """Images (B, 3, H, W), or embeddings (B, D), to unit rows (B, D) on the module's device, in the store's dtype.
 
         Raises:
-            ValueError: neither images nor embeddings.
+            ValueError: neither images nor embeddings, or those of another encoder.
         """
         dtype: torch.dtype = getattr(torch, self.embedding_dtype)
         if images.ndim == 4:
@@ -185,6 +185,11 @@ class Embedder(pl.LightningModule):
             # The trainer's precision may have gone for the last digits of both.
             return normalize(self.encoder.encode_images(images.float()).float(), dim=1).to(dtype)
         if images.ndim == 2 and images.is_floating_point():
+            if images.shape[1] != self.encoder.dim:
+                raise ValueError(
+                    f"expected embeddings of width {self.encoder.dim}, that of the encoder {self.encoder.spec}, got "
+                    f"{tuple(images.shape)}; embed with the same encoder, or give the one that was used"
+                )
             return normalize(images.to(self.device).float(), dim=1).to(dtype)
         raise ValueError(
             f"expected images (B, 3, H, W) or embeddings (B, D), got a {images.dtype} tensor of shape "

@@ -127,6 +127,8 @@ class ClusteringCallback(Callback):
         preset: Preset = "default",
         **settings: Any,
     ) -> None:
+        if isinstance(n_clusters, str) or n_clusters < 2:  # "auto" would be another number each epoch
+            raise ValueError(f"n_clusters must be a whole number of at least 2, got {n_clusters!r}")
         settings = {"n_init": RESTARTS, **settings}
         self.config = CAEConfig.from_preset(preset, n_clusters, **settings)
         if every_n_epochs is not None and every_n_train_steps is not None:

@@ -107,9 +107,9 @@ def test_labels_that_cannot_be_counted_are_named(preds, target, message):
 
 def test_arrays_are_told_how_to_become_tensors():
     labels = np.array([0, 1])
-    with pytest.raises(ValueError, match=r"preds must be a torch.Tensor, got ndarray; pass torch.as_tensor\(preds\)"):
+    with pytest.raises(ValueError, match=r"preds must be a torch\.Tensor, got ndarray; pass torch\.as_tensor\(preds\)"):
         clustering_scores(labels, torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match=r"target must be a torch.Tensor"):
+    with pytest.raises(ValueError, match=r"target must be a torch\.Tensor"):
         ClusterAccuracy(2, 2).update(torch.tensor([0, 1]), labels)
 
 
