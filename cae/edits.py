@@ -58,9 +58,8 @@ from torch.nn.functional import normalize
 from cae.checksums import load_json
 from cae.clustering import kmeans
 from cae.files import write_json
-from cae.folder import N_REPRESENTATIVES
 from cae.kernels import nearest
-from cae.naming import TEXTS_PER_CLUSTER, distinct_names, typicality
+from cae.naming import N_REPRESENTATIVES, TEXTS_PER_CLUSTER, distinct_names, typicality
 from cae.words import counted
 
 if TYPE_CHECKING:  # which offers the edited view, and so imports this module

@@ -25,7 +25,7 @@ from cae.callbacks.reservoir import Reservoir, smallest
 from cae.config import CAEConfig, Preset
 from cae.encoders import Encoder
 from cae.estimator import CAEClusterer, text_banks
-from cae.metrics import clustering_scores, silhouette_score, stability
+from cae.scores import clustering_scores, silhouette_score, stability
 from cae.text import TextBank
 
 T = TypeVar("T")

@@ -432,6 +432,15 @@ def test_help_on_an_edit_needs_no_result(run, verb):
     assert f"cae edit {{RESULT}} {verb}" in stdout
 
 
+def test_an_edit_does_not_wait_for_what_only_a_fit_needs():
+    check = (
+        "import sys, cae.edits, cae.export, cae.compare, cae.report, cae.results; "
+        "heavy = {'lightning', 'torchmetrics', 'torchvision', 'sklearn', 'open_clip'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
 def test_python_runs_the_package():
     done = subprocess.run([sys.executable, "-m", "cae", "--version"], check=True, capture_output=True, text=True)
     assert done.stdout == f"{version('cae-clustering')}\n"

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cae.edits import Anchors, Merge, Move, Rename, anchors_of, find_pictures, save_edits
 from cae.files import write_json
-from cae.folder import N_REPRESENTATIVES
+from cae.naming import N_REPRESENTATIVES
 from cae.report import redraw_report, thumbnails, write_report
 from cae.report.data import N_DOUBTFUL, columns, describe_groups, fused
 from cae.report.kept import Kept

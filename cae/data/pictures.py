@@ -180,6 +180,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def shown_path(path: Path, root: Path | None = None) -> str:
+    """A path, below `root` if given, as text with slashes; bytes that are no UTF-8 show as replacement characters."""
+    path = path if root is None else path.relative_to(root)
+    return os.fsencode(path.as_posix()).decode("utf-8", "replace")
+
+
 def files_identity(root: Path, paths: Sequence[Path]) -> str:
     """A hash that differs when a file is added, removed, renamed or written to.
 

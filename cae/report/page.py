@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -24,13 +24,15 @@ from numpy.typing import NDArray
 
 from cae.compare import compare
 from cae.files import committing, tidy
-from cae.folder import Reporter
 from cae.report.data import Group, columns, describe_groups, fused
 from cae.report.kept import THUMBNAILS, Kept, fingerprint
 from cae.report.map import lay_among, lay_out
 from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
 from cae.results import OutputError, ResultError, SavedResult, check_writable
 from cae.words import counted
+
+if TYPE_CHECKING:  # brings Lightning
+    from cae.folder import Reporter
 
 REPORT_FOLDER = "report"
 """Of a result."""
