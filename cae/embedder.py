@@ -106,7 +106,9 @@ class Embedder(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """One that keeps what is done when something goes wrong: Lightning tells callbacks alone."""
-        return [_CloseStore()]
+        # One does for every run of a trainer; for another one in its place Lightning prints a notice.
+        there = any(isinstance(callback, _CloseStore) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if there else [_CloseStore()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what is there for DDP alone."""

@@ -291,6 +291,14 @@ def test_the_embedder_alone_gives_embeddings(fake_encoder, picture_folder):
         Embedder(fake_encoder, dtype="int8")
 
 
+def test_a_trainer_goes_from_one_run_to_the_next_without_a_notice(module, blobs, caplog):
+    data, runner = EmbeddingData(*blobs), trainer(max_epochs=1)
+    with caplog.at_level("INFO"):
+        runner.fit(module, datamodule=data)
+        runner.test(module, datamodule=data, verbose=False)
+    assert "override existing callbacks" not in caplog.text
+
+
 def test_a_checkpoint_of_a_fit_can_be_loaded(module, blobs, fake_encoder, tmp_path):
     data = EmbeddingData(*blobs)
     runner = pl.Trainer(
