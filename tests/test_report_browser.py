@@ -115,6 +115,20 @@ def test_a_group_can_be_shown_alone_from_its_card_the_list_and_the_legend(view, 
     expect(page.locator("#legend button").nth(0)).to_have_attribute("aria-pressed", "true")
 
 
+def test_a_jump_past_cards_that_were_not_seen_lands_on_its_section(view, report):
+    page = view(report, PHONE)
+    page.emulate_media(reduced_motion="no-preference")  # a smooth scroll, past cards that get their heights on the way
+    page.evaluate(
+        """() => new Promise((done) => {
+            const cards = document.querySelector(".cards");
+            for (let i = 0; i < 20; i++) cards.append(cards.children[0].cloneNode(true));
+            document.addEventListener("scrollend", done, { once: true });
+            document.querySelector("nav a[href='#map']").click();
+        })"""
+    )
+    expect(page.locator("#map-title")).to_be_in_viewport()
+
+
 def test_the_panel_says_why_and_walks_by_keyboard(view, report):
     page = view(report)
     page.locator("#order").select_option("path")

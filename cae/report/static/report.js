@@ -82,7 +82,7 @@ function paintGroups(root) {
   function turnTo(page) {
     state.page = page;
     showPage();
-    find("#pictures").scrollIntoView();
+    jumpToPictures();
   }
 
   function showGroup(group) {
@@ -98,8 +98,18 @@ function paintGroups(root) {
     find("#query").value = "";
     if (find("#only")) find("#only").value = only;
     showGroup(group);
-    find("#pictures").scrollIntoView();
+    jumpToPictures();
     find(focus).focus({ preventScroll: true });
+  }
+
+  /** Cards out of sight have a guessed height; a jump past them lands where it should once they have their own. */
+  function layOutCards() {
+    find(".cards").classList.add("laid-out");
+  }
+
+  function jumpToPictures() {
+    layOutCards();
+    find("#pictures").scrollIntoView();
   }
 
   // ---- what can be pressed ----
@@ -113,7 +123,7 @@ function paintGroups(root) {
     }, 80);
   });
   find("#query").addEventListener("keydown", (event) => {
-    if (event.key === "Enter") find("#pictures").scrollIntoView();
+    if (event.key === "Enter") jumpToPictures();
   });
   find("#group").addEventListener("change", (event) => showGroup(Number(event.target.value)));
   find("#only")?.addEventListener("change", (event) => {
@@ -146,6 +156,9 @@ function paintGroups(root) {
     if (!button) return;
     const among = button.closest("#gallery") ? state.found : [...button.parentElement.children].map((each) => Number(each.dataset.picture));
     panel.open(Number(button.dataset.picture), among);
+  });
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("a[href^='#']")) layOutCards();
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "/" || event.target.matches("input, select") || panel.dialog.open) return;
