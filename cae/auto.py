@@ -31,7 +31,7 @@ from cae.cluster_count import count_clusters
 from cae.clustering import cells, kmeans
 from cae.config import UNKNOWN, CAEConfig
 from cae.distributed import from_first
-from cae.metrics import clustering_scores
+from cae.scores import clustering_scores
 from cae.stopwatch import stage
 
 CANDIDATES: dict[str, dict[str, Any]] = {

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from cae import terminal
 from cae.cli_edit import Redraw, edit_app, redraw
 from cae.config import DEFAULT_ENCODER
+from cae.words import counted
 
 # Whatever needs torch is imported inside the commands: `cae --help` answers at once.
 
@@ -305,7 +306,9 @@ def export(
         Literal["folders", "csv", "parquet", "json", "hf", "fiftyone", "coco"],
         typer.Option(help="hf: for Hugging Face datasets; fiftyone: FiftyOneImageClassificationDataset."),
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where it goes; by default cae-export/TO.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to put it in; by default cae-export/TO.")
+    ] = None,
     by: Annotated[
         Literal["copy", "hardlink", "symlink"], typer.Option(help="How pictures get there; originals stay as they are.")
     ] = "copy",
@@ -325,7 +328,7 @@ def export(
     terminal.print_changed(done.changed)
     if not quiet:
         removed = f", {done.removed:,} of an earlier export removed" if done.removed else ""
-        terminal.out.print(f"{done.written:,} files in {place}{removed}", highlight=False, soft_wrap=True)
+        terminal.out.print(f"{counted(done.written, 'file')} in {place}{removed}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -413,7 +416,9 @@ def texts_build(
         with terminal.progress_bars(quiet=quiet) as reporter:
             bank = load_bank(kind, source, loaded, reporter)
         if not quiet:
-            terminal.out.print(f"{kind}s: {len(bank.texts):,} texts of {bank.corpus.name}, cached", highlight=False)
+            terminal.out.print(
+                f"{kind}s: {counted(len(bank.texts), 'text')} of {bank.corpus.name}, cached", highlight=False
+            )
 
 
 def _cluster_count(text: str) -> int | Literal["auto"]:
@@ -486,7 +491,7 @@ def _cluster(
             terminal.print_weights(result)
         if settings["encoder"] == "lite":
             terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")
-        terminal.out.print(f"{len(result.paths):,} pictures in {seconds:.0f} s; result: {out}", soft_wrap=True)
+        terminal.out.print(f"{counted(len(result.paths), 'picture')} in {seconds:.0f} s; result: {out}", soft_wrap=True)
     if shown and saved.edits:
         terminal.out.print("\nwith the edits beside the result")
         terminal.print_edits(saved)

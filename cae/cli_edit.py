@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cae.results import SavedResult
 
 Cluster = Annotated[str, typer.Argument(help="A group's name or number.", metavar="GROUP")]
-Clusters = Annotated[list[str], typer.Argument(help="Names or numbers of groups.", metavar="GROUP...")]
+Clusters = Annotated[list[str], typer.Argument(help="Names or numbers of groups.", metavar="GROUP")]
 Redraw = Annotated[
     bool, typer.Option("--report/--no-report", help="Draw the page in RESULT/report again, if there is one.")
 ]
@@ -33,13 +33,11 @@ def edit(
     result: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")],
 ) -> None:
     """Without a command: show the groups as edited, and the edits."""
-    from cae.results import SavedResult, changing
+    from cae.results import SavedResult
 
+    context.obj = result  # opened by the command: its --help needs none
     if context.invoked_subcommand is None:
         terminal.print_edits(SavedResult.load(result))
-        return
-    context.with_resource(changing(result))
-    context.obj = SavedResult.load(result)
 
 
 @edit_app.command()
@@ -52,9 +50,10 @@ def rename(
     """Call a group something else."""
     from cae.edits import Rename, anchors_of, check_name, find_cluster
 
-    view = context.obj.edited
+    result = _open(context)
+    view = result.edited
     id = find_cluster(view, cluster)
-    _add(context.obj, [Rename(anchors_of(view, id), check_name(view, name, [id]))], report)
+    _add(result, [Rename(anchors_of(view, id), check_name(view, name, [id]))], report)
 
 
 @edit_app.command()
@@ -67,12 +66,13 @@ def merge(
     """Make several groups one."""
     from cae.edits import EditError, Merge, anchors_of, check_name, find_cluster
 
-    view = context.obj.edited
+    result = _open(context)
+    view = result.edited
     ids = list(dict.fromkeys(find_cluster(view, cluster) for cluster in clusters))
     if len(ids) < 2:
         raise EditError("merging takes at least two groups; name another")
     anchors = tuple(anchors_of(view, id) for id in ids)
-    _add(context.obj, [Merge(anchors, anchors[0].name if name is None else check_name(view, name, ids))], report)
+    _add(result, [Merge(anchors, anchors[0].name if name is None else check_name(view, name, ids))], report)
 
 
 @edit_app.command()
@@ -85,9 +85,10 @@ def split(
     """Take a group apart by what its pictures look like."""
     from cae.edits import Split, anchors_of, find_cluster, split_into
 
-    view = context.obj.edited
+    result = _open(context)
+    view = result.edited
     id = find_cluster(view, cluster)
-    _add(context.obj, [Split(anchors_of(view, id), split_into(view, id, into))], report)
+    _add(result, [Split(anchors_of(view, id), split_into(view, id, into))], report)
 
 
 @edit_app.command()
@@ -95,23 +96,28 @@ def pin(context: typer.Context, clusters: Clusters, report: Redraw = True) -> No
     """Keep the pictures and the name of groups, whatever the next fit finds."""
     from cae.edits import Pin, anchors_of, find_cluster
 
-    view = context.obj.edited
+    result = _open(context)
+    view = result.edited
     ids = [find_cluster(view, cluster) for cluster in clusters]
-    _add(context.obj, [Pin(anchors_of(view, id, every=True)) for id in ids], report)
+    _add(result, [Pin(anchors_of(view, id, every=True)) for id in ids], report)
 
 
 @edit_app.command()
 def move(
     context: typer.Context,
-    pictures: Annotated[list[str], typer.Argument(help="Paths of pictures, as the result has them or on disk.")],
+    pictures: Annotated[
+        list[str],
+        typer.Argument(help="Paths of pictures, as the result has them or on disk.", metavar="PICTURE"),
+    ],
     to: Annotated[str, typer.Option(help="Name or number of the group.")],
     report: Redraw = True,
 ) -> None:
     """Put single pictures into another group."""
     from cae.edits import Move, anchors_of, find_cluster, find_pictures
 
-    view = context.obj.edited
-    _add(context.obj, [Move(anchors_of(view, find_cluster(view, to)), find_pictures(view, pictures))], report)
+    result = _open(context)
+    view = result.edited
+    _add(result, [Move(anchors_of(view, find_cluster(view, to)), find_pictures(view, pictures))], report)
 
 
 @edit_app.command()
@@ -119,12 +125,20 @@ def undo(context: typer.Context, report: Redraw = True) -> None:
     """Take the last edit back."""
     from cae.edits import EditError, save_edits
 
-    result: SavedResult = context.obj
+    result = _open(context)
     if not result.edits:
         raise EditError(f"there are no edits in {result.folder}, and so nothing to take back")
     save_edits(result.edits[:-1], result.folder)
     terminal.out.print(f"taken back: {result.edits[-1]}", highlight=False, soft_wrap=True)
     redraw(result.folder, report=report)
+
+
+def _open(context: typer.Context) -> SavedResult:
+    """The result to be changed, which nobody else changes until the command has ended."""
+    from cae.results import SavedResult, changing
+
+    context.with_resource(changing(context.obj))
+    return SavedResult.load(context.obj)
 
 
 def _add(result: SavedResult, edits: list[Edit], report: bool) -> None:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from sklearn.neighbors import kneighbors_graph
 from torch import Tensor
 
 from cae.clustering import kmeans
@@ -90,6 +89,8 @@ def _counts(most: int) -> list[int]:
 def _neighbour_graph(z: Tensor) -> csr_array:
     """(N, N) symmetric weights: 1 where two images are among each other's nearest neighbours, 1/2 where one is."""
     # Rows have unit length: the order of Euclidean distances is that of cosines.
+    from sklearn.neighbors import kneighbors_graph  # takes a second
+
     graph = csr_array(kneighbors_graph(z.cpu().numpy(), min(NEIGHBOURS, len(z) - 1)))
     return (graph + graph.T) / 2
 

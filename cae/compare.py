@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cae.metrics import ari_of_counts, cluster_to_class, count_matrix, nmi_of_counts
 from cae.results import SavedResult
+from cae.scores import ari_of_counts, cluster_to_class, count_matrix, nmi_of_counts
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class CAEConfig:
         Raises:
             ValueError: unknown preset or setting, or a value out of range.
         """
-        if n_clusters == UNKNOWN:
+        if n_clusters == UNKNOWN or (isinstance(n_clusters, str) and n_clusters != "auto"):
             raise ValueError(f"n_clusters must be a whole number of at least 2, or auto, got {n_clusters!r}")
         if not isinstance(preset, str) or preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")

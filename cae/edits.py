@@ -58,9 +58,9 @@ from torch.nn.functional import normalize
 from cae.checksums import load_json
 from cae.clustering import kmeans
 from cae.files import write_json
-from cae.folder import N_REPRESENTATIVES
 from cae.kernels import nearest
-from cae.naming import TEXTS_PER_CLUSTER, distinct_names, typicality
+from cae.naming import N_REPRESENTATIVES, TEXTS_PER_CLUSTER, distinct_names, typicality
+from cae.words import counted
 
 if TYPE_CHECKING:  # which offers the edited view, and so imports this module
     from cae.results import SavedResult
@@ -187,7 +187,7 @@ class Move:
     pictures: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"move {len(self.pictures)} pictures to {self.cluster.name}"
+        return f"move {counted(len(self.pictures), 'picture')} to {self.cluster.name}"
 
     def apply(self, view: _View) -> None:
         """Change the view."""

@@ -106,7 +106,9 @@ class Embedder(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """One that keeps what is done when something goes wrong: Lightning tells callbacks alone."""
-        return [_CloseStore()]
+        # One does for every run of a trainer; for another one in its place Lightning prints a notice.
+        there = any(isinstance(callback, _CloseStore) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if there else [_CloseStore()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what is there for DDP alone."""
@@ -177,7 +179,7 @@ class Embedder(pl.LightningModule):
         """Images (B, 3, H, W), or embeddings (B, D), to unit rows (B, D) on the module's device, in the store's dtype.
 
         Raises:
-            ValueError: neither images nor embeddings.
+            ValueError: neither images nor embeddings, or those of another encoder.
         """
         dtype: torch.dtype = getattr(torch, self.embedding_dtype)
         if images.ndim == 4:
@@ -186,6 +188,11 @@ class Embedder(pl.LightningModule):
             # The trainer's precision may have gone for the last digits of both.
             return normalize(self.encoder.encode_images(images.float()).float(), dim=1).to(dtype)
         if images.ndim == 2 and images.is_floating_point():
+            if images.shape[1] != self.encoder.dim:
+                raise ValueError(
+                    f"expected embeddings of width {self.encoder.dim}, that of the encoder {self.encoder.spec}, got "
+                    f"{tuple(images.shape)}; embed with the same encoder, or give the one that was used"
+                )
             return normalize(images.to(self.device).float(), dim=1).to(dtype)
         raise ValueError(
             f"expected images (B, 3, H, W) or embeddings (B, D), got a {images.dtype} tensor of shape "

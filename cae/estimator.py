@@ -101,7 +101,7 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
             EncoderError, TextError: the encoder or its texts cannot be had.
         """
         # A search over parameters brings NumPy's integers, which are no int.
-        if not isinstance(self.n_clusters, Integral):
+        if not isinstance(self.n_clusters, Integral) or self.n_clusters < 2:
             raise ValueError(f"n_clusters must be a whole number of at least 2, got {self.n_clusters!r}")
         n_clusters = int(self.n_clusters)
         config = CAEConfig.from_preset(self.preset, n_clusters, **{"seed": self._seed(), **(self.settings or {})})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,14 +13,16 @@ from torch import Tensor
 
 from cae.checksums import content_hashes
 from cae.data import ImageError, ImageFolderData, list_images, read_image
+from cae.data.pictures import shown_path
 from cae.embedder import embed_pictures
-from cae.metrics import clustering_scores
 from cae.module import CAE, check_encoder
+from cae.naming import N_REPRESENTATIVES
 from cae.pipeline import Prediction, top_texts
+from cae.scores import clustering_scores
 from cae.state import FittedCAE
 from cae.stopwatch import stage, watching
+from cae.words import counted
 
-N_REPRESENTATIVES = 9
 N_TOP_NOUNS = 3
 
 
@@ -127,12 +128,6 @@ class FolderResult:
         return records
 
 
-def shown_path(path: Path, root: Path | None = None) -> str:
-    """A path, below `root` if given, as text with slashes; bytes that are no UTF-8 show as replacement characters."""
-    path = path if root is None else path.relative_to(root)
-    return os.fsencode(path.as_posix()).decode("utf-8", "replace")
-
-
 def run_folder(
     module: CAE,
     root: Path,
@@ -162,7 +157,7 @@ def run_folder(
     paths = list_images(root) if paths is None else paths
     if module.fitted is None and len(paths) < module.config.n_clusters:
         raise ValueError(
-            f"{root} holds {len(paths)} pictures, too few for {module.config.n_clusters} clusters; "
+            f"{root} holds {counted(len(paths), 'picture')}, too few for {module.config.n_clusters} clusters; "
             "lower --clusters or add pictures"
         )
     module.encoder.to(device)

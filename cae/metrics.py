@@ -1,136 +1,43 @@
-"""Agreement of clusters with known classes, NMI, ACC and ARI as in the paper's tables, and scores that need no labels.
+"""Agreement of clusters with known classes as torchmetrics; `cae.scores` has the functions, which are here as well.
 
-All three compare two labelings through one table of counts, how many images of each class lie in each cluster. Tables
-of parts of the data add up, so the classes for distributed evaluation keep nothing else. torchmetrics' own NMI and ARI
-keep every label, and its NMI of two constant labelings is 0 where scikit-learn says 1; the values here are
-scikit-learn's in every case.
+Tables of counts of parts of the data add up, so the classes for distributed evaluation keep nothing else. torchmetrics'
+own NMI and ARI keep every label, and its NMI of two constant labelings is 0 where scikit-learn says 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import combinations
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from scipy.special import xlogy
-from sklearn.metrics import silhouette_score as sklearn_silhouette
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-Counts = np.ndarray[Any, np.dtype[np.int64]]
+from cae.scores import (
+    Counts,
+    accuracy_of_counts,
+    ari_of_counts,
+    cluster_accuracy,
+    cluster_to_class,
+    clustering_scores,
+    count_matrix,
+    nmi_of_counts,
+    silhouette_score,
+    stability,
+)
 
-
-def count_matrix(preds: Tensor, target: Tensor) -> Tensor:
-    """How many images lie in each cluster and class.
-
-    Args:
-        preds: (N,) int64 cluster labels, at least 0.
-        target: (N,) int64 class labels, at least 0.
-
-    Returns:
-        (K, C) int64 with K and C one more than the largest labels; (0, 0) for no images.
-
-    Raises:
-        ValueError: labels of different length, not whole numbers, or negative.
-    """
-    for name, labels in (("preds", preds), ("target", target)):
-        if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
-            raise ValueError(f"{name} must be (N,) whole numbers, got {labels.dtype} of shape {tuple(labels.shape)}")
-    if len(preds) != len(target):
-        raise ValueError(f"{len(preds)} cluster labels but {len(target)} class labels: give one of each per image")
-    if len(preds) == 0:
-        return torch.zeros(0, 0, dtype=torch.int64)
-    if int(preds.min()) < 0 or int(target.min()) < 0:
-        raise ValueError("labels must be at least 0; predictions of -1 are placeholders of a fit that has not ended")
-    # Labels may be any numbers below 2^63 and the table is dense, so callers with wild labels renumber them first.
-    n_clusters, n_classes = int(preds.max()) + 1, int(target.max()) + 1
-    return torch.bincount(preds * n_classes + target, minlength=n_clusters * n_classes).reshape(n_clusters, n_classes)
-
-
-def cluster_to_class(counts: Counts) -> dict[int, int]:
-    """The one-to-one match of clusters to classes that puts most images right (Hungarian method).
-
-    Args:
-        counts: (K, C) from `count_matrix`; K and C may differ, and then some clusters or classes go without.
-    """
-    clusters, classes = linear_sum_assignment(counts, maximize=True)
-    return dict(zip(clusters.tolist(), classes.tolist(), strict=True))
-
-
-def accuracy_of_counts(counts: Counts) -> float:
-    """ACC in [0, 1] of a (K, C) table: the share of images in the class that `cluster_to_class` gives their cluster."""
-    return float(sum(counts[pair] for pair in cluster_to_class(counts).items()) / counts.sum())
-
-
-def nmi_of_counts(counts: Counts) -> float:
-    """Mutual information over the arithmetic mean of both entropies, in [0, 1]; 1 for two constant labelings."""
-    joint = counts[counts.any(axis=1)][:, counts.any(axis=0)] / counts.sum()
-    if joint.shape == (1, 1):
-        return 1.0
-    clusters, classes = joint.sum(axis=1), joint.sum(axis=0)
-    entropy = -xlogy(clusters, clusters).sum() - xlogy(classes, classes).sum()
-    mutual = xlogy(joint, joint).sum() + entropy
-    return float(min(max(2 * mutual / entropy, 0.0), 1.0))
-
-
-def ari_of_counts(counts: Counts) -> float:
-    """Adjusted Rand index (Hubert and Arabie 1985): pairs of images treated alike, 0 on average for random labels."""
-    # Python's integers: the products of pair counts pass 2^63 from some ten thousand images on.
-    pairs = int(counts.sum()) ** 2
-    squares = int((counts**2).sum())
-    clusters = int((counts.sum(axis=1) ** 2).sum())
-    classes = int((counts.sum(axis=0) ** 2).sum())
-    # Ordered pairs together in both, in the clusters alone, in the classes alone, in neither.
-    both, only_cluster, only_class = squares - int(counts.sum()), clusters - squares, classes - squares
-    neither = pairs - clusters - classes + squares
-    if only_cluster == only_class == 0:
-        return 1.0
-    ours = both * neither - only_cluster * only_class
-    most = (both + only_cluster) * (only_cluster + neither) + (both + only_class) * (only_class + neither)
-    return 2.0 * ours / most
-
-
-OF_COUNTS: dict[str, Callable[[Counts], float]] = {
-    "nmi": nmi_of_counts,
-    "acc": accuracy_of_counts,
-    "ari": ari_of_counts,
-}
-
-
-def cluster_accuracy(preds: Tensor, target: Tensor) -> float:
-    """ACC: the share of images in the class that the best one-to-one match gives to their cluster.
-
-    Args:
-        preds: (N,) int64 cluster labels, N at least 1.
-        target: (N,) int64 class labels. The numbers of clusters and classes may differ.
-
-    Returns:
-        A number in [0, 1].
-    """
-    return accuracy_of_counts(_counts(preds, target))
-
-
-def clustering_scores(preds: Tensor, target: Tensor) -> dict[str, float]:
-    """NMI (arithmetic mean), ACC (Hungarian) and ARI in percent.
-
-    Args:
-        preds: (N,) int64 cluster labels, N at least 1.
-        target: (N,) int64 class labels.
-    """
-    counts = _counts(preds, target)
-    return {name: 100 * score(counts) for name, score in OF_COUNTS.items()}
-
-
-def _counts(preds: Tensor, target: Tensor) -> Counts:
-    """The count table of labels that may be any numbers."""
-    if preds.numel() == 0:
-        raise ValueError("there are no images to score")
-    clusters = torch.unique(preds, return_inverse=True)[1]
-    classes = torch.unique(target, return_inverse=True)[1]
-    return count_matrix(clusters, classes).cpu().numpy()
+__all__ = [
+    "AdjustedRandIndex",
+    "ClusterAccuracy",
+    "CountMetric",
+    "NormalizedMutualInfo",
+    "cluster_accuracy",
+    "cluster_to_class",
+    "clustering_metrics",
+    "clustering_scores",
+    "count_matrix",
+    "silhouette_score",
+    "stability",
+]
 
 
 class CountMetric(Metric):
@@ -217,39 +124,3 @@ def clustering_metrics(n_clusters: int, n_classes: int, **kwargs: Any) -> Metric
         "ari": AdjustedRandIndex(n_clusters, n_classes),
     }
     return MetricCollection(metrics, compute_groups=[["nmi", "acc", "ari"]], **kwargs)  # type: ignore[arg-type]
-
-
-def silhouette_score(x: Tensor, labels: Tensor, *, sample: int = 2000, seed: int = 0) -> float:
-    """Silhouette by cosine distance on a random sample: how much closer images are to their own cluster than the next.
-
-    Args:
-        x: (N, D) float embeddings, not zero.
-        labels: (N,) int64 clusters.
-        sample: images to take; the cost grows with its square.
-        seed: of the sample.
-
-    Returns:
-        In [-1, 1]; 0 where the sample has one cluster, or as many as images, which scikit-learn refuses.
-    """
-    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:sample]
-    x, labels = x.cpu()[chosen], labels.cpu()[chosen]
-    if not 1 < len(labels.unique()) < len(labels):
-        return 0.0
-    return float(sklearn_silhouette(x.float().numpy(), labels.numpy(), metric="cosine"))
-
-
-def stability(labelings: Sequence[Tensor]) -> float:
-    """Mean ARI over all pairs of labelings of the same images: over seeds, or over bootstraps seen through `predict`.
-
-    Args:
-        labelings: at least two tensors (N,) int64.
-
-    Returns:
-        1 where all agree, about 0 where they are unrelated.
-
-    Raises:
-        ValueError: fewer than two labelings.
-    """
-    if len(labelings) < 2:
-        raise ValueError(f"stability compares at least two labelings, got {len(labelings)}")
-    return float(np.mean([ari_of_counts(_counts(a, b)) for a, b in combinations(labelings, 2)]))

@@ -21,7 +21,7 @@ from cae.distributed import is_first, summed, total, unrepeated
 from cae.embedder import Embedder, images_of, labels_of
 from cae.encoders import Encoder
 from cae.fusion import collapsed_modality
-from cae.metrics import OF_COUNTS, count_matrix
+from cae.scores import OF_COUNTS, count_matrix
 from cae.state import FittedCAE, ModelError
 from cae.text import TextBank, load_bank
 

@@ -40,6 +40,8 @@ from cae.stopwatch import stage
 from cae.text import TextBank
 
 TEXTS_PER_CLUSTER = 3
+N_REPRESENTATIVES = 9
+"""Pictures that stand for a cluster."""
 
 COMMONNESS = 0.2
 """Standard deviations of likeness that a noun e times as common makes up for. The best of 0.1, 0.2 and 0.4 on the demo

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -32,11 +32,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.checksums import check_kinds, content_hash, content_hashes, is_version, json_hash, load_json
-from cae.data.pictures import has_picture_ending
+from cae.data.pictures import has_picture_ending, shown_path
 from cae.edits import Edit, Edited, apply_edits, load_edits
 from cae.files import committing, dump_json, holding, tidy
-from cae.folder import FolderResult, shown_path
 from cae.state import FittedCAE, ModelError
+
+if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
+    from cae.folder import FolderResult
 
 logger = logging.getLogger("cae")
 

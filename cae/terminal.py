@@ -14,6 +14,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
+from cae.words import counted
+
 if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
     from cae.compare import Comparison
     from cae.folder import FolderResult, Report, Reporter
@@ -180,7 +182,7 @@ def print_skipped(result: FolderResult) -> None:
 def print_missing(paths: Sequence[str]) -> None:
     """Say which pictures are no longer where they were, the first few by name."""
     if paths:
-        warn(f"{len(paths):,} pictures are missing and left out ({_few(paths)}); moved? give --images DIR")
+        warn(f"{counted(len(paths), 'picture')} missing and left out ({_few(paths)}); moved? give --images DIR")
 
 
 def print_added(rows: Sequence[Mapping[str, Any]], news: News) -> None:
@@ -194,9 +196,10 @@ def print_added(rows: Sequence[Mapping[str, Any]], news: News) -> None:
         table.add_row(name, f"{size:,}", f"{outliers[name]:,}" if outliers[name] else "")
     if rows:
         out.print(table)
-    out.print(f"{len(rows):,} pictures added, {news.known:,} were there already", highlight=False)
+    out.print(f"{counted(len(rows), 'picture')} added, {news.known:,} there already", highlight=False)
     if outliers:
-        out.print(f"{outliers.total():,} fit no group: they have outlier = true in the assignments", highlight=False)
+        count = counted(outliers.total(), "picture")
+        out.print(f"{count} unlike any group, with outlier = true in the assignments", highlight=False)
         for row in [row for row in rows if row["outlier"]][:SHOWN]:
             out.print(f"  {row['path']} (nearest: {row['name']})", highlight=False, soft_wrap=True)
 
@@ -204,7 +207,8 @@ def print_added(rows: Sequence[Mapping[str, Any]], news: News) -> None:
 def print_changed(paths: Sequence[str]) -> None:
     """Say which pictures hold something else than what was clustered."""
     if paths:
-        warn(f"{len(paths):,} pictures have changed since; their rows speak of what they were ({_few(paths)})")
+        count = counted(len(paths), "picture")
+        warn(f"{count} changed since; the assignments speak of what was there before ({_few(paths)})")
 
 
 def print_refit(reasons: Sequence[str]) -> None:
@@ -236,7 +240,7 @@ def print_comparison(comparison: Comparison) -> None:
             rest = sum(move.size for move in comparison.moves[MOVES:])
             out.print(f"and {rest:,} more in smaller moves; --json lists them", highlight=False)
     alone = f"{comparison.only_a:,} in A alone, {comparison.only_b:,} in B alone"
-    out.print(f"{comparison.pictures:,} pictures in both, {alone}", highlight=False)
+    out.print(f"{counted(comparison.pictures, 'picture')} in both, {alone}", highlight=False)
     out.print(f"agreement in percent: ARI {comparison.ari:.1f}, NMI {comparison.nmi:.1f}", highlight=False)
 
 

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,11 +32,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae.checksums import content_hashes
-from cae.data import list_images
+from cae.data.pictures import list_images, shown_path
 from cae.files import committing
-from cae.folder import FolderResult, shown_path
 from cae.kernels import nearest
 from cae.results import SavedResult, write_tables
+
+if TYPE_CHECKING:  # brings Lightning
+    from cae.folder import FolderResult
 
 OUTLIER_QUANTILE = 0.01
 NEIGHBOURS = 5

@@ -25,7 +25,7 @@ from cae.callbacks.reservoir import Reservoir, smallest
 from cae.config import CAEConfig, Preset
 from cae.encoders import Encoder
 from cae.estimator import CAEClusterer, text_banks
-from cae.metrics import clustering_scores, silhouette_score, stability
+from cae.scores import clustering_scores, silhouette_score, stability
 from cae.text import TextBank
 
 T = TypeVar("T")
@@ -127,6 +127,8 @@ class ClusteringCallback(Callback):
         preset: Preset = "default",
         **settings: Any,
     ) -> None:
+        if isinstance(n_clusters, str) or n_clusters < 2:  # "auto" would be another number each epoch
+            raise ValueError(f"n_clusters must be a whole number of at least 2, got {n_clusters!r}")
         settings = {"n_init": RESTARTS, **settings}
         self.config = CAEConfig.from_preset(preset, n_clusters, **settings)
         if every_n_epochs is not None and every_n_train_steps is not None:

@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from cae.metrics import count_matrix
+from cae.scores import count_matrix
 
 
 def overlap(labels: Tensor, previous: Tensor, n_clusters: int) -> Tensor:

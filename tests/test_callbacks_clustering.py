@@ -475,7 +475,8 @@ def test_details_go_to_the_loggers_that_can_show_them(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_clusters": 1}, "n_clusters"),
+        ({"n_clusters": 1}, "n_clusters must be a whole number of at least 2, got 1"),
+        ({"n_clusters": "auto"}, "n_clusters must be a whole number of at least 2, got 'auto'"),
         ({"every_n_epochs": 2, "every_n_train_steps": 2}, "not both"),
         ({"every_n_epochs": 0}, "every_n_epochs must be at least 1"),
         ({"max_samples": 2}, "max_samples must be at least n_clusters = 3"),

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy
 import pyarrow.csv as pacsv
@@ -77,6 +78,15 @@ def test_a_run_ends_with_a_report_and_says_where(clustered, run, tmp_path):
     assert (tmp_path / "page/index.html").is_file()
 
 
+def test_a_result_may_lie_among_its_pictures(run, picture_folder, text_files):
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
+    for out in (picture_folder, picture_folder / "cae-result", picture_folder / "cae-result"):
+        code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", out, "--workers", 0, *texts)
+        assert code == 0, stderr
+        assert (out / "report/report_files/thumbnails/00000.webp").is_file()
+        assert len(pq.read_table(out / "assignments.parquet")) == 30
+
+
 def test_json_is_one_document_and_the_report_can_be_left_out(run, picture_folder, text_files, tmp_path):
     out = tmp_path / "out"
     texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
@@ -127,7 +137,7 @@ def test_a_trained_method_writes_the_same_files_and_predicts_from_them(run, pict
     Image.new("RGB", (9, 9), "red").save(picture_folder / "red/new.png")
     code, stdout, stderr = run("update", out, picture_folder, "--workers", 0)
     assert code == 0, stderr
-    assert "1 pictures added" in stdout
+    assert "1 picture added" in stdout
 
 
 def test_edits_are_shown_exported_and_outlive_the_next_run(clustered, run, picture_folder, text_files, tmp_path):
@@ -262,13 +272,13 @@ def test_update_adds_what_is_new_and_compare_sees_it(clustered, run, picture_fol
     (picture_folder / "red/0.png").write_bytes((picture_folder / "red/1.png").read_bytes())
     code, stdout, stderr = run("update", out, picture_folder, "--workers", 0)
     assert code == 0, stderr
-    assert "1 pictures added, 29 were there already" in stdout
-    assert "1 pictures have changed" in stderr
+    assert "1 picture added, 29 there already" in stdout
+    assert "1 picture changed since" in stderr
     assert f"report: {out}/report/index.html" in stdout
     assert "31 pictures" in page_of(out)
     code, stdout, stderr = run("update", out, picture_folder, "--workers", 0)
     assert code == 0, stderr
-    assert "0 pictures added, 30 were there already" in stdout
+    assert "0 pictures added, 30 there already" in stdout
 
     code, stdout, stderr = run("compare", tmp_path / "before", out)
     assert code == 0, stderr
@@ -290,7 +300,8 @@ def test_export_says_what_it_did_and_what_is_missing(clustered, run, picture_fol
     code, stdout, stderr = run("export", out, "--to", "folders", "--out", tmp_path / "sorted")
     assert code == 0
     assert "29 files" in stdout
-    assert "1 pictures are missing and left out (red/0.png)" in stderr
+    assert "1 picture missing and left out (red/0.png)" in stderr
+    assert run("export", out, "--to", "json", "--out", tmp_path / "json")[1] == f"1 file in {tmp_path}/json\n"
 
 
 def test_unreadable_pictures_are_listed_and_skipped(run, picture_folder, text_files, tmp_path):
@@ -412,6 +423,27 @@ def test_help_on_every_level(run, command):
     code, stdout, _ = run(*command.split(), "--help")
     assert code == 0
     assert "Usage" in stdout
+
+
+@pytest.mark.parametrize("verb", ["rename", "merge", "split", "pin", "move", "undo"])
+def test_help_on_an_edit_needs_no_result(run, verb):
+    code, stdout, _ = run("edit", "RESULT", verb, "--help")
+    assert code == 0
+    assert f"cae edit {{RESULT}} {verb}" in stdout
+
+
+def test_an_edit_does_not_wait_for_what_only_a_fit_needs():
+    check = (
+        "import sys, cae.edits, cae.export, cae.compare, cae.report, cae.results; "
+        "heavy = {'lightning', 'torchmetrics', 'torchvision', 'sklearn', 'open_clip'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_python_runs_the_package():
+    done = subprocess.run([sys.executable, "-m", "cae", "--version"], check=True, capture_output=True, text=True)
+    assert done.stdout == f"{version('cae-clustering')}\n"
 
 
 def test_help_does_not_load_torch():

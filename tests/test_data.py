@@ -98,11 +98,19 @@ def test_a_picture_under_another_ending_is_read(tmp_path):
     assert read_image(tmp_path / "called.jpg").size == (40, 30)
 
 
-def test_decompression_bombs_are_refused(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [1100, 500])  # of 1,200 pixels; over twice the limit Pillow itself refuses
+def test_decompression_bombs_are_refused(tmp_path, monkeypatch, limit):
     gradient("RGB").save(tmp_path / "huge.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ImageError, match="pixels"):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(ImageError, match=f"^over the limit of {limit:,} pixels"):
         read_image(tmp_path / "huge.png")
+
+
+def test_a_link_to_nowhere_is_told_in_words(tmp_path):
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ImageError, match=r"^No such file or directory$"):
+        read_image(tmp_path / "gone.png")
 
 
 def test_programs_are_never_run_as_pictures(tmp_path, monkeypatch):

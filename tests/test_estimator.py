@@ -155,7 +155,8 @@ def test_parameters_may_be_what_scikit_learn_hands_out(blobs):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_clusters": 0}, "n_clusters must be a whole number of at least 2"),
+        ({"n_clusters": 0}, "n_clusters must be a whole number of at least 2, got 0"),
+        ({"n_clusters": "auto"}, "n_clusters must be a whole number of at least 2, got 'auto'"),
         ({"n_clusters": 500}, "Found array with 120 sample"),
         ({"settings": {"epsilom": 1}}, "did you mean 'epsilon'"),
         ({"banks": text_banks(5)}, "the noun bank has width 5, the images 16"),

@@ -105,6 +105,14 @@ def test_labels_that_cannot_be_counted_are_named(preds, target, message):
         ClusterAccuracy(3, 2).update(torch.tensor(preds), torch.tensor(target))
 
 
+def test_arrays_are_told_how_to_become_tensors():
+    labels = np.array([0, 1])
+    with pytest.raises(ValueError, match=r"preds must be a torch\.Tensor, got ndarray; pass torch\.as_tensor\(preds\)"):
+        clustering_scores(labels, torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"target must be a torch\.Tensor"):
+        ClusterAccuracy(2, 2).update(torch.tensor([0, 1]), labels)
+
+
 def test_nothing_to_score_is_an_error():
     with pytest.raises(ValueError, match="no images to score"):
         clustering_scores(torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64))

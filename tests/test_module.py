@@ -291,6 +291,14 @@ def test_the_embedder_alone_gives_embeddings(fake_encoder, picture_folder):
         Embedder(fake_encoder, dtype="int8")
 
 
+def test_a_trainer_goes_from_one_run_to_the_next_without_a_notice(module, blobs, caplog):
+    data, runner = EmbeddingData(*blobs), trainer(max_epochs=1)
+    with caplog.at_level("INFO"):
+        runner.fit(module, datamodule=data)
+        runner.test(module, datamodule=data, verbose=False)
+    assert "override existing callbacks" not in caplog.text
+
+
 def test_a_checkpoint_of_a_fit_can_be_loaded(module, blobs, fake_encoder, tmp_path):
     data = EmbeddingData(*blobs)
     runner = pl.Trainer(
@@ -331,6 +339,7 @@ def test_lightning_cli_makes_the_module(monkeypatch):
         (torch.zeros(8, 5, 5), r"expected images \(B, 3, H, W\) or embeddings"),
         ([{"picture": torch.zeros(3)}] * 8, "needs one of the keys"),
         (["text"] * 8, "expected a batch of images"),
+        (torch.ones(8, 3), r"expected embeddings of width 48, that of the encoder .*, got \(\d, 3\)"),
     ],
 )
 def test_batches_of_something_else_are_named(module, samples, message):
@@ -341,6 +350,8 @@ def test_batches_of_something_else_are_named(module, samples, message):
 def test_settings_are_checked_at_once():
     with pytest.raises(ValueError, match="did you mean 'epsilon'"):
         CAE(3, epsilom=0.1)
+    with pytest.raises(ValueError, match="at least 2, or auto, got 'aut'"):
+        CAE("aut")
 
 
 def test_a_fusion_that_collapses_is_said(fake_encoder, text_files, caplog):

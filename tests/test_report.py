@@ -17,7 +17,7 @@ from PIL import Image
 
 from cae.edits import Anchors, Merge, Move, Rename, anchors_of, find_pictures, save_edits
 from cae.files import write_json
-from cae.folder import N_REPRESENTATIVES
+from cae.naming import N_REPRESENTATIVES
 from cae.report import redraw_report, thumbnails, write_report
 from cae.report.data import N_DOUBTFUL, columns, describe_groups, fused
 from cae.report.kept import Kept
@@ -248,13 +248,13 @@ def test_missing_pictures_are_told_and_the_rest_is_shown(result_folder, picture_
     facts = page_data(result_folder / "report")["columns"]
     gone = [path for path, width in zip(facts["path"], facts["size"][::2], strict=True) if width == 0]
     assert sorted(gone) == ["red/0.png", "red/1.png"]
-    assert "2 of 30 pictures are missing" in (result_folder / "report/index.html").read_text(encoding="utf-8")
+    assert "no longer readable: 2 of 30 pictures" in (result_folder / "report/index.html").read_text(encoding="utf-8")
 
 
 def test_pictures_that_are_all_gone_still_leave_a_page(result_folder, picture_folder):
     picture_folder.rename(picture_folder.with_name("elsewhere"))
     write_report(SavedResult.load(result_folder), result_folder / "report", silent)
-    assert "30 of 30 pictures are missing" in (result_folder / "report/index.html").read_text(encoding="utf-8")
+    assert "no longer readable: 30 of 30 pictures" in (result_folder / "report/index.html").read_text(encoding="utf-8")
     write_report(
         SavedResult.load(result_folder, images=picture_folder.with_name("elsewhere")), result_folder / "report", silent
     )

@@ -91,9 +91,14 @@ def test_search_narrows_groups_and_gallery_and_says_when_nothing_fits(view, repo
     assert 0 < found < 30
     page.locator("#query").fill("RED/3")
     expect(page.locator("#found")).to_have_text("1 picture")
+    expect(page.locator("#hits")).to_have_text("1 picture")
+    expect(page.locator("#pictures")).not_to_be_in_viewport()
+    page.keyboard.press("Enter")
+    expect(page.locator("#gallery .picture")).to_be_in_viewport()
     page.locator("#query").fill("no such thing")
     expect(page.locator("#found")).to_contain_text("No picture fits")
     page.locator("#query").fill("")
+    expect(page.locator("#hits")).not_to_be_visible()
     expect(page.locator("#gallery .picture")).to_have_count(30)
 
 
@@ -109,6 +114,20 @@ def test_a_group_can_be_shown_alone_from_its_card_the_list_and_the_legend(view, 
     expect(page.locator("#gallery .picture")).to_have_count(30)
     page.locator("#group").select_option("0")
     expect(page.locator("#legend button").nth(0)).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_jump_past_cards_that_were_not_seen_lands_on_its_section(view, report):
+    page = view(report, PHONE)
+    page.emulate_media(reduced_motion="no-preference")  # a smooth scroll, past cards that get their heights on the way
+    page.evaluate(
+        """() => new Promise((done) => {
+            const cards = document.querySelector(".cards");
+            for (let i = 0; i < 20; i++) cards.append(cards.children[0].cloneNode(true));
+            document.addEventListener("scrollend", done, { once: true });
+            document.querySelector("nav a[href='#map']").click();
+        })"""
+    )
+    expect(page.locator("#map-title")).to_be_in_viewport()
 
 
 def test_the_panel_says_why_and_walks_by_keyboard(view, report):

@@ -26,6 +26,9 @@ MOST_OBLONG = 50
 """Sides of a picture for an encoder, at most. Encoders bring the shorter side to theirs and take the middle: of 20,000
 by 10 pixels they would make 500,000 by 250 first, and of a longer one run out of memory."""
 
+REPORT_MARK = "kept.safetensors"
+"""The file by which a report's folder is known (`cae.report.kept`): its thumbnails are nobody's pictures."""
+
 _COMMON = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
 
 
@@ -67,8 +70,8 @@ def list_images(root: str | os.PathLike[str]) -> list[Path]:
     """All files below `root` that look like pictures, in a fixed order.
 
     A file looks like a picture when its ending is one that Pillow reads. Hidden files and folders are passed over, as
-    are pipes and devices, which may never end. Links to files are followed, wherever they lead; links to folders are
-    not, so that no loop is entered.
+    are pipes and devices, which may never end, and the thumbnails of reports: a result may lie among its pictures.
+    Links to files are followed, wherever they lead; links to folders are not, so that no loop is entered.
 
     Raises:
         ImageError: no such folder, a file in its place, or no picture in it.
@@ -97,7 +100,7 @@ def _is_special(path: Path) -> bool:
 
 def _visible_files(root: Path) -> Iterator[Path]:
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        subfolders[:] = [] if REPORT_MARK in names else [name for name in subfolders if not name.startswith(".")]
         yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
@@ -116,17 +119,20 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None
     try:
         with Image.open(path, formats=_formats()) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
-                raise ImageError(f"{image.width} x {image.height} pixels, over the limit of {Image.MAX_IMAGE_PIXELS}")
+                raise ImageError(f"over the limit of {Image.MAX_IMAGE_PIXELS:,} pixels: {image.width} x {image.height}")
             if side is not None:
                 image.draft("RGB", (2 * side, 2 * side))
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image if side is None else _less_oblong(image))
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:  # over twice the limit, before there is an image to ask
+        raise ImageError(f"over the limit of {Image.MAX_IMAGE_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"not a picture in any format that Pillow reads, without {' and '.join(PROGRAMS)}") from error
     except Exception as error:  # Pillow's plugins raise whatever the bytes make them raise
-        raise ImageError(str(error) or type(error).__name__) from error
+        reason = error.strerror if isinstance(error, OSError) else None  # without the path, which who asks has
+        raise ImageError(reason or str(error) or type(error).__name__) from error
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -172,6 +178,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         canvas = Image.new("RGBA", image.size, (*PAPER_WHITE, 255))
         return Image.alpha_composite(canvas, image).convert("RGB")
     return image.convert("RGB")
+
+
+def shown_path(path: Path, root: Path | None = None) -> str:
+    """A path, below `root` if given, as text with slashes; bytes that are no UTF-8 show as replacement characters."""
+    path = path if root is None else path.relative_to(root)
+    return os.fsencode(path.as_posix()).decode("utf-8", "replace")
 
 
 def files_identity(root: Path, paths: Sequence[Path]) -> str:

@@ -22,8 +22,8 @@ from cae.embedder import embed_pictures
 from cae.encoders import Encoder
 from cae.evaluation.datasets import DatasetError, LabelledEmbeddings, LabelledImages
 from cae.evaluation.methods import Problem, parse_method, run_method
-from cae.metrics import clustering_scores, silhouette_score, stability
 from cae.module import provenance
+from cae.scores import clustering_scores, silhouette_score, stability
 from cae.stopwatch import stopwatch
 from cae.text import TextBank, load_bank
 

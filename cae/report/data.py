@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae.compare import Comparison
-from cae.folder import N_REPRESENTATIVES
+from cae.naming import N_REPRESENTATIVES
 from cae.pipeline import representations
 from cae.results import SavedResult
 from cae.update import outliers

@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cae.checksums import content_hash, tensors_hash
+from cae.data.pictures import REPORT_MARK
 from cae.report.thumbnails import Thumbnails, sheet_name
 from cae.results import MODEL_FOLDER, SavedResult
 
 FORMAT_VERSION = 1
-_FILE = "kept.safetensors"
 THUMBNAILS = "thumbnails"
 
 
@@ -54,7 +54,7 @@ class Kept:
         arrays = {"position": self.position, **self.thumbnails._asdict()}
         save_file(
             {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-            folder / _FILE,
+            folder / REPORT_MARK,
             {"about": json.dumps(about)},
         )
 
@@ -62,7 +62,7 @@ class Kept:
     def load(cls, folder: Path) -> Self | None:
         """Read it; None if it is not there, damaged or of another version, or if a sheet is missing."""
         try:
-            with safe_open(folder / _FILE, "numpy") as file:
+            with safe_open(folder / REPORT_MARK, "numpy") as file:
                 about = json.loads(file.metadata()["about"])
                 position, *thumbnails = (file.get_tensor(name) for name in ("position", *Thumbnails._fields))
             if about["format_version"] != FORMAT_VERSION:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
@@ -24,12 +24,15 @@ from numpy.typing import NDArray
 
 from cae.compare import compare
 from cae.files import committing, tidy
-from cae.folder import Reporter
 from cae.report.data import Group, columns, describe_groups, fused
 from cae.report.kept import THUMBNAILS, Kept, fingerprint
 from cae.report.map import lay_among, lay_out
 from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
 from cae.results import OutputError, ResultError, SavedResult, check_writable
+from cae.words import counted
+
+if TYPE_CHECKING:  # brings Lightning
+    from cae.folder import Reporter
 
 REPORT_FOLDER = "report"
 """Of a result."""
@@ -229,8 +232,8 @@ def _notes(result: SavedResult, unmatched_edits: Sequence[str], unshown: int) ->
         notes.append("Made with the lite encoder, which is for trying things out offline. It is not CLIP.")
     if unshown:
         notes.append(
-            f"{unshown:,} of {len(result.assignments):,} pictures are missing from {_text(result.root)} or cannot be "
-            "read any more. If they have moved, draw the report again with --images."
+            f"Missing from {_text(result.root)}, or no longer readable: {unshown:,} of "
+            f"{counted(len(result.assignments), 'picture')}. If they have moved, draw the report again with --images."
         )
     elif not result.root.is_dir():
         notes.append(

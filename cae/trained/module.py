@@ -33,10 +33,10 @@ from cae.blocks import blockwise
 from cae.config import Preset
 from cae.distributed import gathered, total
 from cae.embedder import images_of, labels_of
-from cae.metrics import silhouette_score
 from cae.module import CAE
 from cae.naming import describe_clusters
 from cae.pipeline import Prediction
+from cae.scores import silhouette_score
 from cae.state import FittedCAE, ModelError
 from cae.stopwatch import stage, tell
 from cae.text import TextBank

@@ -68,6 +68,8 @@ function paintGroups(root) {
     const start = state.page * PAGE_SIZE;
     const numbers = state.found.subarray(start, start + PAGE_SIZE);
     find("#gallery").replaceChildren(...Array.from(numbers, (i) => pictureButton(i)));
+    find("#hits").textContent = count(state.found.length, "picture");
+    find("#hits").hidden = !state.query;
     find("#found").textContent = state.found.length ? count(state.found.length, "picture") : "No picture fits. Search for another word, or look in all groups.";
     find("#page").value = state.page + 1;
     find("#page").max = pages;
@@ -80,7 +82,7 @@ function paintGroups(root) {
   function turnTo(page) {
     state.page = page;
     showPage();
-    find("#pictures").scrollIntoView();
+    jumpToPictures();
   }
 
   function showGroup(group) {
@@ -96,8 +98,18 @@ function paintGroups(root) {
     find("#query").value = "";
     if (find("#only")) find("#only").value = only;
     showGroup(group);
-    find("#pictures").scrollIntoView();
+    jumpToPictures();
     find(focus).focus({ preventScroll: true });
+  }
+
+  /** Cards out of sight have a guessed height; a jump past them lands where it should once they have their own. */
+  function layOutCards() {
+    find(".cards").classList.add("laid-out");
+  }
+
+  function jumpToPictures() {
+    layOutCards();
+    find("#pictures").scrollIntoView();
   }
 
   // ---- what can be pressed ----
@@ -109,6 +121,9 @@ function paintGroups(root) {
       state.query = event.target.value.trim();
       update();
     }, 80);
+  });
+  find("#query").addEventListener("keydown", (event) => {
+    if (event.key === "Enter") jumpToPictures();
   });
   find("#group").addEventListener("change", (event) => showGroup(Number(event.target.value)));
   find("#only")?.addEventListener("change", (event) => {
@@ -141,6 +156,9 @@ function paintGroups(root) {
     if (!button) return;
     const among = button.closest("#gallery") ? state.found : [...button.parentElement.children].map((each) => Number(each.dataset.picture));
     panel.open(Number(button.dataset.picture), among);
+  });
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("a[href^='#']")) layOutCards();
   });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "/" || event.target.matches("input, select") || panel.dialog.open) return;

@@ -1,0 +1,5 @@
+"""`python -m cae`, where the `cae` command is not on the path."""
+
+from cae.cli import main
+
+main()
