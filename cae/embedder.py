@@ -77,6 +77,7 @@ class Embedder(pl.LightningModule):
         self.embedding_dtype = dtype
         self.store: EmbeddingStore | None = None
         self._counted: Counter[int] = Counter()
+        self._shuffled: dict[int, Tensor] = {}
 
     @property
     def encoder(self) -> Encoder:
@@ -212,7 +213,9 @@ class Embedder(pl.LightningModule):
         loader = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
         sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
         if type(sampler) is DistributedSampler and sampler.shuffle:  # as Lightning makes them for training
-            return torch.tensor(list(sampler)[start : start + n])
+            if start == 0:  # once: an order of all samples for each batch would take N² in all
+                self._shuffled[dataloader_idx] = torch.tensor(list(sampler))
+            return self._shuffled[dataloader_idx][start : start + n]
         index = torch.arange(start, start + n) * trainer.world_size + trainer.global_rank
         # What a DistributedSampler fills up with begins at the front again.
         return index % len(sampler.dataset) if isinstance(sampler, DistributedSampler) else index  # type: ignore[arg-type]

@@ -161,7 +161,9 @@ class CAE(Embedder):
         """
         if self.fitted is None:
             raise self._not_fitted()
-        self._tested = []
+        number, share = torch.empty(0, dtype=torch.int64), torch.empty(0)
+        self._tested = [(number, number, number, share, share)]  # a process may get no batch
+        self._counted.clear()
         self.on_predict_start()
 
     def test_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> None:
@@ -183,14 +185,19 @@ class CAE(Embedder):
 
         The last two need no classes: how far pictures are from the border to the next cluster, and how close to the
         centroid of their own.
+
+        Raises:
+            ValueError: there was nothing to test on.
         """
         index, clusters, classes, *means = (torch.cat(column) for column in zip(*self._tested, strict=True))
         self._tested = []
         keep = unrepeated(index, self.group)
-        n_classes = int(summed(classes.max(), self.group, largest=True)) + 1
+        found = count_matrix(clusters[keep], classes[keep])
+        n_classes = int(summed(torch.tensor(found.shape[1]), self.group, largest=True))
+        if not n_classes:
+            raise ValueError("there are no images to test on: the loader yields none, or none can be read")
         assert self.fitted is not None  # since the start
         counts = torch.zeros(self.fitted.config.n_clusters, n_classes, dtype=torch.int64)
-        found = count_matrix(clusters[keep], classes[keep])
         counts[: found.shape[0], : found.shape[1]] += found
         table = summed(counts, self.group).numpy()
         scores = {f"test/{name}": score(table) for name, score in OF_COUNTS.items()}
