@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ from cae.checksums import json_hash
 from cae.config import DEFAULT_ENCODER
 from cae.distributed import summed
 from cae.encoders import Encoder, load_encoder
+from cae.stopwatch import Progress
 from cae.store import EmbeddingStore
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ def embed_pictures(
     encoder: Encoder,
     *,
     device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Embed pictures in the cache, going on where an earlier run stopped; Lightning itself says nothing.
 

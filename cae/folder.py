@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -19,21 +19,10 @@ from cae.metrics import clustering_scores
 from cae.module import CAE, check_encoder
 from cae.pipeline import Prediction, top_texts
 from cae.state import FittedCAE
-from cae.stopwatch import stage, watching
+from cae.stopwatch import Reporter, stage, watching
 
 N_REPRESENTATIVES = 9
 N_TOP_NOUNS = 3
-
-
-class Report(Protocol):
-    """Takes the progress of one piece of work."""
-
-    def __call__(self, done: float, total: float, note: str = "") -> None:
-        """So much of the total is done; with a note, the numbers themselves say nothing to people."""
-
-
-Reporter = Callable[[str], Report]
-"""Takes what is being worked on (`nouns`, `captions`, `pictures`, `grouping`, `hashes`, …)."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal, Self, get_type_hints
@@ -23,6 +23,7 @@ from cae.encoders import Encoder
 from cae.fusion import collapsed_modality
 from cae.metrics import OF_COUNTS, count_matrix
 from cae.state import FittedCAE, ModelError
+from cae.stopwatch import Reporter
 from cae.text import TextBank, load_bank
 
 logger = logging.getLogger("cae")
@@ -267,7 +268,7 @@ class CAE(Embedder):
                     result[key].copy_(values[place])
         self._to_fill = []
 
-    def load_banks(self, reporter: Callable[[str], Callable[[int, int], None]] | None = None) -> dict[str, TextBank]:
+    def load_banks(self, reporter: Reporter | None = None) -> dict[str, TextBank]:
         """The embedded corpora that the config's modalities need; from the cache where they are in it.
 
         Args:

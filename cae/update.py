@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from cae.files import committing
 from cae.folder import FolderResult, shown_path
 from cae.kernels import nearest
 from cae.results import SavedResult, write_tables
+from cae.stopwatch import Progress
 
 OUTLIER_QUANTILE = 0.01
 NEIGHBOURS = 5
@@ -65,7 +65,7 @@ class News:
     changed: list[str]
 
 
-def find_news(result: SavedResult, folder: Path, progress: Callable[[int, int], None] | None = None) -> News:
+def find_news(result: SavedResult, folder: Path, progress: Progress | None = None) -> News:
     """Compare a folder with a result, by content.
 
     Args:

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from cae.compare import compare
 from cae.files import committing, tidy
-from cae.folder import Reporter
 from cae.report.data import Group, columns, describe_groups, fused
 from cae.report.kept import THUMBNAILS, Kept, fingerprint
 from cae.report.map import lay_among, lay_out
 from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
 from cae.results import OutputError, ResultError, SavedResult, check_writable
+from cae.stopwatch import Reporter
 
 REPORT_FOLDER = "report"
 """Of a result."""
