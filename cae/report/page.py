@@ -38,7 +38,9 @@ _FILES = "report_files"
 _TYPES = ("uint8", "int8", "uint16", "int16", "int32")
 _MOVES = 200
 """How many moves between groups the page lists."""
-_GENERATOR = '<meta name="generator" content="cae report">'
+_GENERATOR = b'<meta name="generator" content="cae report">'
+_HEAD = 4096
+"""Bytes at the beginning of a page, which may have many megabytes, that tell whose it is."""
 
 
 def write_report(
@@ -162,7 +164,10 @@ def has_report(result_folder: Path) -> bool:
 
 
 def _is_report(page: Path) -> bool:
-    return page.is_file() and _GENERATOR in page.read_text(encoding="utf-8", errors="replace")
+    if not page.is_file():
+        return False
+    with page.open("rb") as file:
+        return _GENERATOR in file.read(_HEAD)
 
 
 def _draw(
