@@ -263,39 +263,62 @@ def embed_pictures(
         if progress:
             progress(min(embedder.done(), total), total)
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = pl.Trainer(
-        accelerator=device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        callbacks=[LambdaCallback(on_train_start=advance, on_train_batch_end=advance)] if progress else None,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with warnings.catch_warnings():
-        # Whoever called has chosen the number of workers.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        try:
-            trainer.fit(embedder, datamodule=data)
-        except SystemExit as stop:
-            # How Lightning answers Ctrl-C.
-            raise KeyboardInterrupt if trainer.interrupted else stop from stop
-        except (RuntimeError, EOFError, ConnectionError) as error:
-            # A connection to it that ends is another sign of its end.
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                raise
-            raise RuntimeError(
-                "a process that reads pictures has died, as when memory runs out; what is embedded so far is kept: run "
-                "again to go on, with fewer --workers (0 for none)"
-            ) from error
+    try:
+        fit_silently(
+            embedder, device, 1, LambdaCallback(on_train_start=advance, on_train_batch_end=advance), datamodule=data
+        )
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        # A connection to it that ends is another sign of its end.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(
+            "a process that reads pictures has died, as when memory runs out; what is embedded so far is kept: run "
+            "again to go on, with fewer --workers (0 for none)"
+        ) from error
     if progress:
         progress(total, total)
     assert embedder.store is not None  # since setup
     order = embedder.store.index.argsort()
     in_order = bool((order.diff() > 0).all())
     return embedder.store.rows if in_order else embedder.store.rows[order], embedder.store.index[order]
+
+
+def fit_silently(
+    module: pl.LightningModule,
+    device: torch.device,
+    max_epochs: int,
+    callback: pl.Callback,
+    *,
+    datamodule: pl.LightningDataModule | None = None,
+) -> None:
+    """`trainer.fit` with a Trainer that the user did not make, and so without its log lines, hints and files.
+
+    Raises:
+        KeyboardInterrupt: as usual; Lightning answers Ctrl-C with an exit.
+    """
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # Whoever called has chosen the number of workers, and validation is for the user's own Trainer.
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*validation_step.*no `val_dataloader`.*")
+            trainer = pl.Trainer(
+                accelerator=device.type,
+                devices=[device.index or 0] if device.type == "cuda" else 1,
+                callbacks=[callback],
+                max_epochs=max_epochs,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            trainer.fit(module, datamodule=datamodule)
+    except SystemExit as stop:
+        raise KeyboardInterrupt if trainer.interrupted else stop from stop
+    finally:
+        log.setLevel(level)
 
 
 def images_of(batch: Any) -> Tensor:

@@ -1,6 +1,7 @@
 """`CAE` under a real Trainer: one pass on a fresh module, the same labels ever after."""
 
 import inspect
+import logging
 import sys
 import warnings
 from dataclasses import fields
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 
 from cae import CAE, CAEConfig, ImageFolderData
 from cae.data import EmbeddingData
-from cae.embedder import Embedder
+from cae.embedder import Embedder, embed_pictures
 from cae.metrics import clustering_scores
 from cae.state import ModelError
 
@@ -313,6 +314,14 @@ def test_the_embedder_alone_gives_embeddings(fake_encoder, picture_folder):
     assert embedder.store.index.tolist() == list(range(30))
     with pytest.raises(ValueError, match="float32 or float16"):
         Embedder(fake_encoder, dtype="int8")
+
+
+def test_embedding_pictures_says_nothing_and_leaves_lightning_its_voice(fake_encoder, picture_folder, caplog):
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    embed_pictures(ImageFolderData(picture_folder, num_workers=0), fake_encoder)
+    assert log.level == level
+    assert not caplog.records
 
 
 def test_a_checkpoint_of_a_fit_can_be_loaded(module, blobs, fake_encoder, tmp_path):
