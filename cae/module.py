@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from cae import pipeline
 from cae.config import DEFAULT_ENCODER, CAEConfig, Preset
@@ -208,7 +209,9 @@ class CAE(Embedder):
         # The same on every rank, so that reducing them again changes nothing; Lightning warns without.
         self.log_dict({name: torch.tensor(value).float() for name, value in scores.items()}, sync_dist=True)
 
-    def fit_embeddings(self, x: Tensor, index: Tensor | None = None, *, group: Any = None) -> pipeline.Prediction:
+    def fit_embeddings(
+        self, x: Tensor, index: Tensor | None = None, *, group: ProcessGroup | None = None
+    ) -> pipeline.Prediction:
         """Fit on image embeddings (N, D), unit rows; returns their predictions. For the rest see `cae.pipeline.fit`."""
         banks, record = self.load_banks(), self._provenance()
         self.fitted, prediction = pipeline.fit(x, banks, self.config, record, index=index, group=group)
@@ -219,7 +222,11 @@ class CAE(Embedder):
         return prediction
 
     def predict_embeddings(self, x: Tensor) -> pipeline.Prediction:
-        """Label image embeddings (B, D), unit rows on the device of the fitted state."""
+        """Label image embeddings (B, D), unit rows on the device of the fitted state.
+
+        Raises:
+            ModelError: not fitted yet.
+        """
         if self.fitted is None:
             raise self._not_fitted()
         # The trainer's precision is for the encoder: labels must not depend on it beyond that.
