@@ -123,7 +123,7 @@ def write_report(
         (draft / PAGE).write_text(html, encoding="utf-8")
         drawn = {path.relative_to(draft) for path in folder.rglob("*")}
     for path in (out / _FILES).rglob("*"):
-        if path.relative_to(out) not in drawn:  # of an earlier report, with more pictures
+        if path.is_file() and path.relative_to(out) not in drawn:  # of an earlier report, with more pictures
             path.unlink()
     return page
 
