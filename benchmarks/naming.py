@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from cae import evaluation
 from cae.encoders import load_encoder
 from cae.evaluation.naming import NamedCluster, name_clusters
-from cae.naming import distinct_names, name_scores, transport_mass, typicality
+from cae.naming import assign_names, name_scores, transport_mass, typicality
 from cae.results import SavedResult
 from cae.state import FittedCAE
 from cae.text import TextBank
@@ -90,7 +90,7 @@ def name(result: SavedResult) -> dict[str, list[NamedCluster]]:
     for way, scores in WAYS.items():
         score, texts = scores(x, labels, result.fitted, banks)
         nouns = [[texts[j] for j in row] for row in score.topk(N_NOUNS).indices.tolist()]
-        tables[way] = name_clusters(labels, truth, classes, distinct_names(score, texts), nouns)
+        tables[way] = name_clusters(labels, truth, classes, assign_names(score, texts), nouns)
     return tables
 
 

@@ -118,11 +118,14 @@ def compare(a: SavedResult, b: SavedResult) -> Comparison:
     pairs += [Pair(group, None, 0) for i, group in enumerate(groups_a) if i not in match]
     pairs += [Pair(None, group, 0) for j, group in enumerate(groups_b) if j not in match.values()]
     paths = np.array(b.assignments["path"].to_pylist(), dtype=object)
-    moves = []
-    for i, j in zip(*counts.nonzero(), strict=True):
-        if match.get(i) != j:
-            moved = np.sort(rows_b[(labels_a == i) & (labels_b == j)])
-            moves.append(Move(groups_a[i], groups_b[j], moved.tolist(), paths[moved].tolist()))
+    # The rows of each cell of the table, in its order: looking for those of one cell after the other takes cells × N.
+    cells = counts.nonzero()
+    in_order = rows_b[np.lexsort((rows_b, labels_b, labels_a))]
+    moves = [
+        Move(groups_a[i], groups_b[j], rows.tolist(), paths[rows].tolist())
+        for i, j, rows in zip(*cells, np.split(in_order, counts[cells].cumsum()[:-1]), strict=True)
+        if match.get(i) != j
+    ]
     return Comparison(
         pictures=len(rows_a),
         only_a=len(a.assignments) - len(rows_a),

@@ -1,4 +1,4 @@
-"""Devices by name."""
+"""Devices by name: those that can hold float64, which the method's sums are in and Apple's GPUs lack."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import torch
 
 
 def find_device(name: str) -> torch.device:
-    """The device that a name stands for: `auto` is the accelerator if there is one, else the CPU.
+    """The device that a name stands for: `auto` is the accelerator if there is one for this, else the CPU.
 
     Raises:
-        ValueError: no such device here.
+        ValueError: no such device here, or one without float64.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
+        return torch.device("cpu") if accelerator is None or accelerator.type == "mps" else accelerator
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
     return device

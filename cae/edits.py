@@ -59,7 +59,7 @@ from cae.checksums import load_json
 from cae.clustering import kmeans
 from cae.files import write_json
 from cae.kernels import nearest
-from cae.naming import N_REPRESENTATIVES, TEXTS_PER_CLUSTER, distinct_names, typicality
+from cae.naming import N_REPRESENTATIVES, TEXTS_PER_CLUSTER, assign_names, typicality
 from cae.words import counted
 
 if TYPE_CHECKING:  # which offers the edited view, and so imports this module
@@ -457,7 +457,7 @@ class _View:
         if len(free) < len(parts):
             return [f"{self.clusters[cluster]['name']} {i + 1}" for i in range(len(parts))]
         mass = normalize(torch.tensor([[count[noun] for noun in free] for count in counts]).float(), p=1, dim=1)
-        return distinct_names(typicality(mass), free)
+        return assign_names(typicality(mass), free)
 
     def assignments(self) -> pa.Table:
         """The table as it is now."""

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +25,7 @@ from cae.checksums import json_hash
 from cae.config import DEFAULT_ENCODER
 from cae.distributed import summed
 from cae.encoders import Encoder, load_encoder
+from cae.stopwatch import Progress
 from cae.store import EmbeddingStore
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Embedder(pl.LightningModule):
         self.embedding_dtype = dtype
         self.store: EmbeddingStore | None = None
         self._counted: Counter[int] = Counter()
+        self._shuffled: dict[int, Tensor] = {}
 
     @property
     def encoder(self) -> Encoder:
@@ -220,7 +222,9 @@ class Embedder(pl.LightningModule):
         loader = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
         sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
         if type(sampler) is DistributedSampler and sampler.shuffle:  # as Lightning makes them for training
-            return torch.tensor(list(sampler)[start : start + n])
+            if start == 0:  # once: an order of all samples for each batch would take N² in all
+                self._shuffled[dataloader_idx] = torch.tensor(list(sampler))
+            return self._shuffled[dataloader_idx][start : start + n]
         index = torch.arange(start, start + n) * trainer.world_size + trainer.global_rank
         # What a DistributedSampler fills up with begins at the front again.
         return index % len(sampler.dataset) if isinstance(sampler, DistributedSampler) else index  # type: ignore[arg-type]
@@ -241,7 +245,7 @@ def embed_pictures(
     encoder: Encoder,
     *,
     device: torch.device | str = "cpu",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Embed pictures in the cache, going on where an earlier run stopped; Lightning itself says nothing.
 
@@ -267,42 +271,65 @@ def embed_pictures(
         if progress:
             progress(min(embedder.done(), total), total)
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = pl.Trainer(
-        accelerator=device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        callbacks=[LambdaCallback(on_train_start=advance, on_train_batch_end=advance)] if progress else None,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with warnings.catch_warnings():
-        # Whoever called has chosen the number of workers.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        try:
-            trainer.fit(embedder, datamodule=data)
-        except SystemExit as stop:
-            # How Lightning answers Ctrl-C.
-            raise KeyboardInterrupt if trainer.interrupted else stop from stop
-        except (RuntimeError, EOFError, ConnectionError) as error:
-            # A connection to it that ends is another sign of its end.
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                raise
-            raise RuntimeError(
-                "a process that reads pictures has died, as when memory runs out; what is embedded so far is kept: run "
-                "again to go on, with fewer --workers (0 for none)"
-            ) from error
-        finally:
-            # Lightning tells of an error by callbacks, and torch's signal that a worker is gone may end these as well.
-            embedder._close_store()
+    try:
+        fit_silently(
+            embedder, device, 1, LambdaCallback(on_train_start=advance, on_train_batch_end=advance), datamodule=data
+        )
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        # A connection to it that ends is another sign of its end.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise RuntimeError(
+            "a process that reads pictures has died, as when memory runs out; what is embedded so far is kept: run "
+            "again to go on, with fewer --workers (0 for none)"
+        ) from error
+    finally:
+        # Lightning tells of an error by callbacks, and torch's signal that a worker is gone may end these as well.
+        embedder._close_store()
     if progress:
         progress(total, total)
     assert embedder.store is not None  # since setup
     order = embedder.store.index.argsort()
     in_order = bool((order.diff() > 0).all())
     return embedder.store.rows if in_order else embedder.store.rows[order], embedder.store.index[order]
+
+
+def fit_silently(
+    module: pl.LightningModule,
+    device: torch.device,
+    max_epochs: int,
+    callback: pl.Callback,
+    *,
+    datamodule: pl.LightningDataModule | None = None,
+) -> None:
+    """`trainer.fit` with a Trainer that the user did not make, and so without its log lines, hints and files.
+
+    Raises:
+        KeyboardInterrupt: as usual; Lightning answers Ctrl-C with an exit.
+    """
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # Whoever called has chosen the number of workers, and validation is for the user's own Trainer.
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*validation_step.*no `val_dataloader`.*")
+            trainer = pl.Trainer(
+                accelerator=device.type,
+                devices=[device.index or 0] if device.type == "cuda" else 1,
+                callbacks=[callback],
+                max_epochs=max_epochs,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+            )
+            trainer.fit(module, datamodule=datamodule)
+    except SystemExit as stop:
+        raise KeyboardInterrupt if trainer.interrupted else stop from stop
+    finally:
+        log.setLevel(level)
 
 
 def images_of(batch: Any) -> Tensor:

@@ -49,7 +49,7 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
     Attributes:
         labels_: (N,) int64 clusters of the fitted rows, equal to what `predict` gives for them.
         cluster_centers_: (K, D) float32 centroids in the space of the fused embeddings; (K, m * D) for concatenation.
-        fitted_: the `FittedCAE`, which knows the clusters' names; None without texts.
+        fitted_: the `FittedCAE` on the CPU, which knows the clusters' names; None without texts.
         beta_: (N, m) float32 modality weights of Eq. 16, the image first; None without texts.
         n_features_in_: D.
     """
@@ -123,9 +123,9 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
             zero = int((x == 0).all(dim=1).sum())
             if zero:
                 raise ValueError(f"{zero} of {len(x)} rows are zero and have no direction to compare with texts")
-            self.fitted_, found = pipeline.fit(x, banks, config)
-            self.beta_ = found.beta.cpu().numpy()
-            centroids, labels = self.fitted_.centroids, found.cluster
+            fitted, found = pipeline.fit(x, banks, config)
+            self.fitted_, self.beta_ = fitted.to("cpu"), found.beta.cpu().numpy()
+            centroids, labels = fitted.centroids, found.cluster
         self.cluster_centers_ = centroids.cpu().numpy()
         self.labels_ = labels.cpu().numpy()
         self._n_features_out = len(self.cluster_centers_)
@@ -135,14 +135,15 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         """The clusters (N,) int64 of embeddings (N, D); for the fitted rows, `labels_`."""
         check_is_fitted(self)
         x = self._unit_rows(X, reset=False)
-        labels = _nearest(x, self._centroids(x)) if self.fitted_ is None else pipeline.predict(x, self.fitted_).cluster
-        return labels.cpu().numpy()
+        if self.fitted_ is None:
+            return _nearest(x, self._centroids(x)).cpu().numpy()
+        return pipeline.predict(x, self.fitted_.to(x.device)).cluster.cpu().numpy()
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         """Distances (N, K) float32 of embeddings (N, D) to the centroids: 1 - cosine, or Euclidean if not spherical."""
         check_is_fitted(self)
         x = self._unit_rows(X, reset=False)
-        z = x if self.fitted_ is None else pipeline.representations(x, self.fitted_)["fused"]
+        z = x if self.fitted_ is None else pipeline.representations(x, self.fitted_.to(x.device))["fused"]
         centroids = self._centroids(x)
         spherical = self.fitted_ is None or self.fitted_.config.spherical
         (distance,) = blockwise(

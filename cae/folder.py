@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -20,21 +20,10 @@ from cae.naming import N_REPRESENTATIVES
 from cae.pipeline import Prediction, top_texts
 from cae.scores import clustering_scores
 from cae.state import FittedCAE
-from cae.stopwatch import stage, watching
+from cae.stopwatch import Reporter, stage, watching
 from cae.words import counted
 
 N_TOP_NOUNS = 3
-
-
-class Report(Protocol):
-    """Takes the progress of one piece of work."""
-
-    def __call__(self, done: float, total: float, note: str = "") -> None:
-        """So much of the total is done; with a note, the numbers themselves say nothing to people."""
-
-
-Reporter = Callable[[str], Report]
-"""Takes what is being worked on (`nouns`, `captions`, `pictures`, `grouping`, `hashes`, …)."""
 
 
 @dataclass(frozen=True)

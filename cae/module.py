@@ -7,13 +7,14 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from cae import pipeline
 from cae.config import DEFAULT_ENCODER, CAEConfig, Preset
@@ -23,6 +24,7 @@ from cae.encoders import Encoder
 from cae.fusion import collapsed_modality
 from cae.scores import OF_COUNTS, count_matrix
 from cae.state import FittedCAE, ModelError
+from cae.stopwatch import Reporter
 from cae.text import TextBank, load_bank
 
 logger = logging.getLogger("cae")
@@ -161,7 +163,9 @@ class CAE(Embedder):
         """
         if self.fitted is None:
             raise self._not_fitted()
-        self._tested = []
+        number, share = torch.empty(0, dtype=torch.int64), torch.empty(0)
+        self._tested = [(number, number, number, share, share)]  # a process may get no batch
+        self._counted.clear()
         self.on_predict_start()
 
     def test_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> None:
@@ -183,14 +187,19 @@ class CAE(Embedder):
 
         The last two need no classes: how far pictures are from the border to the next cluster, and how close to the
         centroid of their own.
+
+        Raises:
+            ValueError: there was nothing to test on.
         """
         index, clusters, classes, *means = (torch.cat(column) for column in zip(*self._tested, strict=True))
         self._tested = []
         keep = unrepeated(index, self.group)
-        n_classes = int(summed(classes.max(), self.group, largest=True)) + 1
+        found = count_matrix(clusters[keep], classes[keep])
+        n_classes = int(summed(torch.tensor(found.shape[1]), self.group, largest=True))
+        if not n_classes:
+            raise ValueError("there are no images to test on: the loader yields none, or none can be read")
         assert self.fitted is not None  # since the start
         counts = torch.zeros(self.fitted.config.n_clusters, n_classes, dtype=torch.int64)
-        found = count_matrix(clusters[keep], classes[keep])
         counts[: found.shape[0], : found.shape[1]] += found
         table = summed(counts, self.group).numpy()
         scores = {f"test/{name}": score(table) for name, score in OF_COUNTS.items()}
@@ -200,7 +209,9 @@ class CAE(Embedder):
         # The same on every rank, so that reducing them again changes nothing; Lightning warns without.
         self.log_dict({name: torch.tensor(value).float() for name, value in scores.items()}, sync_dist=True)
 
-    def fit_embeddings(self, x: Tensor, index: Tensor | None = None, *, group: Any = None) -> pipeline.Prediction:
+    def fit_embeddings(
+        self, x: Tensor, index: Tensor | None = None, *, group: ProcessGroup | None = None
+    ) -> pipeline.Prediction:
         """Fit on image embeddings (N, D), unit rows; returns their predictions. For the rest see `cae.pipeline.fit`."""
         banks, record = self.load_banks(), self._provenance()
         self.fitted, prediction = pipeline.fit(x, banks, self.config, record, index=index, group=group)
@@ -211,7 +222,11 @@ class CAE(Embedder):
         return prediction
 
     def predict_embeddings(self, x: Tensor) -> pipeline.Prediction:
-        """Label image embeddings (B, D), unit rows on the device of the fitted state."""
+        """Label image embeddings (B, D), unit rows on the device of the fitted state.
+
+        Raises:
+            ModelError: not fitted yet.
+        """
         if self.fitted is None:
             raise self._not_fitted()
         # The trainer's precision is for the encoder: labels must not depend on it beyond that.
@@ -260,7 +275,7 @@ class CAE(Embedder):
                     result[key].copy_(values[place])
         self._to_fill = []
 
-    def load_banks(self, reporter: Callable[[str], Callable[[int, int], None]] | None = None) -> dict[str, TextBank]:
+    def load_banks(self, reporter: Reporter | None = None) -> dict[str, TextBank]:
         """The embedded corpora that the config's modalities need; from the cache where they are in it.
 
         Args:

@@ -89,7 +89,7 @@ def describe_clusters(
     naming = config.modalities[0]
     sums, sizes = cell_sums(x, labels, config.n_clusters, group)
     images = (sums / sizes.unsqueeze(1)).float()
-    names = distinct_names(name_scores(images, banks[naming], banks.get("caption")), banks[naming].texts)
+    names = assign_names(name_scores(images, banks[naming], banks.get("caption")), banks[naming].texts)
     glosses = fitting_glosses(names, images, banks[naming], banks.get("caption"))
     return [
         ClusterDescription(
@@ -172,7 +172,7 @@ def commonness(bank: TextBank, captions: TextBank | None) -> Tensor:
     return torch.tensor([found[noun] for noun in nouns], dtype=torch.float32)
 
 
-def distinct_names(score: Tensor, nouns: Sequence[str]) -> list[str]:
+def assign_names(score: Tensor, nouns: Sequence[str]) -> list[str]:
     """One noun per cluster, no noun twice, the total of `score` (K, M) as large as possible.
 
     With fewer nouns than clusters the clusters left over are called after their number.

@@ -119,7 +119,7 @@ def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
     """
     run = {
         "root": os.fspath(result.root.absolute()),
-        "root_from_here": os.path.relpath(result.root, out),
+        **_from_here(result.root, out),
         "images": len(result.paths),
         # Images by their weight of each modality, in tenths from 0 to 1.
         "beta_histogram": {
@@ -135,6 +135,14 @@ def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
     with committing(out) as draft:
         result.fitted.save(draft / MODEL_FOLDER)
         write_tables(draft, result.assignments(), result.embeddings, result.clusters(), run)
+
+
+def _from_here(root: Path, out: Path) -> dict[str, str]:
+    """Where the pictures lie as seen from the result, so that both may move together."""
+    try:
+        return {"root_from_here": os.path.relpath(root, out)}
+    except ValueError:  # on another drive of Windows
+        return {}
 
 
 def write_tables(

@@ -28,7 +28,7 @@ def count_matrix(preds: Tensor, target: Tensor) -> Tensor:
         target: (N,) int64 class labels, at least 0.
 
     Returns:
-        (K, C) int64 with K and C one more than the largest labels; (0, 0) for no images.
+        (K, C) int64 on the labels' device, K and C one more than the largest labels; (0, 0) for no images.
 
     Raises:
         ValueError: labels are no tensors, of different length, not whole numbers, or negative.
@@ -40,7 +40,7 @@ def count_matrix(preds: Tensor, target: Tensor) -> Tensor:
     if len(preds) != len(target):
         raise ValueError(f"{len(preds)} cluster labels but {len(target)} class labels: give one of each per image")
     if len(preds) == 0:
-        return torch.zeros(0, 0, dtype=torch.int64)
+        return preds.new_zeros(0, 0, dtype=torch.int64)
     if int(preds.min()) < 0 or int(target.min()) < 0:
         raise ValueError("labels must be at least 0; predictions of -1 are placeholders of a fit that has not ended")
     # Labels may be any numbers below 2^63 and the table is dense, so callers with wild labels renumber them first.

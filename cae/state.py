@@ -135,7 +135,7 @@ class FittedCAE:
                 raise ValueError("its checksum differs")
             fitted = cls._from_parts(tensors, plain)
             fitted._check()
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise ModelError(f"the fitted CAE is incomplete or damaged ({error!r}); fit it again") from error
         return fitted
 
@@ -198,7 +198,7 @@ class FittedCAE:
         """Catch what has the names of a fitted state but not its kinds of values.
 
         Raises:
-            ValueError, TypeError, AttributeError: it has not.
+            LookupError, ValueError, TypeError, AttributeError: it has not.
         """
         for cluster in self.clusters:
             check_kinds(asdict(cluster), _CLUSTER)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -16,6 +16,20 @@ T = TypeVar("T")
 
 Watcher = Callable[[str, float, str], None]
 """Hears which stage runs, what share of it in [0, 1] is done, and a word on where it stands."""
+
+Progress = Callable[[int, int], None]
+"""Hears how much of one piece of work is done, and of how much."""
+
+
+class Report(Protocol):
+    """`Progress` that may come with a note."""
+
+    def __call__(self, done: float, total: float, note: str = "") -> None:
+        """So much of the total is done; with a note, the numbers themselves say nothing to people."""
+
+
+Reporter = Callable[[str], Report]
+"""Takes what is being worked on (`nouns`, `captions`, `pictures`, `grouping`, `hashes`, …)."""
 
 _running: ContextVar[Counter[str] | None] = ContextVar("running", default=None)
 _watching: ContextVar[Watcher | None] = ContextVar("watching", default=None)

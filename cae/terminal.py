@@ -18,8 +18,9 @@ from cae.words import counted
 
 if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
     from cae.compare import Comparison
-    from cae.folder import FolderResult, Report, Reporter
+    from cae.folder import FolderResult
     from cae.results import SavedResult
+    from cae.stopwatch import Report, Reporter
     from cae.update import News
 
 WIDE = 10_000

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +35,7 @@ from cae.data.pictures import list_images, shown_path
 from cae.files import committing
 from cae.kernels import nearest
 from cae.results import SavedResult, write_tables
+from cae.stopwatch import Progress
 
 if TYPE_CHECKING:  # brings Lightning
     from cae.folder import FolderResult
@@ -67,7 +67,7 @@ class News:
     changed: list[str]
 
 
-def find_news(result: SavedResult, folder: Path, progress: Callable[[int, int], None] | None = None) -> News:
+def find_news(result: SavedResult, folder: Path, progress: Progress | None = None) -> News:
     """Compare a folder with a result, by content.
 
     Args:

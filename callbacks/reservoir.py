@@ -23,7 +23,7 @@ class Reservoir:
         self.capacity = capacity
         self._generator = torch.Generator().manual_seed(seed)
         self._limit = float("inf")
-        self._seen = 0
+        self._seen = self._held = 0
         self._parts: list[tuple[Tensor, ...]] = []
 
     def add(self, *columns: Tensor) -> None:
@@ -35,8 +35,9 @@ class Reservoir:
         kept = (keys < self._limit).nonzero().squeeze(1)
         rows = (column.detach()[kept.to(column.device)].cpu() for column in columns)
         self._parts.append((keys[kept], positions[kept], *rows))
-        if sum(len(part[0]) for part in self._parts) > 2 * self.capacity:
-            self._parts = [smallest(self._parts, self.capacity)]
+        self._held += len(kept)
+        if self._held > 2 * self.capacity:
+            self._parts, self._held = [smallest(self._parts, self.capacity)], self.capacity
             self._limit = float(self._parts[0][0].max())
 
     def sample(self) -> tuple[Tensor, ...] | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from cae.kernels.tiles import panels
 
 # How far from 1 the length of a "unit" row may be: rounding D components moves it by about the type's epsilon.
-_UNIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+UNIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
 
 def matrix(name: str, value: Tensor) -> None:
@@ -17,7 +17,7 @@ def matrix(name: str, value: Tensor) -> None:
         raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}; pass torch.as_tensor({name})")
     if value.ndim != 2 or value.numel() == 0:
         raise ValueError(f"{name}: expected a non-empty (rows, width) matrix, got shape {tuple(value.shape)}")
-    if value.dtype not in _UNIT_TOLERANCE:
+    if value.dtype not in UNIT_TOLERANCE:
         raise ValueError(f"{name}: expected float32, float16 or bfloat16, got {value.dtype}; pass {name}.float()")
 
 
@@ -53,7 +53,7 @@ def on_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
 
 def unit_rows(name: str, value: Tensor) -> None:
     """Every row has length 1, within the rounding of its dtype."""
-    tolerance = _UNIT_TOLERANCE[value.dtype]
+    tolerance = UNIT_TOLERANCE[value.dtype]
     for rows in panels(value.shape[0], value.shape[1], value.device):
         error = (torch.linalg.vector_norm(value[rows], dim=1, dtype=torch.float32) - 1).abs()
         worst = int(error.argmax())

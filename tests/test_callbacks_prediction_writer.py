@@ -58,8 +58,9 @@ def test_every_prediction_is_written_with_its_index(path):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_row_groups_come_as_predictions_do(path, monkeypatch):
-    monkeypatch.setattr(prediction_writer, "GROUP_BYTES", 1)
+@pytest.mark.parametrize("limit", ["GROUP_BYTES", "GROUP_BATCHES"])
+def test_row_groups_come_as_predictions_do(path, monkeypatch, limit):
+    monkeypatch.setattr(prediction_writer, limit, 1)
     held = []
     write = prediction_writer.Part.write
 

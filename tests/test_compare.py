@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 
 import pyarrow as pa
 import pytest
@@ -59,6 +60,17 @@ def test_other_numbers_and_names_are_no_moves_and_moves_are_told():
     assert found.ari == pytest.approx(100 * adjusted_rand_score(*labels))
     assert found.nmi == pytest.approx(100 * normalized_mutual_info_score(*labels))
     assert json.loads(json.dumps(dataclasses.asdict(found)))["moves"][0]["paths"] == ["1"]
+
+
+def test_every_move_holds_the_pictures_that_made_it():
+    chance = random.Random(0)
+    a = [(f"{i}", f"h{i}", chance.choice([0, 1, 4])) for i in range(300)]
+    b = [(path, sha256, chance.choice([0, 1, 4])) for path, sha256, _ in chance.sample(a, 250)]
+    before = {path: k for path, _, k in a}
+    for move in compare(make_result(a), make_result(b)).moves:
+        made_it = [row for row, (path, _, k) in enumerate(b) if (before[path], k) == (move.a.id, move.b.id)]
+        assert move.rows == made_it
+        assert move.paths == [b[row][0] for row in made_it]
 
 
 def test_pictures_are_known_by_content_then_by_path():

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from cae import CAEClusterer, pipeline
 from cae.config import CAEConfig
+from cae.pipeline import Prediction
 from cae.text import Corpus, TextBank
 
 ONE_CLUSTER = "asks for n_clusters=1, which is no clustering; CAE needs two"
@@ -129,6 +130,23 @@ def test_with_text_banks_it_is_the_pipeline(blobs, preset):
     for rows in (slice(None), slice(7, 8)):
         np.testing.assert_array_equal(found.predict(x[rows]), found.labels_[rows])
     np.testing.assert_array_equal(found.transform(x).argmin(axis=1), found.labels_)
+
+
+def test_the_state_goes_to_whatever_device_is_worked_on(blobs, monkeypatch):
+    """A pickle of an estimator that was fitted on a GPU has to load where there is none."""
+    x, _ = blobs
+    found = CAEClusterer(4, banks=text_banks(x.shape[1]), preset="default").fit(x)
+    devices = []
+
+    def predict(rows, fitted):
+        devices.append((rows.device.type, fitted.centroids.device.type))
+        return Prediction(*[torch.zeros(len(rows), dtype=torch.int64)] * 5)
+
+    monkeypatch.setattr("cae.pipeline.predict", predict)
+    found.predict(x)
+    found.set_params(device="meta").predict(x)
+    assert devices == [("cpu", "cpu"), ("meta", "meta")]
+    assert found.fitted_.centroids.device.type == "cpu"
 
 
 def test_an_encoder_brings_its_own_banks(blobs, fake_encoder, text_files):

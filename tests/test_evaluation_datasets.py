@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from cae.data import ImageError
 from cae.evaluation import DatasetError, load_dataset
 from cae.evaluation.datasets import CIFAR_SUPERCLASSES, IMAGENET_10, IMAGENET_DOGS, _imagenet_names
 
@@ -74,6 +75,19 @@ def test_hugging_face(tmp_path, monkeypatch):
     assert len(load_dataset(f"hf:{tmp_path / 'toy'}", split="train").labels) == 6
     with pytest.raises(DatasetError, match="cannot be loaded"):
         load_dataset(f"hf:{tmp_path / 'nowhere'}")
+
+
+def test_a_damaged_picture_is_one_that_cannot_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(hf.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=["cat", "dog"])})
+    images = [{"bytes": b"no picture", "path": None}, picture(7)]
+    rows = hf.Dataset.from_dict({"image": images, "label": [0, 1]}, features=features)
+    (tmp_path / "toy").mkdir()
+    rows.to_parquet(tmp_path / "toy" / "test.parquet")
+    data = load_dataset(f"hf:{tmp_path / 'toy'}")
+    with pytest.raises(ImageError, match="not a picture"):
+        data.read(0, 8)
+    assert data.read(1, 8).getpixel((0, 0)) == (7, 7, 7)
 
 
 @pytest.fixture

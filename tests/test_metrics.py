@@ -139,6 +139,11 @@ def test_two_processes_agree_with_one(tmp_path):
         np.testing.assert_allclose([found[name] for name in ("nmi", "acc", "ari")], expected, atol=1e-6)
 
 
+def test_the_table_of_no_images_is_where_the_labels_are():
+    labels = torch.empty(0, dtype=torch.int64, device="meta")
+    assert metrics.count_matrix(labels, labels).device == labels.device
+
+
 def test_silhouette_is_scikit_learns():
     generator = torch.Generator().manual_seed(0)
     x, labels = torch.randn(200, 6, generator=generator), torch.arange(200) % 4

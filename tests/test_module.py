@@ -1,6 +1,7 @@
 """`CAE` under a real Trainer: one pass on a fresh module, the same labels ever after."""
 
 import inspect
+import logging
 import sys
 import warnings
 from dataclasses import fields
@@ -10,11 +11,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from cae import CAE, CAEConfig, ImageFolderData
 from cae.data import EmbeddingData
-from cae.embedder import Embedder
+from cae.embedder import Embedder, embed_pictures
 from cae.metrics import clustering_scores
 from cae.state import ModelError
 
@@ -169,6 +170,30 @@ def test_test_logs_scores_against_the_classes(module, blobs):
         assert logged[f"test/{name}"] == pytest.approx(float(joined(batches, name).mean()), abs=1e-6)
 
 
+def test_a_shuffled_loader_can_be_tested_after_a_fit_and_again(module, blobs):
+    data = TensorDataset(*blobs)
+    shuffled = DistributedSampler(data, num_replicas=1, rank=0, shuffle=True)
+    loader = DataLoader(data, batch_size=16, sampler=shuffled)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*|.*shuffling enabled.*")
+        trainer(max_epochs=1).fit(module, loader)
+        first, again = (trainer().test(module, loader, verbose=False) for _ in range(2))
+    assert first == again
+
+
+def test_batches_without_images_are_passed_over(module, blobs):
+    x, groups = blobs
+    whole, empty = {"embedding": x, "label": groups}, {"embedding": x[:0], "label": groups[:0]}
+    trainer(max_epochs=1).fit(module, datamodule=EmbeddingData(x))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*|.*ambiguous collection.*")
+        (logged,) = trainer().test(module, DataLoader([whole], batch_size=None), verbose=False)
+        (beside,) = trainer().test(module, DataLoader([empty, whole], batch_size=None), verbose=False)
+        assert beside == logged
+        with pytest.raises(ValueError, match="no images to test on"):
+            trainer().test(module, DataLoader([empty], batch_size=None), verbose=False)
+
+
 def test_test_says_what_is_missing(module, blobs):
     x, groups = blobs
     with pytest.raises(ModelError, match=r"run trainer\.fit"):
@@ -297,6 +322,14 @@ def test_a_trainer_goes_from_one_run_to_the_next_without_a_notice(module, blobs,
         runner.fit(module, datamodule=data)
         runner.test(module, datamodule=data, verbose=False)
     assert "override existing callbacks" not in caplog.text
+
+
+def test_embedding_pictures_says_nothing_and_leaves_lightning_its_voice(fake_encoder, picture_folder, caplog):
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    embed_pictures(ImageFolderData(picture_folder, num_workers=0), fake_encoder)
+    assert log.level == level
+    assert not caplog.records
 
 
 def test_a_checkpoint_of_a_fit_can_be_loaded(module, blobs, fake_encoder, tmp_path):

@@ -7,8 +7,8 @@ from scipy.optimize import linear_sum_assignment
 from cae.config import CAEConfig
 from cae.naming import (
     CANDIDATES,
+    assign_names,
     commonness,
-    distinct_names,
     fitting_glosses,
     name_scores,
     transport_mass,
@@ -43,11 +43,11 @@ def test_what_all_clusters_share_is_not_typical_of_any():
 
 def test_names_are_distinct_even_where_clusters_want_the_same():
     score = torch.tensor([[0.9, 0.8, 0.0], [1.0, 0.1, 0.0]])
-    assert distinct_names(score, ["dog", "puppy", "cat"]) == ["puppy", "dog"]
+    assert assign_names(score, ["dog", "puppy", "cat"]) == ["puppy", "dog"]
 
 
 def test_clusters_beyond_the_nouns_are_called_after_their_number():
-    assert distinct_names(torch.tensor([[0.1], [0.9]]), ["dog"]) == ["cluster 0", "dog"]
+    assert assign_names(torch.tensor([[0.1], [0.9]]), ["dog"]) == ["cluster 0", "dog"]
 
 
 def test_of_nouns_alike_the_common_one_is_the_name_and_what_all_clusters_share_is_none():
@@ -62,7 +62,7 @@ def test_of_nouns_alike_the_common_one_is_the_name_and_what_all_clusters_share_i
 def test_an_empty_cluster_takes_no_name_from_the_others():
     nouns = bank("noun", ["bird", "car"], [[1.0, 0.0], [0.0, 1.0]])
     score = name_scores(torch.tensor([[1.0, 0.0], [0.0, 1.0], [torch.nan, torch.nan]]), nouns, None)
-    assert distinct_names(score, nouns.texts) == ["bird", "car", "cluster 2"]
+    assert assign_names(score, nouns.texts) == ["bird", "car", "cluster 2"]
 
 
 def test_a_noun_is_counted_once_a_text_as_a_word_of_its_own():
@@ -78,7 +78,7 @@ def test_a_noun_is_counted_once_a_text_as_a_word_of_its_own():
 
 def test_the_choice_among_many_nouns_is_the_best_one():
     score = torch.randn(CANDIDATES // 2, 40 * CANDIDATES, generator=torch.Generator().manual_seed(0))
-    names = distinct_names(score, [str(j) for j in range(score.shape[1])])
+    names = assign_names(score, [str(j) for j in range(score.shape[1])])
     _, nouns = linear_sum_assignment(score.numpy(), maximize=True)
     assert names == [str(j) for j in nouns]
 

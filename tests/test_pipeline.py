@@ -187,6 +187,7 @@ def test_names_are_distinct_and_typical():
     [
         (lambda x, banks: (x[: K - 1], banks), "cannot make 4 clusters of 3 images"),
         (lambda x, banks: (x.index_fill(0, torch.tensor([2, 5]), float("nan")), banks), "2 of 700 image embeddings"),
+        (lambda x, banks: (torch.cat([x[:-1], 1.005 * x[-1:]]), banks), "1 of 700 image embeddings are not of unit"),
         (lambda x, banks: (x[:, :-1], banks), "width 24, the images 23"),
         (lambda x, banks: (x, {"noun": banks["noun"]}), "caption bank is missing"),
     ],

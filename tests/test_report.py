@@ -281,9 +281,11 @@ def test_a_page_of_somebody_else_is_not_overwritten(result_folder, tmp_path):
 
 def test_a_new_report_replaces_the_old_one(result_folder, report):
     (report / "report_files/stale").touch()
+    (report / "report_files/folder").mkdir()
     (report / "notes.txt").touch()
     write_report(SavedResult.load(result_folder), report, silent)
     assert not (report / "report_files/stale").exists()
+    assert (report / "report_files/folder").is_dir()
     assert sorted(path.name for path in report.iterdir()) == ["index.html", "notes.txt", "report_files"]
 
 

@@ -31,6 +31,18 @@ def test_what_was_written_comes_back(result_folder, picture_folder):
     assert len(pacsv.read_csv(result_folder / "assignments.csv")) == 30
 
 
+def test_pictures_may_lie_on_another_drive(request, monkeypatch, picture_folder):
+    """As on Windows, where no path leads from one drive to another."""
+
+    def relpath(*_):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr("os.path.relpath", relpath)
+    result = SavedResult.load(request.getfixturevalue("result_folder"))
+    assert result.root == picture_folder
+    assert None not in result.pictures
+
+
 def test_embeddings_are_those_that_the_model_labelled(result_folder):
     result = SavedResult.load(result_folder)
     x = result.embeddings

@@ -142,6 +142,14 @@ def test_values_of_another_kind_are_refused_where_there_is_no_checksum(fitted, t
         FittedCAE.load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["means", "centroids"])
+def test_a_tensor_of_another_shape_is_refused_where_there_is_no_checksum(fitted, name):
+    state = {**fitted.state_dict(), "format_version": 1}
+    state["tensors"][name] = state["tensors"][name][0]
+    with pytest.raises(ModelError, match="incomplete or damaged"):
+        FittedCAE.from_state_dict(state)
+
+
 def test_a_checkpoint_notices_a_changed_number(fitted):
     state = fitted.state_dict()
     state["tensors"]["means"] = state["tensors"]["means"].clone()

@@ -107,7 +107,7 @@ class ImageFolderData(ImageData):
         self.classes = sorted({top for top, *below in parts if below}) if all(len(each) > 1 for each in parts) else []
         number = {name: i for i, name in enumerate(self.classes)}
         pictures = Pictures(
-            partial(_read_path, self.paths),
+            partial(read_path, self.paths),
             [os.fsencode(Path(*each).as_posix()).decode("utf-8", "replace") for each in parts],
             torch.tensor([number[each[0]] for each in parts]) if self.classes else None,
             files_identity(self.root, self.paths),
@@ -115,7 +115,8 @@ class ImageFolderData(ImageData):
         super().__init__(pictures, batch_size=batch_size, num_workers=num_workers)
 
 
-def _read_path(paths: Sequence[Path], index: int, side: int | None) -> Image.Image:
+def read_path(paths: Sequence[Path], index: int, side: int | None) -> Image.Image:
+    """`Pictures.read` of files."""
     return read_image(paths[index], side)
 
 
@@ -141,12 +142,18 @@ class TorchvisionData(ImageData):
         elif isinstance(data, np.ndarray | Tensor):
             identity = hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()[:32]
         pictures = Pictures(
-            partial(_read_item, dataset), paths, None if labels is None else torch.as_tensor(labels).long(), identity
+            partial(read_item, dataset), paths, None if labels is None else torch.as_tensor(labels).long(), identity
         )
         super().__init__(pictures, batch_size=batch_size, num_workers=num_workers)
 
 
-def _read_item(dataset: Any, index: int, side: int | None) -> Image.Image:
+def read_item(dataset: Any, index: int, side: int | None) -> Image.Image:
+    """`Pictures.read` of a data set that yields (PIL image, …).
+
+    Raises:
+        ImageError: a damaged file.
+        TypeError: it yields something else.
+    """
     try:
         item = dataset[index]
     except OSError as error:  # what Pillow raises for a damaged file
@@ -203,7 +210,7 @@ class HuggingFaceData(ImageData):
         else:
             labels = None if self.label is None else torch.as_tensor(self.rows[self.label][:]).long()
             pictures = Pictures(
-                partial(_read_row, self.rows, self.image),
+                partial(read_row, self.rows, self.image),
                 [str(i) for i in range(len(self.rows))],
                 labels,
                 f"hf:{dataset._fingerprint}",
@@ -238,7 +245,8 @@ def _column(features: Any, name: str | None, kind: type, usual: str) -> str | No
     return found[0] if found else None
 
 
-def _read_row(rows: Any, column: str, index: int, side: int | None) -> Image.Image:
+def read_row(rows: Any, column: str, index: int, side: int | None) -> Image.Image:
+    """`Pictures.read` of a Hugging Face data set whose `column` is not decoded."""
     return _decode(rows[index][column], side)
 
 

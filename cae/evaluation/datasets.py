@@ -33,8 +33,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae.cache import cache_dir
-from cae.data import EmbeddingError, files_identity, list_images, read_embeddings, read_image
+from cae.data import EmbeddingError, files_identity, list_images, read_embeddings
 from cae.data.embeddings import READERS as EMBEDDING_READERS
+from cae.data.modules import read_item, read_path, read_row
 from cae.demo import demo_images
 
 Split = Literal["train", "test"]
@@ -146,15 +147,11 @@ def _from_paths(
     order = {label: i for i, label in enumerate(sorted(set(classes)))}
     return LabelledImages(
         name,
-        partial(_read_path, list(paths)),
+        partial(read_path, list(paths)),
         torch.tensor([order[label] for label in classes]),
         [say(label) for label in order],
         files_identity(root, paths),
     )
-
-
-def _read_path(paths: Sequence[Path], index: int, side: int | None) -> Image.Image:
-    return read_image(paths[index], side)
 
 
 def _spoken(folder: str) -> str:
@@ -188,15 +185,11 @@ def _hugging_face(name: str, split: Split) -> LabelledImages:
     label = "label" if "label" in classes else classes[0]
     return LabelledImages(
         name,
-        partial(_read_row, rows, images[0]),
+        partial(read_row, rows.cast_column(images[0], datasets.Image(decode=False)), images[0]),
         torch.tensor(rows[label][:]),
         [_spoken(each) for each in rows.features[label].names],
         f"hf:{name}/{part}/{rows._fingerprint}",
     )
-
-
-def _read_row(rows: Any, column: str, index: int, side: int | None) -> Image.Image:
-    return rows[index][column].convert("RGB")
 
 
 # torchvision and the paper's data sets
@@ -220,15 +213,11 @@ def _torchvision(
         raise DatasetError(f"{name} is not in {root} and cannot be downloaded ({error})") from error
     return LabelledImages(
         name,
-        partial(_read_item, ConcatDataset(sets)),
+        partial(read_item, ConcatDataset(sets)),
         torch.tensor([label for part in sets for label in labels_of(part)]),
         [_spoken(each) for each in class_names or sets[0].classes],
         f"torchvision:{name}/{split}",
     )
-
-
-def _read_item(items: Any, index: int, side: int | None) -> Image.Image:
-    return items[index][0].convert("RGB")
 
 
 def _cifar10(root: Path, split: Split) -> LabelledImages:

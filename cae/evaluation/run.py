@@ -14,8 +14,9 @@ from cae import pipeline
 from cae.encoders import load_encoder
 from cae.evaluation.datasets import DatasetError, Split, load_dataset
 from cae.evaluation.methods import parse_method
-from cae.evaluation.study import Reporter, conditions, embed, load_banks, make_problem, run_study
+from cae.evaluation.study import conditions, embed, load_banks, make_problem, run_study
 from cae.evaluation.tables import plot_tsne, write_study
+from cae.stopwatch import Reporter
 
 
 def evaluate(

@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +24,10 @@ from cae.evaluation.datasets import DatasetError, LabelledEmbeddings, LabelledIm
 from cae.evaluation.methods import Problem, parse_method, run_method
 from cae.module import provenance
 from cae.scores import clustering_scores, silhouette_score, stability
-from cae.stopwatch import stopwatch
+from cae.stopwatch import Progress, Reporter, stopwatch
 from cae.text import TextBank, load_bank
 
 METRICS = ("nmi", "acc", "ari")
-Reporter = Callable[[str], Callable[[int, int], None]]
-"""Takes what is being worked on; returns what takes its progress as (done, total)."""
 
 
 def embed(
@@ -39,7 +37,7 @@ def embed(
     device: torch.device | str = "cpu",
     batch_size: int = 64,
     workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> LabelledEmbeddings:
     """The embeddings of a data set, from the cache where the same pictures met the same encoder before.
 
@@ -143,7 +141,7 @@ def run_study(
     problem: Problem | Sequence[Problem],
     methods: Sequence[str],
     seeds: Sequence[int],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Score methods over seeds.
 

@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple, get_args
 from cae.export import coco, fiftyone, folders, huggingface, tables
 from cae.export.tree import ExportError, Placing, Plan, carry_out
 from cae.results import SavedResult
+from cae.stopwatch import Progress
 
 __all__ = ["TARGETS", "ExportError", "Exported", "Placing", "Target", "export"]
 
@@ -59,7 +60,7 @@ def export(
     out: Path,
     *,
     by: Placing = "copy",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Exported:
     """Write a result, as its edits show it, for another tool.
 

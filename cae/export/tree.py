@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from cae.checksums import json_hash, load_json
 from cae.files import drafting, write_json
+from cae.stopwatch import Progress
 
 Placing = Literal["copy", "hardlink", "symlink"]
 
@@ -25,9 +26,7 @@ class ExportError(OSError):
     """An export cannot be made where it was asked for; the message says why and what to do."""
 
 
-def carry_out(
-    plan: Plan, out: Path, *, target: str, by: Placing, progress: Callable[[int, int], None] | None = None
-) -> int:
+def carry_out(plan: Plan, out: Path, *, target: str, by: Placing, progress: Progress | None = None) -> int:
     """Write, place and remove files until `out` is what the plan says.
 
     A list of what belongs to the export lies in `out` before the first file does, so that an interrupted export is

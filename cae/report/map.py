@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cae.kernels import nearest
+from cae.stopwatch import Progress
 
 N_COMPONENTS = 50
 """Principal components that t-SNE gets to see, as in the experiments of its authors (van der Maaten & Hinton 2008)."""
@@ -26,9 +26,7 @@ ALIKE = 1e-6
 _REPORT_EVERY = 10
 
 
-def lay_out(
-    z: NDArray[np.float32], *, seed: int, progress: Callable[[int, int], None] | None = None
-) -> NDArray[np.float32]:
+def lay_out(z: NDArray[np.float32], *, seed: int, progress: Progress | None = None) -> NDArray[np.float32]:
     """Positions by t-SNE (openTSNE; Poličar et al. 2024), started from the first two principal components.
 
     Args:

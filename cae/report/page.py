@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -29,10 +29,8 @@ from cae.report.kept import THUMBNAILS, Kept, fingerprint
 from cae.report.map import lay_among, lay_out
 from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
 from cae.results import OutputError, ResultError, SavedResult, check_writable
+from cae.stopwatch import Reporter
 from cae.words import counted
-
-if TYPE_CHECKING:  # brings Lightning
-    from cae.folder import Reporter
 
 REPORT_FOLDER = "report"
 """Of a result."""
@@ -41,7 +39,9 @@ _FILES = "report_files"
 _TYPES = ("uint8", "int8", "uint16", "int16", "int32")
 _MOVES = 200
 """How many moves between groups the page lists."""
-_GENERATOR = '<meta name="generator" content="cae report">'
+_GENERATOR = b'<meta name="generator" content="cae report">'
+_HEAD = 4096
+"""Bytes at the beginning of a page, which may have many megabytes, that tell whose it is."""
 
 
 def write_report(
@@ -124,7 +124,7 @@ def write_report(
         (draft / PAGE).write_text(html, encoding="utf-8")
         drawn = {path.relative_to(draft) for path in folder.rglob("*")}
     for path in (out / _FILES).rglob("*"):
-        if path.relative_to(out) not in drawn:  # of an earlier report, with more pictures
+        if path.is_file() and path.relative_to(out) not in drawn:  # of an earlier report, with more pictures
             path.unlink()
     return page
 
@@ -165,7 +165,10 @@ def has_report(result_folder: Path) -> bool:
 
 
 def _is_report(page: Path) -> bool:
-    return page.is_file() and _GENERATOR in page.read_text(encoding="utf-8", errors="replace")
+    if not page.is_file():
+        return False
+    with page.open("rb") as file:
+        return _GENERATOR in file.read(_HEAD)
 
 
 def _draw(

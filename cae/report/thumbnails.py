@@ -15,6 +15,7 @@ from PIL import Image
 
 from cae.data import ImageError, read_image
 from cae.data.pictures import PAPER_WHITE
+from cae.stopwatch import Progress
 
 COLUMNS = 8
 PER_SHEET = COLUMNS * COLUMNS
@@ -65,7 +66,7 @@ def write_sheets(
     folder: Path,
     there: Thumbnails,
     side: int,
-    progress: Callable[[], Callable[[int, int], None]] | None = None,
+    progress: Callable[[], Progress] | None = None,
 ) -> Thumbnails:
     """Write the thumbnails that are not there yet, `PER_SHEET` to a file. Pictures are never enlarged.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from cae.cache import cache_dir
 from cae.checksums import content_hash, json_hash, load_json, load_tensors, save_tensors
 from cae.encoders import Encoder
 from cae.files import committing, dump_json, holding, replacing, tidy
+from cae.stopwatch import Progress, Reporter
 from cae.text.corpora import Corpus, Kind, TextError, load_corpus
 
 logger = logging.getLogger("cae")
@@ -73,7 +74,7 @@ def load_bank(
     kind: Kind,
     source: str,
     encoder: Encoder,
-    reporter: Callable[[str], Callable[[int, int], None]] | None = None,
+    reporter: Reporter | None = None,
 ) -> TextBank:
     """The bank of a corpus by name, as `load_corpus` and `build_bank` make it.
 
@@ -99,7 +100,7 @@ def build_bank(
     encoder: Encoder,
     *,
     prompt: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> TextBank:
     """Embed a corpus, or read its bank from the cache without touching the encoder's text tower.
 
@@ -147,9 +148,7 @@ def _key(corpus: Corpus, encoder: Encoder, prompt: str) -> str:
     return json_hash([encoder.fingerprint, prompt, corpus.sha256])[:32]
 
 
-def _embed(
-    texts: list[str], encoder: Encoder, prompt: str, folder: Path, progress: Callable[[int, int], None] | None
-) -> Tensor:
+def _embed(texts: list[str], encoder: Encoder, prompt: str, folder: Path, progress: Progress | None) -> Tensor:
     """Embed block by block, taking the blocks that an interrupted run has left in `folder`.
 
     Longest texts first: a block then holds texts of about one length, which encoders batch without padding, and

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -32,7 +30,7 @@ from cae import pipeline
 from cae.blocks import blockwise
 from cae.config import Preset
 from cae.distributed import gathered, total
-from cae.embedder import images_of, labels_of
+from cae.embedder import fit_silently, images_of, labels_of
 from cae.module import CAE
 from cae.naming import describe_clusters
 from cae.pipeline import Prediction
@@ -318,26 +316,12 @@ class TrainedClustering(CAE):
         made_from = self._provenance() if banks is None else {}
         banks = self.load_banks() if banks is None else banks
         # Out of inference mode, in which Lightning predicts: what is made there cannot be trained.
-        with torch.inference_mode(False), torch.enable_grad(), _silent_lightning():
+        with torch.inference_mode(False), torch.enable_grad():
             student = type(self)(**self.hparams)
             rows = x.to(torch.float32, copy=True)
             student.prepare(rows if index is None else rows[index.argsort().to(x.device)], banks, made_from)
-            trainer = pl.Trainer(
-                max_epochs=student.epochs(len(x)),
-                accelerator=x.device.type,
-                devices=[x.device.index or 0] if x.device.type == "cuda" else 1,
-                callbacks=[LambdaCallback(on_train_epoch_end=_tell_epoch)],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-            )
-            try:
-                with stage("training"):
-                    trainer.fit(student)
-            except SystemExit as stop:
-                # How Lightning answers Ctrl-C.
-                raise KeyboardInterrupt if trainer.interrupted else stop from stop
+            with stage("training"):
+                fit_silently(student, x.device, student.epochs(len(x)), LambdaCallback(on_train_epoch_end=_tell_epoch))
             assert student.fitted is not None  # by training
             self.heads.clear()
             self._adopt(student.fitted.to(x.device))
@@ -448,17 +432,3 @@ def _tell_epoch(trainer: pl.Trainer, _module: pl.LightningModule) -> None:
     assert trainer.max_epochs is not None  # by fit_embeddings
     done = trainer.current_epoch + 1
     tell(done / trainer.max_epochs, f"epoch {done} of {trainer.max_epochs}")
-
-
-@contextmanager
-def _silent_lightning() -> Iterator[None]:
-    """No log lines and hints of a Trainer that the user did not make."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*validation_step.*no `val_dataloader`.*")
-            yield
-    finally:
-        log.setLevel(level)
