@@ -218,13 +218,14 @@ def draw_report(
     quiet: Quiet = False,
 ) -> None:
     """Draw a result as a page that opens from disk: groups, a map, and why each picture is where it is."""
+    from cae.compare import compare as compare_results
     from cae.report import REPORT_FOLDER, write_report
     from cae.results import SavedResult
 
     saved = SavedResult.load(result, images=images)
-    other = None if compare is None else SavedResult.load(compare)
+    comparison = None if compare is None else compare_results(SavedResult.load(compare), saved)
     with terminal.progress_bars(quiet=quiet) as reporter:
-        page = write_report(saved, out or result / REPORT_FOLDER, reporter, other=other)
+        page = write_report(saved, out or result / REPORT_FOLDER, reporter, comparison=comparison)
     terminal.print_unmatched_edits(saved)
     if not quiet:
         terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)

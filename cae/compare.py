@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -66,9 +67,11 @@ class Move:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; `dataclasses.asdict` makes it JSON.
+    """What `compare` found; `dataclasses.asdict` makes it JSON, but for the paths.
 
     Attributes:
+        a: folder of the first result.
+        b: folder of the second.
         pictures: how many both results have.
         only_a: how many only the first has.
         only_b: how many only the second has.
@@ -79,6 +82,8 @@ class Comparison:
         moves: from cluster to cluster, the largest first.
     """
 
+    a: Path
+    b: Path
     pictures: int
     only_a: int
     only_b: int
@@ -127,6 +132,8 @@ def compare(a: SavedResult, b: SavedResult) -> Comparison:
         if match.get(i) != j
     ]
     return Comparison(
+        a=a.folder,
+        b=b.folder,
         pictures=len(rows_a),
         only_a=len(a.assignments) - len(rows_a),
         only_b=len(b.assignments) - len(rows_b),

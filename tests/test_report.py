@@ -15,6 +15,7 @@ import torch
 from conftest import rewrite_assignments
 from PIL import Image
 
+from cae.compare import compare
 from cae.edits import Anchors, Merge, Move, Rename, anchors_of, find_pictures, save_edits
 from cae.files import write_json
 from cae.naming import N_REPRESENTATIVES
@@ -453,12 +454,12 @@ def test_new_pictures_come_among_their_neighbours_on_the_map_and_the_others_stay
     assert distances.argmin(axis=1).tolist() == [i % 2 for i in range(10)]
 
 
-def test_a_comparison_shows_what_moved(result_folder, tmp_path):
+def test_a_comparison_shows_what_moved(result_folder, tmp_path, monkeypatch):
     other = tmp_path / NASTY.replace("/", "_")
     shutil.copytree(result_folder, other)
     move(result_folder, "red/3.png", NASTY)
     result, before = SavedResult.load(result_folder), SavedResult.load(other)
-    write_report(result, result_folder / "report", silent, other=before)
+    write_report(result, result_folder / "report", silent, comparison=compare(before, result))
     facts = by_path(result_folder / "report")
     assert {path for path, of_it in facts.items() if of_it["move"] == 0} == {"red/3.png"}
     assert {of_it["move"] for of_it in facts.values()} == {0, -1}
@@ -470,10 +471,16 @@ def test_a_comparison_shows_what_moved(result_folder, tmp_path):
     assert "img" not in Elements(html).tags
     assert Elements(html).handlers == []
 
-    # It stays when the page is drawn again, until the other result has gone.
+    # It stays when the page is drawn again, until the other result has gone or has other pictures.
     save_edits([], result_folder)
     redraw_report(result_folder, silent)
     assert "Nothing: every group" in (result_folder / "report/index.html").read_text(encoding="utf-8")
+    monkeypatch.setattr("cae.compare._same_pictures", lambda *_: (np.empty(0, np.int64), np.empty(0, np.int64)))
+    shutil.copytree(result_folder, tmp_path / "again")
+    redraw_report(tmp_path / "again", silent)
+    html = (tmp_path / "again/report/index.html").read_text(encoding="utf-8")
+    assert "No longer compared with another result" in html
+    assert "have no picture in common" in html
     shutil.rmtree(other)
     redraw_report(result_folder, silent)
     html = (result_folder / "report/index.html").read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ from axe_playwright_python.sync_playwright import Axe
 from conftest import rewrite_assignments
 from playwright.sync_api import expect, sync_playwright
 
+from cae.compare import compare
 from cae.edits import Move, Rename, anchors_of, find_pictures, save_edits
 from cae.files import write_json
 from cae.report import write_report
@@ -194,8 +195,9 @@ def compared(result_folder, tmp_path):
         Move(anchors_of(before, 2), find_pictures(before, second)),
     ]
     save_edits(edits, result_folder)
-    other = SavedResult.load(tmp_path / "before")
-    write_report(SavedResult.load(result_folder), result_folder / "report", lambda _: lambda *_: None, other=other)
+    after = SavedResult.load(result_folder)
+    comparison = compare(SavedResult.load(tmp_path / "before"), after)
+    write_report(after, result_folder / "report", lambda _: lambda *_: None, comparison=comparison)
     return result_folder / "report", names[0], first
 
 
@@ -342,8 +344,9 @@ def test_the_theme_turns_and_follows_the_system(view, report):
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
 def test_axe_finds_nothing_serious_and_nothing_is_cut_off(view, result_folder, compared, viewport, scheme):
     mark_outliers(result_folder, [f"red/{i}.png" for i in range(10)])
-    report, other = result_folder / "report", SavedResult.load(result_folder.with_name("before"))
-    write_report(SavedResult.load(result_folder), report, lambda _: lambda *_: None, other=other)
+    report, after = result_folder / "report", SavedResult.load(result_folder)
+    comparison = compare(SavedResult.load(result_folder.with_name("before")), after)
+    write_report(after, report, lambda _: lambda *_: None, comparison=comparison)
     page = view(report, viewport, color_scheme=scheme)
     expect(page.locator("#outliers .picture")).to_have_count(10)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

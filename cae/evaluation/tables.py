@@ -113,14 +113,13 @@ def _plots(results: Sequence[Mapping[str, Any]], name: str, out: Path) -> list[P
     return files
 
 
-def plot_tsne(representations: Mapping[str, Tensor], labels: Tensor, out: Path, seed: int = 0) -> Path:
+def plot_tsne(representations: Mapping[str, Tensor], labels: Tensor, out: Path) -> Path:
     """Figure 5 of the paper: t-SNE of the images as each step sees them, coloured by class.
 
     Args:
         representations: name to (N, D) float32, from `cae.pipeline.representations`.
         labels: (N,) int64 classes.
         out: a folder.
-        seed: of the sample of at most 2,000 images and of t-SNE.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -128,11 +127,11 @@ def plot_tsne(representations: Mapping[str, Tensor], labels: Tensor, out: Path, 
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
 
-    chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:TSNE_IMAGES]
+    chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:TSNE_IMAGES]
     figure = Figure(figsize=(4 * len(representations), 4), layout="constrained")
     for axes, (name, rows) in zip(figure.subplots(1, len(representations)), representations.items(), strict=True):
         # Perplexity 30 as usual, less where the sample is too small for it.
-        tsne = TSNE(metric="cosine", init="random", perplexity=min(30, (len(chosen) - 1) / 3), random_state=seed)
+        tsne = TSNE(metric="cosine", init="random", perplexity=min(30, (len(chosen) - 1) / 3), random_state=0)
         points = tsne.fit_transform(rows.cpu()[chosen].numpy())
         axes.scatter(points[:, 0], points[:, 1], c=labels[chosen].numpy(), s=4, cmap="tab20")
         axes.set(title=name, xticks=[], yticks=[])

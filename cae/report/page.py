@@ -22,7 +22,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from numpy.typing import NDArray
 
-from cae.compare import compare
+from cae.compare import Comparison, compare
 from cae.files import committing, tidy
 from cae.report.data import Group, columns, describe_groups, fused
 from cae.report.kept import THUMBNAILS, Kept, fingerprint
@@ -49,7 +49,7 @@ def write_report(
     out: Path,
     reporter: Reporter,
     *,
-    other: SavedResult | None = None,
+    comparison: Comparison | None = None,
     kept: Kept | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
@@ -59,7 +59,7 @@ def write_report(
         result: may have lost pictures; they are shown as missing.
         out: the report's folder, made if need be; an earlier report in it is replaced.
         reporter: hears of progress.
-        other: a result to compare with; the page says what lies elsewhere there.
+        comparison: of another result with this one; the page says what lies elsewhere there.
         kept: of the earlier report in `out`: thumbnails and places on the map that need not be made again.
         notes: what to say at the top of the page, besides what is to be said of every result.
 
@@ -69,20 +69,18 @@ def write_report(
     Raises:
         OutputError: `out` cannot be written to, or holds a page of something else.
         ResultError: the result's model or embeddings are missing or damaged.
-        ValueError: no picture is in both results.
     """
     check_writable(out)
     page = out / PAGE
     if page.exists() and not _is_report(page):
         raise OutputError(f"{page} is not a report of cae and would be overwritten; choose another folder with --out")
-    comparison = None if other is None else compare(other, result)
     result, unmatched = result.edited, result.unmatched_edits
     z = fused(result)
     groups, order = describe_groups(result, z)
     with committing(out) as draft:
         folder = draft / _FILES
         thumbnails, position = _draw(result, z.numpy(), order, folder, out / _FILES, kept, reporter)
-        compared = None if other is None else other.folder
+        compared = comparison and comparison.a
         mark, side = fingerprint(result, len(order)), thumbnail_side(len(order))
         Kept(mark, side, position, thumbnails, result.root, compared).save(folder)
         size = thumbnails.size
@@ -141,22 +139,22 @@ def redraw_report(result_folder: Path, reporter: Reporter, *, images: Path | Non
         The page; None if there is none to draw again.
 
     Raises:
-        OutputError, ResultError, ValueError: as `write_report`.
+        OutputError, ResultError: as `write_report`.
     """
     if not has_report(result_folder):
         return None
     out = result_folder / REPORT_FOLDER
     tidy(out)
-    kept, other, notes = Kept.load(out / _FILES), None, []
+    kept, comparison, notes = Kept.load(out / _FILES), None, []
     if kept is not None and images is None and kept.root.is_dir():
         images = kept.root
+    result = SavedResult.load(result_folder, images=images)
     if kept is not None and kept.compared is not None:
         try:
-            other = SavedResult.load(kept.compared)
+            comparison = compare(SavedResult.load(kept.compared), result)
         except ValueError as error:
             notes = [f"No longer compared with another result: {error}"]
-    result = SavedResult.load(result_folder, images=images)
-    return write_report(result, out, reporter, other=other, kept=kept, notes=notes)
+    return write_report(result, out, reporter, comparison=comparison, kept=kept, notes=notes)
 
 
 def has_report(result_folder: Path) -> bool:

@@ -202,7 +202,7 @@ class TrainedClustering(CAE):
                 rows.append(self.embed(images_of(batch)).to(device))
                 if isinstance(batch, Mapping) and "index" in batch:
                     index.append(batch["index"].cpu())
-        x = torch.cat(rows) if rows else torch.empty(0, self.encoder.dim, device=device)
+        x = torch.cat(rows) if rows else self.embed(torch.empty(0, self.encoder.dim)).to(device)
         numbers = torch.cat(index)
         if total(len(numbers), self.group):
             # Numbered images are a process's share, as the modules of cae.data hand them out; others are all there is.
