@@ -409,13 +409,18 @@ def test_thumbnails_stay_while_the_folder_of_the_pictures_is_away(result_folder,
     assert drawn == {"maps": 0, "thumbnails": []}
 
 
-@pytest.mark.parametrize("what", ["model", "kept", "sheet"])
+@pytest.mark.parametrize("what", ["model", "kept", "a bit of it", "sheet"])
 def test_what_does_not_fit_any_more_is_drawn_anew(result_folder, report, drawn, what):
     if what == "model":
         config = result_folder / "model/config.json"
         config.write_text(config.read_text() + "\n")
     elif what == "kept":
         (report / "report_files/kept.safetensors").write_bytes(b"damaged")
+    elif what == "a bit of it":
+        kept = report / "report_files/kept.safetensors"
+        content = bytearray(kept.read_bytes())
+        content[-1] ^= 1
+        kept.write_bytes(content)
     else:
         (report / "report_files/thumbnails/00000.webp").unlink()
     before = by_path(report)

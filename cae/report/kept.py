@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.torch import save_file
 
 from cae.checksums import content_hash, tensors_hash
 from cae.data.pictures import REPORT_MARK
 from cae.report.thumbnails import Thumbnails, sheet_name
 from cae.results import MODEL_FOLDER, SavedResult
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 THUMBNAILS = "thumbnails"
 
 
@@ -52,21 +53,20 @@ class Kept:
             "compared": None if self.compared is None else os.fspath(self.compared.absolute()),
         }
         arrays = {"position": self.position, **self.thumbnails._asdict()}
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-            folder / REPORT_MARK,
-            {"about": json.dumps(about)},
-        )
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        save_file(tensors, folder / REPORT_MARK, {"about": json.dumps(about), "sha256": tensors_hash(tensors, about)})
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
         """Read it; None if it is not there, damaged or of another version, or if a sheet is missing."""
         try:
-            with safe_open(folder / REPORT_MARK, "numpy") as file:
-                about = json.loads(file.metadata()["about"])
-                position, *thumbnails = (file.get_tensor(name) for name in ("position", *Thumbnails._fields))
-            if about["format_version"] != FORMAT_VERSION:
+            with safe_open(folder / REPORT_MARK, "pt") as file:
+                metadata = file.metadata()
+                about = json.loads(metadata["about"])
+                tensors = {name: file.get_tensor(name) for name in ("position", *Thumbnails._fields)}
+            if about["format_version"] != FORMAT_VERSION or metadata["sha256"] != tensors_hash(tensors, about):
                 return None
+            position, *thumbnails = (tensor.numpy() for tensor in tensors.values())
             kept = cls(
                 about["fingerprint"],
                 about["side"],
