@@ -1,6 +1,7 @@
 """The command line as a user meets it: files written, exit codes, and messages that say what to do."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -429,7 +430,7 @@ def test_help_on_every_level(run, command):
 def test_help_on_an_edit_needs_no_result(run, verb):
     code, stdout, _ = run("edit", "RESULT", verb, "--help")
     assert code == 0
-    assert f"cae edit {{RESULT}} {verb}" in stdout
+    assert re.search(rf"cae edit {{?RESULT}}? {verb} ", stdout)  # newer releases of typer have braces
 
 
 def test_an_edit_does_not_wait_for_what_only_a_fit_needs():
