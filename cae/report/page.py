@@ -80,7 +80,7 @@ def write_report(
     with committing(out) as draft:
         folder = draft / _FILES
         thumbnails, position = _draw(result, z.numpy(), order, folder, out / _FILES, kept, reporter)
-        compared = comparison and comparison.a
+        compared = None if comparison is None else comparison.a
         mark, side = fingerprint(result, len(order)), thumbnail_side(len(order))
         Kept(mark, side, position, thumbnails, result.root, compared).save(folder)
         size = thumbnails.size
