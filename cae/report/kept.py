@@ -54,17 +54,18 @@ class Kept:
         }
         arrays = {"position": self.position, **self.thumbnails._asdict()}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        save_file(tensors, folder / REPORT_MARK, {"about": json.dumps(about), "sha256": tensors_hash(tensors, about)})
+        about["sha256"] = tensors_hash(tensors, about)
+        # One entry: safetensors writes several in no fixed order, and the same report should be the same bytes.
+        save_file(tensors, folder / REPORT_MARK, {"about": json.dumps(about)})
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
         """Read it; None if it is not there, damaged or of another version, or if a sheet is missing."""
         try:
             with safe_open(folder / REPORT_MARK, "pt") as file:
-                metadata = file.metadata()
-                about = json.loads(metadata["about"])
+                about = json.loads(file.metadata()["about"])
                 tensors = {name: file.get_tensor(name) for name in ("position", *Thumbnails._fields)}
-            if about["format_version"] != FORMAT_VERSION or metadata["sha256"] != tensors_hash(tensors, about):
+            if about["format_version"] != FORMAT_VERSION or about.pop("sha256") != tensors_hash(tensors, about):
                 return None
             position, *thumbnails = (tensor.numpy() for tensor in tensors.values())
             kept = cls(
