@@ -29,6 +29,7 @@ from cae.data.pictures import (
     files_identity,
     list_images,
     read_image,
+    shown_path,
 )
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class ImageFolderData(ImageData):
         number = {name: i for i, name in enumerate(self.classes)}
         pictures = Pictures(
             partial(read_path, self.paths),
-            [os.fsencode(Path(*each).as_posix()).decode("utf-8", "replace") for each in parts],
+            [shown_path(path, self.root) for path in self.paths],
             torch.tensor([number[each[0]] for each in parts]) if self.classes else None,
             files_identity(self.root, self.paths),
         )
