@@ -265,6 +265,7 @@ def _render(result: SavedResult, groups: Sequence[Group], **more: Any) -> str:
         groups=groups,
         position={group.id: i for i, group in enumerate(groups)},
         **more,
+        counted=counted,
         MOVES=_MOVES,
         # Browsers disagree on whether 'self' holds for files; a nonce lets in what the page names and nothing else.
         nonce=secrets.token_urlsafe(),
