@@ -195,15 +195,14 @@ class TrainedClustering(CAE):
         """(N, D) unit rows of all images, on the device of the Trainer; the same on every process."""
         device = self.trainer.strategy.root_device
         self.encoder.to(device)
-        rows: list[Tensor] = []
         index = [torch.empty(0, dtype=torch.int64)]
         with torch.no_grad():
+            rows = [self.embed(torch.empty(0, self.encoder.dim)).to(device)]
             for batch in batches:
                 rows.append(self.embed(images_of(batch)).to(device))
                 if isinstance(batch, Mapping) and "index" in batch:
                     index.append(batch["index"].cpu())
-        x = torch.cat(rows) if rows else self.embed(torch.empty(0, self.encoder.dim)).to(device)
-        numbers = torch.cat(index)
+        x, numbers = torch.cat(rows), torch.cat(index)
         if total(len(numbers), self.group):
             # Numbered images are a process's share, as the modules of cae.data hand them out; others are all there is.
             x, numbers = gathered(x, self.group), gathered(numbers, self.group)
