@@ -5,8 +5,9 @@ Names are loaded at first use, so that `cae --help` answers at once and `cae.ker
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cae.lazy import lazy
 
 if TYPE_CHECKING:
     from cae.config import CAEConfig
@@ -31,12 +32,4 @@ _HOMES = {
 
 __all__ = ["CAE", "MCA", "TAC", "CAEClusterer", "CAEConfig", "CAEHeads", "FittedCAE", "ImageFolderData", "SavedResult"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'cae' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -3,8 +3,7 @@
 The data modules are loaded at first use, so that reading pictures does not wait for Lightning.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cae.data.pictures import (
     ImageBatch,
@@ -16,6 +15,7 @@ from cae.data.pictures import (
     list_images,
     read_image,
 )
+from cae.lazy import lazy
 
 if TYPE_CHECKING:
     from cae.data.embeddings import EmbeddingData, EmbeddingError, read_embeddings
@@ -49,8 +49,4 @@ __all__ = [
     "read_image",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__, __dir__ = lazy(__name__, _HOMES)
