@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,6 +91,12 @@ def text_files(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "nouns.txt").write_text("".join(f"thing {i}\n" for i in range(60)))
     (tmp_path / "captions.txt").write_text("".join(f"somebody does thing {i}\n" for i in range(90)))
     return {"nouns": str(tmp_path / "nouns.txt"), "captions": str(tmp_path / "captions.txt")}
+
+
+def assert_not_loaded(statement: str, *heavy: str) -> None:
+    """A statement, run in a process of its own, loads none of these modules."""
+    check = f"import sys; {statement}; heavy = {set(heavy)} & set(sys.modules); assert not heavy, heavy"
+    subprocess.run([sys.executable, "-c", check], check=True)
 
 
 def rewrite_assignments(folder: Path, table: pa.Table) -> None:

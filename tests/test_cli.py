@@ -11,6 +11,7 @@ import numpy
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from conftest import assert_not_loaded
 from PIL import Image
 
 from cae import cli
@@ -434,12 +435,8 @@ def test_help_on_an_edit_needs_no_result(run, verb):
 
 
 def test_an_edit_does_not_wait_for_what_only_a_fit_needs():
-    check = (
-        "import sys, cae.edits, cae.export, cae.compare, cae.report, cae.results; "
-        "heavy = {'lightning', 'torchmetrics', 'torchvision', 'sklearn', 'open_clip'} & set(sys.modules); "
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", check], check=True)
+    statement = "import cae.edits, cae.export, cae.compare, cae.report, cae.results"
+    assert_not_loaded(statement, "lightning", "torchmetrics", "torchvision", "sklearn", "open_clip")
 
 
 def test_python_runs_the_package():
@@ -448,5 +445,4 @@ def test_python_runs_the_package():
 
 
 def test_help_does_not_load_torch():
-    check = "import sys; from cae import cli; assert 'torch' not in sys.modules and 'lightning' not in sys.modules"
-    subprocess.run([sys.executable, "-c", check], check=True)
+    assert_not_loaded("from cae import cli", "torch", "lightning")
