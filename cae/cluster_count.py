@@ -1,9 +1,9 @@
 """`n_clusters="auto"`: how many groups there are, decided without labels.
 
-The criterion is the modularity (Newman & Girvan 2004) of the k-means partition on the graph of nearest neighbours: the
-share of neighbours that stay together, less what it would be by chance. Too few clusters leave chance high, too many
-cut neighbours apart. Where groups fall into sub-groups the curve is flat, and the finest of the partitions that are
-about as good as the best is taken. Other criteria that were tried, with figures: benchmarks/README.md.
+The criterion is the modularity (Newman & Girvan 2004) of the spectral partition on its graph of nearest neighbours:
+the share of neighbours that stay together, less what it would be by chance. Too few clusters leave chance high, too
+many cut neighbours apart. Where groups fall into sub-groups the curve is flat, and the finest of the partitions that
+are about as good as the best is taken. Other criteria that were tried, with figures: benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from cae.clustering import kmeans
-from cae.kernels import nearest
+from cae.graph import neighbour_graph
+from cae.spectral import cluster_qr, leading_eigenvectors, whitened
 from cae.stopwatch import stage
-
-NEIGHBOURS = 15
-"""Edges that each image starts in the graph."""
 
 SLACK = 0.03
 """A finer partition may fall short of the best by this share of what the best falls short of 1."""
@@ -28,8 +27,8 @@ DROP = 0.95
 """The search ends once `PATIENCE` counts in a row have less than this share of the best modularity."""
 PATIENCE = 6
 
-RESTARTS = 10
-"""Of each k-means; a bad optimum would dent the curve."""
+FIRST_VECTORS = 32
+"""Eigenvectors that are computed at first; then twice as many, as often as need be."""
 
 
 class ClusterCount(NamedTuple):
@@ -44,13 +43,12 @@ class ClusterCount(NamedTuple):
 
 
 @stage("cluster count")
-def count_clusters(z: Tensor, *, max_iter: int, seed: int) -> ClusterCount:
+def count_clusters(z: Tensor, *, seed: int) -> ClusterCount:
     """The number of clusters by modularity.
 
     Args:
         z: (N, D) float32 unit rows; a sample of some thousand is enough. N at least 6.
-        max_iter: of each k-means.
-        seed: of each k-means.
+        seed: of the eigen-solver's start.
 
     Raises:
         ValueError: too few images for groups to show, or images that are all the same.
@@ -59,23 +57,24 @@ def count_clusters(z: Tensor, *, max_iter: int, seed: int) -> ClusterCount:
         raise ValueError(
             f"the number of clusters cannot be found out from {len(z)} images; give it (n_clusters, --clusters)"
         )
-    graph = _neighbour_graph(z)
+    different = len(z.unique(dim=0))
+    if different == 1:
+        raise ValueError(f"{len(z)} images that are all the same have no number of clusters; add others")
+    rows = whitened(z)
+    graph = neighbour_graph(rows)
+    vectors = leading_eigenvectors(graph, rows, min(FIRST_VECTORS, len(z)), seed)
     curve: dict[int, float] = {}
-    partitions: dict[int, Tensor] = {}
-    for k in _counts(len(z) // 3):
-        centroids = kmeans(z, k, spherical=True, n_init=RESTARTS, max_iter=max_iter, seed=seed)
-        labels = nearest(z, centroids).labels
-        if len(labels.unique()) < k:  # and so for all that follow: there are no more different images
-            break
-        partitions[k] = labels
-        curve[k] = _modularity(graph, partitions[k].cpu().numpy(), k)
+    partitions: dict[int, NDArray[np.int64]] = {}
+    for k in _counts(min(len(z) // 3, different)):
+        if k > vectors.shape[1]:
+            vectors = leading_eigenvectors(graph, rows, min(2 * vectors.shape[1], len(z)), seed)
+        partitions[k] = cluster_qr(vectors[:, :k])
+        curve[k] = _modularity(graph, partitions[k], k)
         best = max(curve.values())
         if len(curve) > PATIENCE and max(list(curve.values())[-PATIENCE:]) < DROP * best:
             break
-    if not curve:
-        raise ValueError(f"{len(z)} images that are all the same have no number of clusters; add others")
     chosen = max(k for k, value in curve.items() if value >= best - SLACK * (1 - best))
-    return ClusterCount(chosen, curve, partitions[chosen])
+    return ClusterCount(chosen, curve, torch.from_numpy(partitions[chosen]))
 
 
 def _counts(most: int) -> list[int]:
@@ -84,15 +83,6 @@ def _counts(most: int) -> list[int]:
     while counts[-1] < most:
         counts.append(max(counts[-1] + 1, round(1.1 * counts[-1])) if counts[-1] >= 20 else counts[-1] + 1)
     return [count for count in counts if count <= max(most, 2)]
-
-
-def _neighbour_graph(z: Tensor) -> csr_array:
-    """(N, N) symmetric weights: 1 where two images are among each other's nearest neighbours, 1/2 where one is."""
-    # Rows have unit length: the order of Euclidean distances is that of cosines.
-    from sklearn.neighbors import kneighbors_graph  # takes a second
-
-    graph = csr_array(kneighbors_graph(z.cpu().numpy(), min(NEIGHBOURS, len(z) - 1)))
-    return (graph + graph.T) / 2
 
 
 def _modularity(graph: csr_array, labels: np.ndarray, k: int) -> float:

@@ -1,4 +1,4 @@
-"""K-means (Eq. 1 and Eq. 18) and the assignment of images to centroids.
+"""K-means (Eq. 1, and Eq. 18 by the letter), and the assignment of images to clusters.
 
 K-means runs in two steps. FAISS does the seeding (k-means++) and the restarts on a sample that lies in memory: all
 points where there are at most `SAMPLE`. Where there are more, Lloyd's iterations over all of them follow, on every
@@ -44,7 +44,8 @@ class Assignment(NamedTuple):
         confidence: (N,) float32 in [0, 1], the simplified silhouette 1 - d_1 / d_2 (Hruschka et al. 2004) with d_1 and
             d_2 the distances to the nearest and second nearest centroid: 0 half-way between two, 1 on the centroid.
             The distance is 1 - cosine if spherical, else squared Euclidean.
-        similarity: (N,) float32, cosine to the own centroid if spherical, else minus the squared distance.
+        similarity: (N,) float32, cosine to the own centroid if spherical, else minus the squared distance. With a
+            metric, the distance in that metric.
     """
 
     labels: Tensor
@@ -84,11 +85,8 @@ def kmeans(
     Raises:
         ValueError: fewer points than centroids, NaN or infinity in `z`, or a group without `index`; on every rank.
     """
+    check_points(z, k, group)
     n = total(len(z), group)
-    if n < k:
-        raise ValueError(f"cannot make {k} clusters of {n} images; ask for at most {n}")
-    if total(sum(not _finite(z[rows]) for rows in _chunks(len(z))), group):
-        raise ValueError("the embeddings to cluster hold NaN or infinity")
     size = max(SAMPLE, SAMPLE_PER_CENTROID * k)
     sample = sample_rows(z, index, min(size, n), seed, group)
     centroids = sample.new_empty(k, z.shape[1])
@@ -97,7 +95,20 @@ def kmeans(
     centroids = from_first(centroids.to(z.device), group)
     if n > size:
         centroids = _lloyd(z, centroids, spherical=spherical, max_iter=max_iter, group=group)
-    return centroids[_order_of_appearance(sample.to(z.device), centroids, spherical)]
+    return centroids[order_of_appearance(cells(sample.to(z.device), centroids, spherical=spherical)[0], k)]
+
+
+def check_points(z: Tensor, k: int, group: ProcessGroup | None) -> None:
+    """Refuse what cannot be clustered, on every rank alike.
+
+    Raises:
+        ValueError: fewer points than clusters, or NaN or infinity in `z`.
+    """
+    n = total(len(z), group)
+    if n < k:
+        raise ValueError(f"cannot make {k} clusters of {n} images; ask for at most {n}")
+    if total(sum(not _finite(z[rows]) for rows in _chunks(len(z))), group):
+        raise ValueError("the embeddings to cluster hold NaN or infinity")
 
 
 def sample_rows(z: Tensor, index: Tensor | None, size: int, seed: int, group: ProcessGroup | None = None) -> Tensor:
@@ -223,13 +234,20 @@ def cell_sums(z: Tensor, labels: Tensor, k: int, group: ProcessGroup | None = No
     return summed(sums, group).double() / scale, summed(torch.bincount(labels, minlength=k), group)
 
 
-def _order_of_appearance(sample: Tensor, centroids: Tensor, spherical: bool) -> Tensor:
-    """(k,) the clusters as they first appear in the sample, so that numbers do not depend on which restart was best."""
-    k = len(centroids)
-    labels, first = np.unique(cells(sample, centroids, spherical=spherical)[0].cpu().numpy(), return_index=True)
-    seen = np.full(k, len(sample))
-    seen[labels] = first
-    return torch.from_numpy(seen).argsort(stable=True).to(centroids.device)
+def order_of_appearance(labels: Tensor, k: int) -> Tensor:
+    """The clusters as they first appear, so that their numbers do not depend on how they were found.
+
+    Args:
+        labels: (S,) int64 in [0, k).
+        k: number of clusters.
+
+    Returns:
+        (k,) int64 permutation on the labels' device; clusters that do not appear come last.
+    """
+    found, first = np.unique(labels.cpu().numpy(), return_index=True)
+    seen = np.full(k, len(labels))
+    seen[found] = first
+    return torch.from_numpy(seen).argsort(stable=True).to(labels.device)
 
 
 def _chunks(n: int) -> list[slice]:
@@ -246,14 +264,17 @@ def _bias(centroids: Tensor, spherical: bool) -> Tensor | None:
 
 
 @stage("assignment")
-def assign(z: Tensor, centroids: Tensor, *, spherical: bool) -> Assignment:
+def assign(z: Tensor, centroids: Tensor, metric: Tensor | None = None, *, spherical: bool = False) -> Assignment:
     """Eq. 18's last step: the nearest centroid, with how sure that is.
 
     Args:
         z: (N, D) float32; unit rows if `spherical`.
         centroids: (K, D) float32 with K at least 2; unit rows if `spherical`.
+        metric: (D, d) float32; distances are Euclidean between rows times this matrix. Not with `spherical`.
         spherical: compare by cosine, else by Euclidean distance.
     """
+    if metric is not None:
+        z, centroids = z @ metric, centroids @ metric
     labels, score = nearest(z, centroids, k=2, bias=_bias(centroids, spherical))
     distance = 1 - score if spherical else z.square().sum(dim=1, keepdim=True) - 2 * score
     first, second = distance.clamp_min(0).unbind(dim=1)

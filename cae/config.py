@@ -9,6 +9,7 @@ from typing import Any, Literal, Self, get_args
 Preset = Literal["auto", "default", "paper", "tac"]
 Modality = Literal["noun", "caption"]
 Fusion = Literal["auto", "prototype", "concat", "sum"]
+Clustering = Literal["spectral", "kmeans"]
 
 UNKNOWN = 0
 """The number of clusters that stands for: find it out."""
@@ -48,12 +49,14 @@ class CAEConfig:
         text_weight: what a counterpart counts for beside the image in the fusion; 1 is the letter, 0 leaves the image
             embeddings alone.
         gamma: temperature of the modality weights, Eq. 16.
-        spherical: cosine k-means on unit rows in Eq. 18; False is Euclidean k-means.
+        clustering: how Eq. 18 finds the clusters of z: `spectral` cuts the graph of nearest neighbours
+            (`cae.spectral`), `kmeans` is the paper's.
+        spherical: bring z to unit length; k-means then goes by cosine. False is Euclidean k-means.
         n_init: restarts of the last k-means; the best objective wins.
         kmeans_iter: most iterations of one k-means run.
         sinkhorn_iter: most Sinkhorn iterations.
         sinkhorn_tol: Sinkhorn stops when the L1 error of the column marginal is at most this.
-        seed: of every k-means, from 0 to 2^31 - 1. Same seed, same labels.
+        seed: of every k-means and eigen-solver, from 0 to 2^31 - 1. Same seed, same labels.
 
     Raises:
         ValueError: a value is out of range; the message names the setting.
@@ -73,6 +76,7 @@ class CAEConfig:
     fusion: Fusion = "prototype"
     text_weight: float = 0.25
     gamma: float = 0.1
+    clustering: Clustering = "spectral"
     spherical: bool = True
     n_init: int = 20
     kmeans_iter: int = 300
@@ -111,7 +115,11 @@ class CAEConfig:
         for name in ("image", "similarity_weight", "unit_counterparts", "center_modalities", "spherical"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        choices = {"retrieval": ("all", "assigned"), "fusion": get_args(Fusion)}
+        choices = {
+            "retrieval": ("all", "assigned"),
+            "fusion": get_args(Fusion),
+            "clustering": get_args(Clustering),
+        }
         for name, allowed in choices.items():
             if not isinstance(getattr(self, name), str) or getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -163,6 +171,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "unit_counterparts": False,
         "center_modalities": False,
         "gamma": 0.01,
+        "clustering": "kmeans",
         "spherical": False,
     },
     "tac": {
@@ -173,5 +182,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "text_weight": 1.0,
         "center_modalities": False,
         "fusion": "concat",
+        "clustering": "kmeans",
     },
 }

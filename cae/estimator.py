@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, Self
 
@@ -17,10 +18,11 @@ from torch.nn.functional import normalize
 
 from cae import pipeline
 from cae.blocks import blockwise
-from cae.clustering import assign, kmeans, warn_of_empty
+from cae.clustering import warn_of_empty
 from cae.config import CAEConfig, Preset
 from cae.devices import find_device
 from cae.encoders import Encoder, load_encoder
+from cae.partition import Partition, partition
 from cae.state import FittedCAE
 from cae.text import TextBank, load_bank
 
@@ -29,8 +31,8 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
     """Cluster embeddings with CAE, or without texts by spherical k-means.
 
     CAE needs nouns and captions embedded in the same space as the images: give them as `banks`, or give the `encoder`
-    that embeds them. With neither, the estimator clusters the directions of the rows of `X` by spherical k-means: CAE's
-    last step alone, the baseline that `cae evaluate` calls k-means.
+    that embeds them. With neither, the estimator clusters the directions of the rows of `X`: CAE's last step alone,
+    by the graph of neighbours or, with `settings={"clustering": "kmeans"}`, by k-means.
 
     Parameters are checked in `fit`, as scikit-learn wants it. `check_estimator` passes, except for the checks that ask
     for a single cluster, and with texts for the one whose rows may be zero.
@@ -43,12 +45,13 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         captions: corpus for `encoder`: `glosses`, `flickr30k` or a text file.
         preset: of `cae.config.CAEConfig`.
         settings: further fields of `CAEConfig`, such as `{"n_init": 5}`.
-        random_state: seed of every k-means; None for another one each time.
+        random_state: seed of every random choice; None for another one each time.
         device: where to work: `auto`, `cpu`, `cuda`, …
 
     Attributes:
         labels_: (N,) int64 clusters of the fitted rows, equal to what `predict` gives for them.
         cluster_centers_: (K, D) float32 centroids in the space of the fused embeddings; (K, m * D) for concatenation.
+        partition_: the same clusters with the metric that they are compared in, which `predict` and `transform` use.
         fitted_: the `FittedCAE` on the CPU, which knows the clusters' names; None without texts.
         beta_: (N, m) float32 modality weights of Eq. 16, the image first; None without texts.
         n_features_in_: D.
@@ -56,6 +59,7 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
 
     labels_: NDArray[np.int64]
     cluster_centers_: NDArray[np.float32]
+    partition_: Partition
     fitted_: FittedCAE | None
     beta_: NDArray[np.float32] | None
 
@@ -109,15 +113,8 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         banks = text_banks(config, self.banks, self.encoder, nouns=self.nouns, captions=self.captions)
         if banks is None:
             self.fitted_, self.beta_ = None, None
-            centroids = kmeans(
-                x,
-                config.n_clusters,
-                spherical=True,
-                n_init=config.n_init,
-                max_iter=config.kmeans_iter,
-                seed=config.seed,
-            )
-            labels = _nearest(x, centroids)
+            found_clusters = partition(x, replace(config, spherical=True))
+            labels = _labels(x, found_clusters)
             warn_of_empty(torch.bincount(labels, minlength=config.n_clusters))
         else:
             zero = int((x == 0).all(dim=1).sum())
@@ -125,8 +122,9 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
                 raise ValueError(f"{zero} of {len(x)} rows are zero and have no direction to compare with texts")
             fitted, found = pipeline.fit(x, banks, config)
             self.fitted_, self.beta_ = fitted.to("cpu"), found.beta.cpu().numpy()
-            centroids, labels = fitted.centroids, found.cluster
-        self.cluster_centers_ = centroids.cpu().numpy()
+            found_clusters, labels = fitted.partition, found.cluster
+        self.partition_ = found_clusters.to("cpu")
+        self.cluster_centers_ = self.partition_.centroids.numpy()
         self.labels_ = labels.cpu().numpy()
         self._n_features_out = len(self.cluster_centers_)
         return self
@@ -136,19 +134,16 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         check_is_fitted(self)
         x = self._unit_rows(X, reset=False)
         if self.fitted_ is None:
-            return _nearest(x, self._centroids(x)).cpu().numpy()
+            return _labels(x, self.partition_.to(x.device)).cpu().numpy()
         return pipeline.predict(x, self.fitted_.to(x.device)).cluster.cpu().numpy()
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Distances (N, K) float32 of embeddings (N, D) to the centroids: 1 - cosine, or Euclidean if not spherical."""
+        """Distances (N, K) float32 of embeddings (N, D) to the clusters, by which `predict` takes the nearest."""
         check_is_fitted(self)
         x = self._unit_rows(X, reset=False)
         z = x if self.fitted_ is None else pipeline.representations(x, self.fitted_.to(x.device))["fused"]
-        centroids = self._centroids(x)
-        spherical = self.fitted_ is None or self.fitted_.config.spherical
-        (distance,) = blockwise(
-            lambda rows: (1 - rows @ centroids.T if spherical else torch.cdist(rows, centroids),), z
-        )
+        clusters = self.partition_.to(x.device)
+        (distance,) = blockwise(lambda rows: (clusters.distances(rows),), z)
         return distance.cpu().numpy()
 
     def _seed(self) -> int:
@@ -160,9 +155,6 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         copied = validate_data(self, X, dtype=np.float32, order="C", copy=True, **checks)
         x = torch.from_numpy(copied).to(find_device(self.device))
         return normalize(x, dim=1, out=x)
-
-    def _centroids(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self.cluster_centers_).to(x.device)
 
 
 def text_banks(
@@ -195,6 +187,6 @@ def text_banks(
     return {modality: load_bank(modality, sources[modality], loaded) for modality in config.modalities}
 
 
-def _nearest(x: Tensor, centroids: Tensor) -> Tensor:
-    (labels,) = blockwise(lambda rows: (assign(rows, centroids, spherical=True).labels,), x)
+def _labels(x: Tensor, clusters: Partition) -> Tensor:
+    (labels,) = blockwise(lambda rows: (clusters.assign(rows).labels,), x)
     return labels

@@ -5,7 +5,7 @@
     X, U ─ Sinkhorn ─▶ potentials g_u;   X, V ─▶ g_v                                Eq. 4-6   transport
     x, U, g_u ─▶ noun counterpart x^u;   x, V, g_v ─▶ caption counterpart x^v       Eq. 7-8   transport
     x, x^u, x^v ─ prototype-weighted fusion ─▶ z                                    Eq. 14-17 fusion
-    z ─ k-means ─▶ centroids, labels                                                Eq. 18    clustering
+    z ─ graph of neighbours, or k-means ─▶ clusters, labels                         Eq. 18    partition
     labels, U, V ─▶ names                                                                     naming
 
 Before potentials are found, settings that are left to the data (how much the texts may weigh, how many clusters there
@@ -33,13 +33,14 @@ from torch.distributed import ProcessGroup
 
 from cae.auto import decide, sample_size
 from cae.blocks import blockwise, row_blocks
-from cae.clustering import assign, kmeans, sample_rows, warn_of_empty
+from cae.clustering import sample_rows, warn_of_empty
 from cae.config import UNKNOWN, CAEConfig
 from cae.distributed import is_first, summed, total
 from cae.fusion import fuse_modalities, modality_means
 from cae.kernels import nearest
 from cae.kernels.checks import UNIT_TOLERANCE
 from cae.naming import describe_clusters
+from cae.partition import Partition, partition
 from cae.semantic_space import select_texts, semantic_centers
 from cae.state import FittedCAE, SelectedTexts
 from cae.text import TextBank
@@ -103,36 +104,27 @@ def fit(
     asked = config
 
     @cache
-    def select(n_clusters: int) -> Texts:
+    def texts_for(n_clusters: int) -> Texts:
         """U and V. Of what may still be decided they depend on the number of clusters alone."""
         config = replace(asked, n_clusters=n_clusters)
         if select_on is not None:
-            return _select(semantic_centers(select_on, config), banks, config)
-        return _select(semantic_centers(x, config, index, group), banks, config)
+            return select(select_on, banks, config)
+        return select(x, banks, config, index, group)
 
     notes = dict(provenance or {})
     if config.n_clusters == UNKNOWN or config.fusion == "auto":
         sample = sample_rows(x, index, sample_size(n_images, config), config.seed, group).to(x.device)
-        config, decided = decide(sample, config, select, Trial, group)
+        config, decided = decide(sample, config, texts_for, Trial, group)
         notes |= decided
-    selected = _potentials(x, select(config.n_clusters), config, group)
+    selected = _potentials(x, texts_for(config.n_clusters), config, group)
     means = _means(x, selected, config, n_images, group)
     z, beta = blockwise(lambda rows: _fused(rows, selected, means, config, n_images), x)
-    centroids = kmeans(
-        z,
-        config.n_clusters,
-        spherical=config.spherical,
-        n_init=config.n_init,
-        max_iter=config.kmeans_iter,
-        seed=config.seed,
-        index=index,
-        group=group,
-    )
-    prediction = Prediction(*blockwise(lambda *rows: _placed(*rows, centroids=centroids, config=config), z, beta))
+    found = partition(z, config, index=index, group=group)
+    prediction = Prediction(*blockwise(lambda *rows: _placed(*rows, clusters=found), z, beta))
     clusters = describe_clusters(x, prediction.cluster, selected, banks, config, group)
     if is_first(group):
         warn_of_empty(torch.tensor([cluster.size for cluster in clusters]))
-    return FittedCAE(config, n_images, selected, means, centroids, clusters, notes), prediction
+    return FittedCAE(config, n_images, selected, means, found, clusters, notes), prediction
 
 
 class Trial:
@@ -155,6 +147,24 @@ class Trial:
         return blockwise(lambda *rows: fuse_modalities(rows, means, config)[:1], *parts)[0]
 
 
+def select(
+    x: Tensor,
+    banks: Mapping[str, TextBank],
+    config: CAEConfig,
+    index: Tensor | None = None,
+    group: ProcessGroup | None = None,
+) -> Texts:
+    """Eq. 1-3: the texts of each modality that these images' centers select, U and V; arguments as for `fit`."""
+    centers = semantic_centers(x, config, index, group)
+    texts: dict[str, tuple[list[str], Tensor]] = {}
+    for modality in config.modalities:
+        bank = banks[modality]
+        chosen = select_texts(bank.embeddings, centers, config).cpu()
+        u = torch.nn.functional.normalize(bank.embeddings[chosen].float(), dim=1).to(centers.device)
+        texts[modality] = [bank.texts[j] for j in chosen.tolist()], u
+    return texts
+
+
 def predict(x: Tensor, fitted: FittedCAE) -> Prediction:
     """Label images by a fitted state.
 
@@ -162,11 +172,10 @@ def predict(x: Tensor, fitted: FittedCAE) -> Prediction:
         x: (B, D) float32 or float16 unit image embeddings of the fitted encoder, on the state's device.
         fitted: from `fit`.
     """
-    config, centroids = fitted.config, fitted.centroids
 
     def stages(rows: Tensor) -> tuple[Tensor, ...]:
-        z, beta = _fused(rows, fitted.selected, fitted.means, config, fitted.n_images)
-        return _placed(z, beta, centroids=centroids, config=config)
+        z, beta = _fused(rows, fitted.selected, fitted.means, fitted.config, fitted.n_images)
+        return _placed(z, beta, clusters=fitted.partition)
 
     return Prediction(*blockwise(stages, x))
 
@@ -179,7 +188,7 @@ def representations(x: Tensor, fitted: FittedCAE) -> dict[str, Tensor]:
         fitted: from `fit`.
 
     Returns:
-        `image`, each of `config.modalities`, and `fused`, which the last k-means saw; (B, D) each, `fused` wider for
+        `image`, each of `config.modalities`, and `fused`, which is what gets clustered; (B, D) each, `fused` wider for
         concatenation.
     """
 
@@ -235,17 +244,6 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: P
         raise ValueError(f"{stretched} of {n_images} image embeddings are not of unit length; normalize them first")
 
 
-def _select(centers: Tensor, banks: Mapping[str, TextBank], config: CAEConfig) -> Texts:
-    """Eq. 2-3: U and V."""
-    texts: dict[str, tuple[list[str], Tensor]] = {}
-    for modality in config.modalities:
-        bank = banks[modality]
-        chosen = select_texts(bank.embeddings, centers, config).cpu()
-        u = torch.nn.functional.normalize(bank.embeddings[chosen].float(), dim=1).to(centers.device)
-        texts[modality] = [bank.texts[j] for j in chosen.tolist()], u
-    return texts
-
-
 def _potentials(
     x: Tensor, texts: Texts, config: CAEConfig, group: ProcessGroup | None = None
 ) -> dict[str, SelectedTexts]:
@@ -290,7 +288,7 @@ def _fused(
     return fuse_modalities(_counterparts(rows, selected, config, n_fitted), means, config)
 
 
-def _placed(z: Tensor, beta: Tensor, *, centroids: Tensor, config: CAEConfig) -> tuple[Tensor, ...]:
+def _placed(z: Tensor, beta: Tensor, *, clusters: Partition) -> tuple[Tensor, ...]:
     """A block of z to the fields of `Prediction`."""
-    found = assign(z, centroids, spherical=config.spherical)
+    found = clusters.assign(z)
     return found.labels, found.confidence, found.runner_up, found.similarity, beta

@@ -16,9 +16,10 @@ from torch import Tensor
 from cae.checksums import check_kinds, is_version, load_json, tensors_hash
 from cae.config import CAEConfig
 from cae.files import committing, dump_json, tidy
+from cae.partition import Partition
 
-FORMAT_VERSION = 2
-"""From 2 on there is a checksum."""
+FORMAT_VERSION = 3
+"""From 2 on there is a checksum, from 3 on the clusters may have a metric."""
 _TENSORS_FILE = "model.safetensors"
 _CONFIG_FILE = "config.json"
 _NETWORK = "network."
@@ -84,7 +85,7 @@ class FittedCAE:
         n_images: N, the images it was fitted on.
         selected: texts by modality, in the order of `config.modalities`.
         means: (m, D) float32 modality means, the image first.
-        centroids: (K, D) float32, or (K, m * D) for concatenation; (0, D) where a network labels.
+        partition: the clusters, of D or for concatenation m * D columns; without centroids where a network labels.
         clusters: K descriptions.
         provenance: encoder, corpora with hashes, versions; plain JSON values.
         method: `cae`, or the method of `cae.trained` that trained the network.
@@ -95,7 +96,7 @@ class FittedCAE:
     n_images: int
     selected: dict[str, SelectedTexts]
     means: Tensor
-    centroids: Tensor
+    partition: Partition
     clusters: list[ClusterDescription]
     provenance: dict[str, Any] = field(default_factory=dict)
     method: str = "cae"
@@ -178,7 +179,9 @@ class FittedCAE:
             raise ModelError(f"{folder}: {error}") from error
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {"means": self.means, "centroids": self.centroids}
+        tensors = {"means": self.means, "centroids": self.partition.centroids}
+        if self.partition.metric is not None:
+            tensors["metric"] = self.partition.metric
         for modality, selected in self.selected.items():
             tensors[f"{modality}.embeddings"] = selected.embeddings
             tensors[f"{modality}.g"] = selected.g
@@ -214,23 +217,29 @@ class FittedCAE:
         for texts in self.selected.values():
             check_kinds({"texts": texts.texts}, {"texts": list[str]})
             shapes += [(texts.embeddings, (len(texts.texts), width)), (texts.g, (len(texts.texts),))]
+        centroids, metric = self.partition.centroids, self.partition.metric
         if not self.network:
-            shapes.append((self.centroids, (self.config.n_clusters, self.centroids.shape[1])))
+            shapes.append((centroids, (self.config.n_clusters, centroids.shape[1])))
+        if metric is not None:
+            shapes.append((metric, (centroids.shape[1], metric.shape[1])))
         for tensor, shape in shapes:
             if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.isfinite().all():
                 raise ValueError(f"a {tensor.dtype} tensor of shape {tuple(tensor.shape)} in place of numbers {shape}")
 
     @classmethod
     def _from_parts(cls, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Self:
+        # Before there was a choice, it was k-means.
+        config = CAEConfig(**{"clustering": "kmeans", **plain["config"]})
+        metric = tensors.get("metric")
         return cls(
-            config=CAEConfig(**plain["config"]),
+            config=config,
             n_images=plain["n_images"],
             selected={
                 modality: SelectedTexts(texts, tensors[f"{modality}.embeddings"], tensors[f"{modality}.g"])
                 for modality, texts in plain["texts"].items()
             },
             means=tensors["means"],
-            centroids=tensors["centroids"],
+            partition=Partition(tensors["centroids"], metric, spherical=metric is None and config.spherical),
             clusters=[ClusterDescription(**cluster) for cluster in plain["clusters"]],
             provenance=plain["provenance"],
             method=plain.get("method", "cae"),

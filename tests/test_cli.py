@@ -73,7 +73,7 @@ def test_a_run_ends_with_a_report_and_says_where(clustered, run, tmp_path):
     assert f"report: {out}/report/index.html" in stdout
     assert "image k-means" in (out / "report/index.html").read_text(encoding="utf-8")
     stages = json.loads((out / "run.json").read_text())["stages"]
-    assert {"texts", "transport", "k-means", "naming"} <= set(stages)
+    assert {"texts", "transport", "spectral clustering", "naming"} <= set(stages)
     code, stdout, _ = run("report", out, "--out", tmp_path / "page")
     assert code == 0
     assert stdout == f"report: {tmp_path}/page/index.html\n"
@@ -144,18 +144,26 @@ def test_a_trained_method_writes_the_same_files_and_predicts_from_them(run, pict
 
 def test_edits_are_shown_exported_and_outlive_the_next_run(clustered, run, picture_folder, text_files, tmp_path):
     out, *_ = clustered
-    first, second, third = (c["name"] for c in json.loads((out / "clusters.json").read_text())["clusters"])
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
+    assert run("cluster", picture_folder, "-k", 2, "--seed", 5, "-o", tmp_path / "two", "--no-report", *texts)[0] == 0
+    # The colours that two clusters put together, by the names that they have as three.
+    names = [c["name"] for c in json.loads((out / "clusters.json").read_text())["clusters"]]
+    named = {row["path"]: names[row["cluster"]] for row in pq.read_table(out / "assignments.parquet").to_pylist()}
+    two = {row["path"]: row["cluster"] for row in pq.read_table(tmp_path / "two/assignments.parquet").to_pylist()}
+    sides = sorted(({named[path] for path in two if two[path] == side} for side in (0, 1)), key=len)
+    assert [len(side) for side in sides] == [1, 2]
+    (third,), (first, second) = sides
+    moved = [path for path in named if named[path] != third][:2]
     for edit in (
         ["merge", first, second, "--name", "warm"],
         ["rename", third, "cold [blue]"],
-        ["move", "red/0.png", picture_folder / "red/1.png", "--to", "cold [blue]"],
+        ["move", moved[0], picture_folder / moved[1], "--to", "cold [blue]"],
         ["pin", "warm"],
     ):
         code, stdout, stderr = run("edit", out, *edit)
         assert code == 0, stderr
     assert "4. pin warm" in stdout
     assert "cold [blue]" in stdout
-    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
     code, stdout, stderr = run(
         "cluster", picture_folder, "-k", 2, "--seed", 5, "--out", out, "--workers", 0, "--quiet", *texts
     )
@@ -165,7 +173,7 @@ def test_edits_are_shown_exported_and_outlive_the_next_run(clustered, run, pictu
     assert code == 0, stderr
     names = {row["path"]: row["name"] for row in pacsv.read_csv(tmp_path / "csv/assignments.csv").to_pylist()}
     assert {"warm", "cold [blue]"} == set(names.values())
-    assert names["red/0.png"] == names["red/1.png"] == "cold [blue]"
+    assert names[moved[0]] == names[moved[1]] == "cold [blue]"
     code, stdout, _ = run("edit", out, "undo")
     assert code == 0
     assert "taken back: pin warm" in stdout

@@ -48,7 +48,14 @@ def fit_everything(rank, world):
     for how in ("interleaved", "one rank has all") + (("uneven",) if world == 2 else ()):
         rows = spread(len(images), world, how)[rank]
         fitted, prediction = pipeline.fit(images[rows], banks, CONFIG, index=rows, group=group)
-        found[how] = (rows, prediction.cluster, fitted.means, fitted.centroids, fitted.clusters, fitted.n_images)
+        found[how] = (
+            rows,
+            prediction.cluster,
+            fitted.means,
+            fitted.partition.centroids,
+            fitted.clusters,
+            fitted.n_images,
+        )
     rows = spread(len(images), world, "interleaved")[rank]
     # As if there were too many points for FAISS.
     clustering.SAMPLE = clustering.SAMPLE_PER_CENTROID = 50
@@ -91,7 +98,7 @@ def test_labels_are_those_of_one_process(groups, alone, world, how):
         assert torch.equal(labels, prediction.cluster[rows])
         # Sinkhorn stops at an error of 1e-3, on paths that rounding alone tells apart.
         torch.testing.assert_close(means, fitted.means, atol=2e-3, rtol=0)
-        torch.testing.assert_close(centroids, fitted.centroids, atol=2e-3, rtol=0)
+        torch.testing.assert_close(centroids, fitted.partition.centroids, atol=2e-3, rtol=0)
         assert [cluster.size for cluster in clusters] == [cluster.size for cluster in fitted.clusters]
         assert n_images == fitted.n_images
 

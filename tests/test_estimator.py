@@ -102,9 +102,18 @@ def blobs():
     return x.astype(np.float32), y
 
 
-def test_without_texts_it_is_spherical_k_means(blobs):
+def test_without_texts_it_is_the_graph_of_the_directions(blobs):
     x, y = blobs
-    found = CAEClusterer(3, random_state=1).fit(x)
+    found = CAEClusterer(3).fit(x)
+    assert adjusted_rand_score(found.labels_, y) == 1
+    assert found.fitted_ is None
+    np.testing.assert_array_equal(found.transform(x).argmin(axis=1), found.labels_)
+    np.testing.assert_array_equal(found.predict(x), found.labels_)
+
+
+def test_without_texts_it_is_spherical_k_means_if_asked(blobs):
+    x, y = blobs
+    found = CAEClusterer(3, random_state=1, settings={"clustering": "kmeans"}).fit(x)
     directions = x / np.linalg.norm(x, axis=1, keepdims=True)
     assert adjusted_rand_score(found.labels_, KMeans(3, n_init=10, random_state=0).fit_predict(directions)) == 1
     assert adjusted_rand_score(found.labels_, y) == 1
@@ -139,14 +148,14 @@ def test_the_state_goes_to_whatever_device_is_worked_on(blobs, monkeypatch):
     devices = []
 
     def predict(rows, fitted):
-        devices.append((rows.device.type, fitted.centroids.device.type))
+        devices.append((rows.device.type, fitted.partition.centroids.device.type))
         return Prediction(*[torch.zeros(len(rows), dtype=torch.int64)] * 5)
 
     monkeypatch.setattr("cae.pipeline.predict", predict)
     found.predict(x)
     found.set_params(device="meta").predict(x)
     assert devices == [("cpu", "cpu"), ("meta", "meta")]
-    assert found.fitted_.centroids.device.type == "cpu"
+    assert found.fitted_.partition.centroids.device.type == "cpu"
 
 
 def test_an_encoder_brings_its_own_banks(blobs, fake_encoder, text_files):

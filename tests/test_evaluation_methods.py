@@ -110,7 +110,7 @@ def test_sum_and_concat_weigh_all_alike_and_differ_in_width(problem):
         config = parse_method(f"{fusion}:n_init=1:text_weight=1", 4)[1]
         fitted, prediction = pipeline.fit(problem.x, problem.banks, config)
         assert torch.allclose(prediction.beta, torch.tensor(1 / 3))
-        assert fitted.centroids.shape == (4, width)
+        assert fitted.partition.centroids.shape == (4, width)
         shown = pipeline.representations(problem.x, fitted)
         assert list(shown) == ["image", "noun", "caption", "fused"]
         assert shown["fused"].shape == (400, width)

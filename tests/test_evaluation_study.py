@@ -48,7 +48,17 @@ def test_results_on_disk(evaluate, tmp_path):
         assert result["seconds"]["total"] > 0
         assert -1 <= result["stability"] <= 1
     assert results[0]["acc"]["mean"] == 100  # red, green and blue
-    stages = {"centers", "retrieval", "transport", "counterparts", "fusion", "k-means", "assignment", "naming", "total"}
+    stages = {
+        "centers",
+        "retrieval",
+        "transport",
+        "counterparts",
+        "fusion",
+        "spectral clustering",
+        "assignment",
+        "naming",
+        "total",
+    }
     assert set(results[2]["seconds"]) == stages
     assert results[2]["config"]["images_per_center"] == 5
     assert document["dataset"]["images"] == 30

@@ -101,7 +101,10 @@ def test_matches_the_dense_float64_oracle(preset):
         selected = fitted.selected[modality]
         parts.append(oracle_counterpart(x, selected.embeddings.double().numpy(), config))
     z, beta = oracle_fusion(parts, config)
-    centroids = fitted.centroids.double().numpy()
+    centroids = fitted.partition.centroids.double().numpy()
+    if config.clustering == "spectral":
+        metric = fitted.partition.metric.double().numpy()
+        z, centroids = z @ metric, centroids @ metric
     distance = ((z[:, None] - centroids) ** 2).sum(axis=2)
 
     np.testing.assert_allclose(prediction.beta.numpy(), beta, atol=2e-3)

@@ -140,7 +140,7 @@ def test_a_whole_checkpoint_loads_without_code(tmp_path, text_files):
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     loaded = CAE.load_from_checkpoint(tmp_path / "model.ckpt", encoder=FakeEncoder())
-    assert torch.equal(loaded.fitted.centroids, module.fitted.centroids)
+    assert torch.equal(loaded.fitted.partition.centroids, module.fitted.partition.centroids)
 
 
 def test_extension_types_of_parquet_are_plain_columns(mark, tmp_path):

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from cae.config import CAEConfig
+from cae.partition import Partition
 from cae.state import FORMAT_VERSION, ClusterDescription, FittedCAE, ModelError, SelectedTexts
 
 
@@ -23,7 +24,7 @@ def fitted():
             "caption": SelectedTexts(["c"], rows(1), torch.zeros(1)),
         },
         means=rows(3),
-        centroids=rows(2),
+        partition=Partition(rows(2), rows(8)[:, :1], spherical=False),
         clusters=[ClusterDescription(k, f"n{k}", "", 20, ["a"], ["c"]) for k in range(2)],
         provenance={"encoder": {"spec": "toy", "fingerprint": "0"}},
     )
@@ -37,7 +38,9 @@ def assert_same(one: FittedCAE, other: FittedCAE) -> None:
         other.provenance,
     )
     assert torch.equal(one.means, other.means)
-    assert torch.equal(one.centroids, other.centroids)
+    assert torch.equal(one.partition.centroids, other.partition.centroids)
+    assert torch.equal(one.partition.metric, other.partition.metric)
+    assert one.partition.spherical == other.partition.spherical
     for modality, texts in one.selected.items():
         assert texts.texts == other.selected[modality].texts
         assert torch.equal(texts.embeddings, other.selected[modality].embeddings)
@@ -142,7 +145,7 @@ def test_values_of_another_kind_are_refused_where_there_is_no_checksum(fitted, t
         FittedCAE.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["means", "centroids"])
+@pytest.mark.parametrize("name", ["means", "centroids", "metric"])
 def test_a_tensor_of_another_shape_is_refused_where_there_is_no_checksum(fitted, name):
     state = {**fitted.state_dict(), "format_version": 1}
     state["tensors"][name] = state["tensors"][name][0]
@@ -156,3 +159,12 @@ def test_a_checkpoint_notices_a_changed_number(fitted):
     state["tensors"]["means"][0, 0] += 1e-3
     with pytest.raises(ModelError, match="checksum"):
         FittedCAE.from_state_dict(state)
+
+
+def test_a_model_from_before_there_was_a_metric_goes_by_its_kmeans(fitted):
+    state = {**fitted.state_dict(), "format_version": 1}
+    del state["tensors"]["metric"], state["plain"]["config"]["clustering"]
+    loaded = FittedCAE.from_state_dict(state)
+    assert loaded.config.clustering == "kmeans"
+    assert loaded.partition.metric is None
+    assert loaded.partition.spherical

@@ -13,8 +13,10 @@ from typing import Any, Literal, get_type_hints
 from torch import Tensor
 
 from cae import pipeline
+from cae.auto import CANDIDATES
 from cae.clustering import image_kmeans
 from cae.config import CAEConfig, Preset
+from cae.evaluation.peers import image_spectral, ntk_sc
 from cae.kernels import nearest
 from cae.text import TextBank
 from cae.trained import TRAINED
@@ -49,24 +51,28 @@ class Method:
         about: what it is, for tables.
         preset: of `CAEConfig`.
         settings: what it changes in the preset.
-        kind: `fit` runs the pipeline, `trained` one of `cae.trained` on top of it; `kmeans` and `zero-shot` are the
-            baselines without texts.
+        kind: `fit` runs the pipeline, `trained` one of `cae.trained` on top of it; `ntk-sc` is a method of others;
+            `kmeans`, `spectral` and `zero-shot` are the baselines without texts.
     """
 
     about: str
     preset: Preset = "default"
     settings: Mapping[str, Any] | None = None
-    kind: Literal["fit", "trained", "kmeans", "zero-shot"] = "fit"
+    kind: Literal["fit", "trained", "ntk-sc", "kmeans", "spectral", "zero-shot"] = "fit"
 
     @property
     def needs_texts(self) -> bool:
         """Whether it needs the banks of its config's modalities."""
-        return self.kind in ("fit", "trained")
+        return self.kind in ("fit", "trained", "ntk-sc")
 
 
 METHODS: dict[str, Method] = {
     "kmeans": Method("k-means on image embeddings", kind="kmeans"),
+    "spectral": Method("spectral clustering of image embeddings by scikit-learn", kind="spectral"),
     "zero-shot": Method("nearest class name; the only row that is told the names", kind="zero-shot"),
+    "ntk-sc": Method(
+        "NTK-SC (arXiv 2602.09586), our reading, fixed temperature", settings={"modalities": ("noun",)}, kind="ntk-sc"
+    ),
     "tac": Method("TAC without training (Li et al. 2024)", "tac"),
     "paper": Method("CAE by the letter of the equations", "paper"),
     "default": Method("CAE with the defaults of this package"),
@@ -75,7 +81,10 @@ METHODS: dict[str, Method] = {
     "tac-heads": Method("TAC with trained cluster heads (Li et al. 2024)", "tac", kind="trained"),
     "mca": Method("MCA (Qiu et al. 2024), our reading", "tac", kind="trained"),
     "cae-heads": Method("TAC's training on CAE's counterparts", settings={"fusion": "concat"}, kind="trained"),
+    # The paper's last step in place of ours.
+    "default-kmeans": Method("the defaults with k-means as the last step", settings={"clustering": "kmeans"}),
     # Table 3 of the paper, which semantics are clustered.
+    "image-only": Method("image embeddings without texts", settings={**CANDIDATES["image alone"]}),
     "noun-only": Method("noun counterparts alone", settings={"image": False, "modalities": ("noun",)}),
     "caption-only": Method("caption counterparts alone", settings={"image": False, "modalities": ("caption",)}),
     "texts-only": Method("noun and caption counterparts without the image", settings={"image": False}),
@@ -104,6 +113,10 @@ def run_method(name: str, problem: Problem, seed: int) -> Tensor:
         return image_kmeans(
             problem.x, config.n_clusters, n_init=config.n_init, max_iter=config.kmeans_iter, seed=config.seed
         ).cpu()
+    if method.kind == "spectral":
+        return image_spectral(problem.x, config.n_clusters, seed=config.seed)
+    if method.kind == "ntk-sc":
+        return ntk_sc(problem.x, pipeline.select(problem.x, problem.banks, config)["noun"][1], config)
     if method.kind == "zero-shot":
         if problem.class_texts is None:
             raise ValueError(

@@ -33,6 +33,7 @@ from cae.distributed import gathered, total
 from cae.embedder import fit_silently, images_of, labels_of
 from cae.module import CAE
 from cae.naming import describe_clusters
+from cae.partition import Partition
 from cae.pipeline import Prediction
 from cae.scores import silhouette_score
 from cae.state import FittedCAE, ModelError
@@ -187,7 +188,8 @@ class TrainedClustering(CAE):
         # One restart: the labels of the training-free method are at most a start.
         base, _ = pipeline.fit(x, banks, replace(self.config, n_init=1), made_from)
         self.config = replace(self.config, n_clusters=base.config.n_clusters)
-        bare = replace(base, config=self.config, method=self.method, centroids=base.centroids[:0], clusters=[])
+        nothing = Partition(base.partition.centroids[:0], None, spherical=False)
+        bare = replace(base, config=self.config, method=self.method, partition=nothing, clusters=[])
         x = x.float()
         self.training_set = self.prepare_training(TrainingSet(x, centred_parts(x, base), bare, banks))
 

@@ -1,0 +1,83 @@
+"""Eq. 18: from z to K clusters, by the graph of neighbours or by k-means as in the paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from cae.clustering import Assignment, assign, kmeans
+from cae.config import CAEConfig
+from cae.spectral import spectral
+
+
+@dataclass(frozen=True)
+class Partition:
+    """K clusters of the space of z, as far as labelling needs them.
+
+    Attributes:
+        centroids: (K, D) float32, one for each cluster; unit rows if compared by cosine.
+        metric: (D, d) float32 of `cae.spectral.Discriminants`, or None where z is compared as it is.
+        spherical: compare by cosine; without a metric only.
+    """
+
+    centroids: Tensor
+    metric: Tensor | None
+    spherical: bool
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same clusters with their tensors on `device`."""
+        metric = self.metric if self.metric is None else self.metric.to(device)
+        return replace(self, centroids=self.centroids.to(device), metric=metric)
+
+    def distances(self, z: Tensor) -> Tensor:
+        """(N, K) float32 distances of z (N, D) float32 to the centroids: 1 - cosine, or Euclidean if not spherical."""
+        if self.spherical:
+            return 1 - z @ self.centroids.T
+        centroids = self.centroids
+        if self.metric is not None:
+            z, centroids = z @ self.metric, centroids @ self.metric
+        return torch.cdist(z, centroids)
+
+    def assign(self, z: Tensor) -> Assignment:
+        """The cluster of each row of z (N, D) float32, with how sure that is."""
+        return assign(z, self.centroids, self.metric, spherical=self.spherical)
+
+
+def partition(
+    z: Tensor,
+    config: CAEConfig,
+    *,
+    index: Tensor | None = None,
+    group: ProcessGroup | None = None,
+) -> Partition:
+    """Cluster z.
+
+    Args:
+        z: (N, D) on any device, float32 or float16; unit rows if `config.spherical`. Of a group, this rank's share.
+        config: gives K, the kind of clustering and its settings. Where the graph of neighbours does not tell K
+            clusters, as with few different images, k-means makes them.
+        index: (N,) int64, a number of its own for each image, which a group cannot do without; 0 to N - 1 by default.
+        group: the processes that share the images; every rank gets the same.
+
+    Raises:
+        ValueError: fewer points than clusters, NaN or infinity in `z`, or a group without `index`; on every rank.
+    """
+    if config.clustering == "spectral":
+        found = spectral(z, config.n_clusters, seed=config.seed, index=index, group=group)
+        if found is not None:
+            return Partition(found.centroids, found.metric, spherical=False)
+    centroids = kmeans(
+        z,
+        config.n_clusters,
+        spherical=config.spherical,
+        n_init=config.n_init,
+        max_iter=config.kmeans_iter,
+        seed=config.seed,
+        index=index,
+        group=group,
+    )
+    return Partition(centroids, None, config.spherical)

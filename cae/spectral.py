@@ -1,0 +1,199 @@
+"""Spectral clustering of z, in place of the k-means of Eq. 18, with a closed form that labels any image.
+
+K-means looks for round clusters of equal width, which embeddings of real images do not form. A graph of neighbours asks
+for less: that an image lies near some images of its own kind. On CLIP features this is worth more than any other
+setting (figures: benchmarks/README.md). The steps, on a sample of bounded size:
+
+1. half-whiten z: divide principal components by the fourth root of their variance, so that the few wide directions,
+   which are often style, do not alone decide who is near;
+2. join each image to its nearest neighbours (`cae.graph`), and a little to all others by 1 + cosine. As in regularised
+   spectral clustering (Amini et al. 2013) stray images are then no clusters of their own; and of more separate groups
+   than K, such as bursts of photographs, those that are alike come together;
+3. take the K leading eigenvectors of D^-1/2 A D^-1/2 (Ng et al. 2002) and read the clusters off a pivoted QR
+   factorisation of them (Damle et al. 2019), which has no restarts and no luck;
+4. fit linear discriminants to these clusters (Fisher 1936, K - 1 of them). An image gets the cluster whose mean is the
+   nearest in the discriminants. So new images are labelled as the fitted ones were, and a small cluster is not
+   swallowed by a large one, as happens with ridge regression on the labels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array, diags_array
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.nn.functional import normalize
+
+from cae.clustering import assign, check_points, order_of_appearance, sample_rows
+from cae.distributed import from_first, is_first, total
+from cae.graph import NEIGHBOURS, neighbour_graph
+from cae.stopwatch import stage
+
+SAMPLE, SAMPLE_PER_CLUSTER = 2**14, 20
+"""Most images that the graph has; with many clusters that many for each."""
+
+WHITENING = 0.25
+"""Principal components are divided by this power of their variance: 0 leaves them, 1/2 whitens."""
+
+SHRINKAGE = 0.1
+"""What is added to the variance of a principal component, as a share of the mean variance."""
+
+REGULARISATION = 0.1
+"""Weight of an image's edges to all images together, as a share of that of its edges to neighbours, on average."""
+
+DENSE = 1000
+"""Up to so many images the eigenvectors come from the whole matrix; also where a good part of them is asked for."""
+
+FLOOR = 1e-6
+"""Least variance that is added to that inside clusters, where all images of a cluster are the same."""
+
+Floats = NDArray[np.float64]
+
+
+class Discriminants(NamedTuple):
+    """Clusters, and where to compare images with them.
+
+    Attributes:
+        centroids: (K, D) float32, the mean z of each cluster.
+        metric: (D, min(D, K - 1)) float32. Euclidean distances of z @ metric count spread inside clusters as 1.
+    """
+
+    centroids: Tensor
+    metric: Tensor
+
+
+@stage("spectral clustering")
+def spectral(
+    z: Tensor,
+    k: int,
+    *,
+    seed: int,
+    index: Tensor | None = None,
+    group: ProcessGroup | None = None,
+) -> Discriminants | None:
+    """Clusters of z by the graph of nearest neighbours.
+
+    Args:
+        z: (N, D) on any device, float32 or float16. Of a group, this rank's share.
+        k: number of clusters, from 2 to N.
+        seed: of the sample and of the eigen-solver's start.
+        index: (N,) int64, a number of its own for each image, which a group cannot do without; 0 to N - 1 by default.
+        group: the processes that share the images.
+
+    Returns:
+        The same on every rank, in the order in which the clusters first appear among the images by `index`. None where
+        the graph does not tell K clusters, as with fewer different images than that.
+
+    Raises:
+        ValueError: fewer images than clusters, NaN or infinity in `z`, or a group without `index`; on every rank.
+
+    Example:
+        >>> import torch
+        >>> angles = torch.cat([torch.linspace(0, 0.5, 40), torch.linspace(2, 2.5, 40)])
+        >>> found = spectral(torch.stack([angles.cos(), angles.sin()], dim=1), 2, seed=0)
+        >>> found.centroids.shape, found.metric.shape
+        (torch.Size([2, 2]), torch.Size([2, 1]))
+    """
+    check_points(z, k, group)
+    n = total(len(z), group)
+    sample = sample_rows(z, index, min(n, max(SAMPLE, SAMPLE_PER_CLUSTER * k)), seed, group).to(z.device)
+    width = z.shape[1]
+    found = Discriminants(sample.new_empty(k, width), sample.new_empty(width, min(width, k - 1)))
+    told_apart = torch.tensor(False)
+    if is_first(group):
+        # Few images have few neighbours of their own kind: no more than a cluster of average size holds.
+        rows = whitened(sample)
+        graph = neighbour_graph(rows, min(NEIGHBOURS, max(2, len(sample) // k)))
+        vectors = leading_eigenvectors(graph, rows, k, seed)
+        found = discriminants(sample, cluster_qr(vectors), k)
+        told_apart = torch.tensor(len(assign(sample, *found).labels.unique()) == k)
+    if not from_first(told_apart, group):
+        return None
+    found = Discriminants(*(from_first(part.contiguous(), group) for part in found))
+    order = order_of_appearance(assign(sample, *found).labels, k)
+    return found._replace(centroids=found.centroids[order])
+
+
+def whitened(rows: Tensor) -> Tensor:
+    """Rows (S, D) with their principal components less unequal, as float32 unit rows (S, D) about the mean."""
+    rows = rows.double() - rows.mean(dim=0, dtype=torch.float64)
+    variance, components = torch.linalg.eigh(rows.T @ rows / len(rows))
+    variance = variance.clamp_min(0) + SHRINKAGE * variance.mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return normalize(rows @ components * variance**-WHITENING, dim=1).float()
+
+
+def leading_eigenvectors(graph: csr_array, rows: Tensor, k: int, seed: int) -> Floats:
+    """The eigenvectors (N, k) of the k largest eigenvalues of D^-1/2 A D^-1/2, largest first.
+
+    A is the graph plus the small multiple of 1 + cosine that `REGULARISATION` gives, which has rank D + 1 and is never
+    written out for a large graph.
+
+    Args:
+        graph: (N, N) symmetric weights without negative ones.
+        rows: (N, D) unit rows that the cosines are of.
+        k: at most N.
+        seed: of the solver's start.
+    """
+    n = graph.shape[0]
+    # Low-rank factor F of the small edges, F F^T = c (1 + cosine).
+    factor = np.concatenate([np.ones((n, 1)), rows.cpu().double().numpy()], axis=1)
+    all_edges = factor @ factor.sum(axis=0)
+    factor *= np.sqrt(REGULARISATION * graph.sum() / all_edges.sum())
+    degree = graph.sum(axis=1) + factor @ factor.sum(axis=0)
+    root = 1 / np.sqrt(degree)
+    scaled, factor = diags_array(root) @ graph @ diags_array(root), factor * root[:, None]
+    if n <= DENSE or k > n // 8:
+        return scipy.linalg.eigh(scaled.toarray() + factor @ factor.T, subset_by_index=(n - k, n - 1))[1][:, ::-1]
+    operator = LinearOperator((n, n), lambda v: scaled @ v + factor @ (v @ factor), dtype=np.float64)
+    start = np.random.default_rng(seed).uniform(-1, 1, n)
+    return eigsh(operator, k, which="LA", v0=start)[1][:, ::-1]
+
+
+def cluster_qr(vectors: Floats) -> NDArray[np.int64]:
+    """Cluster labels from eigenvectors, without a start to choose (Damle, Minden & Ying 2019, algorithm 1).
+
+    Args:
+        vectors: (N, k) orthonormal columns.
+
+    Returns:
+        (N,) labels in [0, k).
+    """
+    k = vectors.shape[1]
+    _, pivots = scipy.linalg.qr(vectors.T, mode="r", pivoting=True)
+    # The k rows that are nearest to orthogonal become the axes, as far as a rotation can make them so.
+    left, _, right = scipy.linalg.svd(vectors[pivots[:k]].T)
+    return np.abs(vectors @ (left @ right)).argmax(axis=1)
+
+
+def discriminants(rows: Tensor, labels: NDArray[np.int64], k: int) -> Discriminants:
+    """Fisher's linear discriminants of labelled rows, each cluster counted alike.
+
+    Args:
+        rows: (S, D) float32.
+        labels: (S,) in [0, k). A cluster without rows gets the mean of all as its centroid.
+        k: number of clusters.
+    """
+    rows, member = rows.double(), torch.from_numpy(labels).to(rows.device)
+    sizes = torch.bincount(member, minlength=k).unsqueeze(1)
+    mean = rows.mean(dim=0)
+    centroids = mean.new_zeros(k, rows.shape[1]).index_add_(0, member, rows) / sizes.clamp_min(1)
+    centroids = torch.where(sizes > 0, centroids, mean)
+    spread = rows - centroids[member]
+    within = spread.T @ spread / len(rows)
+    # As much again in every direction, so that directions without spread, or with few rows to tell, don't decide all.
+    within.diagonal().add_(within.diagonal().mean().clamp_min(FLOOR))
+    between = centroids - mean
+    width = min(rows.shape[1], k - 1)
+    # On the CPU, where SciPy gives just the vectors that are wanted.
+    metric = scipy.linalg.eigh(
+        (between.T @ between).cpu().numpy(),
+        within.cpu().numpy(),
+        subset_by_index=(rows.shape[1] - width, rows.shape[1] - 1),
+    )[1]
+    return Discriminants(centroids.float(), torch.from_numpy(metric.copy()).to(centroids).float())
