@@ -179,7 +179,7 @@ def _joined(parts: Sequence[Vectors]) -> Vectors:
                 raise EmbeddingError(f"{with_.name} has {what}, {without.name} has none: all files must, or none")
     return Vectors(
         np.concatenate([part.x for part in parts]),
-        None if first.labels is None else np.concatenate([part.labels for part in parts]),  # type: ignore[misc]
+        None if first.labels is None else np.concatenate([part.labels for part in parts]),
         None if first.paths is None else list(chain.from_iterable(part.paths or () for part in parts)),
         None if first.texts is None else list(chain.from_iterable(part.texts or () for part in parts)),
         tuple(chain.from_iterable(part.parts for part in parts)),
