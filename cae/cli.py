@@ -57,8 +57,22 @@ app.add_typer(edit_app, name="edit")
 Folder = Annotated[Path, typer.Argument(help="Pictures, in any depth of sub-folders.", metavar="DIR")]
 EncoderSpec = Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, or lite (no download; not CLIP).")]
 Weights = Annotated[Path | None, typer.Option(help="Local weights for an open_clip encoder, instead of a download.")]
-Nouns = Annotated[str, typer.Option(help="wordnet, imagenet22k, or a text file with one noun a line.")]
-Captions = Annotated[str, typer.Option(help="flickr30k, glosses, or a text file with one caption a line.")]
+Nouns = Annotated[
+    str | None,
+    typer.Option(
+        help="imagenet22k (the default), wordnet, a text file with one noun a line, or a file of text vectors (.npy, "
+        ".safetensors, .parquet) of the images' encoder.",
+        show_default=False,
+    ),
+]
+Captions = Annotated[
+    str | None,
+    typer.Option(
+        help="glosses (the default), flickr30k, a text file with one caption a line, or a file of text vectors. Where "
+        "one of nouns and captions is vectors and the other is not given, that is left out.",
+        show_default=False,
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same groups.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")]
@@ -106,8 +120,8 @@ def cluster(
     out: Annotated[Path, Out] = Path("cae-result"),
     encoder: EncoderSpec = DEFAULT_ENCODER,
     encoder_weights: Weights = None,
-    nouns: Nouns = "imagenet22k",
-    captions: Captions = "glosses",
+    nouns: Nouns = None,
+    captions: Captions = None,
     preset: Annotated[
         Literal["auto", "default", "paper", "tac"], typer.Option(help="Settings of the method.")
     ] = "auto",
@@ -353,11 +367,13 @@ def evaluate(
     ] = "test",
     encoder: EncoderSpec = DEFAULT_ENCODER,
     encoder_weights: Weights = None,
-    nouns: Nouns = "imagenet22k",
-    captions: Captions = "glosses",
+    nouns: Nouns = None,
+    captions: Captions = None,
     data_root: Annotated[Path | None, typer.Option(help="Where named data sets lie, or are downloaded to.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Classes of a .npy file: a .npy file of numbers.")] = None,
-    class_names: Annotated[Path | None, typer.Option(help="For zero-shot: a text file, one name a line.")] = None,
+    class_names: Annotated[
+        Path | None, typer.Option(help="For zero-shot: a text file, one name a line, or a file of their vectors.")
+    ] = None,
     tsne: Annotated[bool, typer.Option("--tsne", help="Draw the embeddings, coloured by class.")] = False,
     device: Device = "auto",
     batch_size: BatchSize = 64,
@@ -401,8 +417,8 @@ def evaluate(
 def texts_build(
     encoder: EncoderSpec = DEFAULT_ENCODER,
     encoder_weights: Weights = None,
-    nouns: Nouns = "imagenet22k",
-    captions: Captions = "glosses",
+    nouns: Nouns = None,
+    captions: Captions = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -410,12 +426,15 @@ def texts_build(
     from cae.devices import find_device
     from cae.encoders import load_encoder
     from cae.text import load_bank
+    from cae.text.vectors import is_vectors, text_sources
 
+    sources = text_sources(nouns, captions)
+    if given := [str(source) for source in sources.values() if is_vectors(source)]:
+        raise ValueError(f"{', '.join(given)} holds vectors: nothing to embed; give it to `cae cluster` as it is")
     loaded = load_encoder(encoder, weights=encoder_weights, device=find_device(device))
-    sources: dict[Literal["noun", "caption"], str] = {"noun": nouns, "caption": captions}
     for kind, source in sources.items():
         with terminal.progress_bars(quiet=quiet) as reporter:
-            bank = load_bank(kind, source, loaded, reporter)
+            bank = load_bank(kind, str(source), loaded, reporter)
         if not quiet:
             terminal.out.print(
                 f"{kind}s: {counted(len(bank.texts), 'text')} of {bank.corpus.name}, cached", highlight=False

@@ -309,7 +309,7 @@ def as_classes(labels: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: some are missing, or they are neither.
     """
-    if labels.dtype.kind in "iuUb":
+    if labels.dtype.kind in "iubU":
         return labels
     missing = [i for i, label in enumerate(labels.tolist()) if label is None or label != label]
     if missing:
