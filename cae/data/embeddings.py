@@ -26,7 +26,8 @@ def read_embeddings(path: str | os.PathLike[str], labels: str | os.PathLike[str]
     Args:
         path: .npy, mapped into memory; .safetensors with `embeddings` or `embedding`, and perhaps `labels`; .parquet
             with `embedding` or `embeddings`, and perhaps `label`; or a folder of clip-retrieval.
-        labels: a .npy file of N classes for a .npy file; STEM.labels.npy beside it by default, if there is one.
+        labels: a .npy file of N classes in place of those in the file; for a .npy file by default STEM.labels.npy, if
+            there is one.
 
     Raises:
         EmbeddingError: no such file, of another kind, or without what is needed.
@@ -42,7 +43,7 @@ class EmbeddingData(Data):
         source: (N, D) as tensor or array; a file or folder that `read_embeddings` reads, or a list of files, which are
             read into memory as one; or a table with a column `embedding` and perhaps `label`: a pandas data frame, an
             Arrow table or a split of a Hugging Face data set.
-        labels: (N,) classes, whole numbers or strings; or for a .npy file another one.
+        labels: (N,) classes, whole numbers or strings; or a .npy file of them.
         batch_size: rows per batch.
         num_workers: processes that read; None for as many as there are cores for, up to 8.
 

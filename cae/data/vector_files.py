@@ -16,7 +16,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -118,7 +118,7 @@ def refuse_broken_rows(rows: Tensor, place: Callable[[int], str]) -> None:
 def holds_vectors(source: str | os.PathLike[str], of: Of) -> bool:
     """Whether a source is called like a file of vectors, or is a folder of clip-retrieval; it may still be damaged."""
     path = Path(source)
-    return path.suffix in READERS or (path / CLIP_RETRIEVAL[of]).is_dir()
+    return path.suffix in READERS or any((path / CLIP_RETRIEVAL[of]).glob("*.npy"))
 
 
 def read_vectors(source: Any, of: Of = "images", *, labels: Path | None = None) -> Vectors:
@@ -127,7 +127,8 @@ def read_vectors(source: Any, of: Of = "images", *, labels: Path | None = None) 
     Args:
         source: a file or folder of the table above, a pandas or Arrow table, a `datasets.Dataset`, or a list of files.
         of: which vectors to take where a source holds both.
-        labels: a .npy file of N classes for a .npy file; by default STEM.labels.npy beside it, if there is one.
+        labels: a .npy file of N classes in place of those in the source; by default for a .npy file STEM.labels.npy, if
+            there is one.
 
     Raises:
         EmbeddingError: no such file, of another kind, or without what is needed.
@@ -135,17 +136,33 @@ def read_vectors(source: Any, of: Of = "images", *, labels: Path | None = None) 
     if isinstance(source, list | tuple):
         if not source:
             raise EmbeddingError("there are no files in the list: name at least one")
-        return _joined([read_vectors(part, of, labels=labels) for part in source])
+        return _with_labels(_joined([read_vectors(part, of) for part in source]), labels)
     if not isinstance(source, str | os.PathLike):
-        return _read_table(_as_table(source), of, "the table")
+        return _with_labels(_read_table(_as_table(source), of, "the table"), labels)
     path = Path(source)
     if path.is_dir():
-        return _read_folder(path, of)
+        return _with_labels(_read_folder(path, of), labels)
     if path.suffix not in READERS:
         raise EmbeddingError(f"{path} is none of {', '.join(READERS)}, the files that embeddings are read from")
     if not path.is_file():
         raise EmbeddingError(f"no such file: {path}")
-    return _checked(lambda: READERS[path.suffix](path, of, labels), str(path))
+    beside = path.with_suffix(".labels.npy")
+    if labels is None and of == "images" and path.suffix == ".npy" and beside.is_file():
+        labels = beside
+    return _with_labels(_checked(lambda: READERS[path.suffix](path, of), str(path)), labels)
+
+
+def _with_labels(vectors: Vectors, file: Path | None) -> Vectors:
+    """The vectors with classes of another file, if there is one."""
+    if file is None:
+        return vectors
+    try:
+        labels = as_classes(_array(file).reshape(-1))
+    except (OSError, EOFError, ValueError) as error:
+        raise EmbeddingError(f"{file} cannot be used as labels: {error}") from error
+    if len(labels) != len(vectors.x):
+        raise EmbeddingError(f"{vectors.name} holds {len(vectors.x)} embeddings, but there are {len(labels)} labels")
+    return replace(vectors, labels=labels)
 
 
 def _checked(read: Callable[[], Vectors], name: str) -> Vectors:
@@ -186,12 +203,10 @@ def _joined(parts: Sequence[Vectors]) -> Vectors:
     )
 
 
-def _npy(path: Path, of: Of, labels: Path | None) -> Vectors:
-    labels = labels or path.with_suffix(".labels.npy")
+def _npy(path: Path, of: Of) -> Vectors:
     # Copy on write, as torch wants writable memory; nothing is written.
     x = _array(path, mmap_mode="c")
-    classes = as_classes(_array(labels).reshape(-1)) if labels.is_file() else None
-    return Vectors(x, classes, None, None, ((str(path), len(x) if x.ndim else 0),))
+    return Vectors(x, None, None, None, ((str(path), len(x) if x.ndim else 0),))
 
 
 def _array(path: Path, **options: Any) -> np.ndarray:
@@ -202,7 +217,7 @@ def _array(path: Path, **options: Any) -> np.ndarray:
     return found
 
 
-def _safetensors(path: Path, of: Of, labels: Path | None) -> Vectors:
+def _safetensors(path: Path, of: Of) -> Vectors:
     with safe_open(path, "pt") as file:
         names, metadata = list(file.keys()), file.metadata() or {}
         name = next((name for name in NAMES[of] if name in names), None)
@@ -224,7 +239,7 @@ def _json_texts(text: str, name: str) -> list[str | None]:
     return list(found)
 
 
-def _parquet(path: Path, of: Of, labels: Path | None) -> Vectors:
+def _parquet(path: Path, of: Of) -> Vectors:
     # Only the columns that are needed: a table of crawled pictures may have many.
     wanted = _columns(pq.read_schema(path), of)
     return _read_table(pq.read_table(path, columns=[name for name in wanted.values() if name]), of, str(path))
@@ -342,7 +357,7 @@ def _number(path: Path) -> int:
 
 
 def _shard(path: Path, table: Path | None, of: Of) -> Vectors:
-    vectors = _checked(lambda: _npy(path, of, None), str(path))
+    vectors = _checked(lambda: _npy(path, of), str(path))
     if table is None:
         return vectors
     usual = PATHS if of == "images" else TEXTS
@@ -360,7 +375,7 @@ def _shard(path: Path, table: Path | None, of: Of) -> Vectors:
     return Vectors(vectors.x, vectors.labels, values, None, vectors.parts)
 
 
-READERS: dict[str, Callable[[Path, Of, Path | None], Vectors]] = {
+READERS: dict[str, Callable[[Path, Of], Vectors]] = {
     ".npy": _npy,
     ".safetensors": _safetensors,
     ".parquet": _parquet,

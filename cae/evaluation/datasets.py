@@ -94,7 +94,7 @@ def load_dataset(
             embeddings, .npy, .safetensors or .parquet (`embedding`, `label`).
         split: which part, where there are two.
         root: where the named data sets lie or are downloaded to; the cache by default.
-        labels: classes of a .npy file, a .npy file of N numbers; STEM.labels.npy beside it by default.
+        labels: a .npy file of N classes for a file of embeddings; for a .npy file by default STEM.labels.npy.
 
     Raises:
         DatasetError: no such data set or split, labels that are missing or do not fit, or one class only.
