@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cae.data.base import Data
-from cae.data.vector_files import READERS, EmbeddingError, as_classes, read_vectors, refuse_broken_rows
+from cae.data.vector_files import READERS, EmbeddingError, class_numbers, read_vectors, refuse_broken_rows
 
 __all__ = ["READERS", "EmbeddingData", "EmbeddingError", "read_embeddings"]
 
@@ -74,7 +74,7 @@ class EmbeddingData(Data):
         if isinstance(labels, str | os.PathLike):
             raise EmbeddingError(f"labels in a file belong to embeddings in a file; read {labels} with numpy.load")
         try:
-            self.labels = None if labels is None else _numbers(labels)
+            self.labels = None if labels is None else class_numbers(labels)
         except ValueError as error:
             raise EmbeddingError(str(error)) from error
         if self.labels is not None and self.labels.shape != (len(self.x),):
@@ -113,14 +113,6 @@ class _Rows(Dataset[Any]):
 
 def _place_in_memory(row: int) -> str:
     return f"row {row} (the first is 0) of the embeddings"
-
-
-def _numbers(labels: Tensor | np.ndarray | Sequence[Any]) -> Tensor:
-    """Classes as whole numbers, strings numbered in their order."""
-    if isinstance(labels, Tensor) and not labels.is_floating_point():
-        return labels.long()
-    found = as_classes(np.asarray(labels))
-    return torch.as_tensor(np.unique(found, return_inverse=True)[1] if found.dtype.kind == "U" else found).long()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -336,6 +336,18 @@ def as_classes(labels: np.ndarray) -> np.ndarray:
     raise ValueError(f"labels are whole numbers or strings, and these are {labels.dtype}, as {labels[0]!r}")
 
 
+def class_numbers(labels: Tensor | np.ndarray | Sequence[Any]) -> Tensor:
+    """Classes (N,) as int64, strings numbered in their order.
+
+    Raises:
+        ValueError: as `as_classes`.
+    """
+    if isinstance(labels, Tensor) and not labels.is_floating_point():
+        return labels.long()
+    found = as_classes(np.asarray(labels))
+    return torch.as_tensor(np.unique(found, return_inverse=True)[1] if found.dtype.kind == "U" else found).long()
+
+
 def _read_folder(folder: Path, of: Of) -> Vectors:
     """A folder that clip-retrieval wrote: shards of vectors, and of tables that say what they are of."""
     place = folder / CLIP_RETRIEVAL[of]

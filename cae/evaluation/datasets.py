@@ -163,7 +163,7 @@ def _spoken(folder: str) -> str:
 
 
 def _hugging_face(name: str, split: Split) -> LabelledImages:
-    """A data set with a column of pictures and one of classes."""
+    """A data set with a column of pictures and one of classes, which may be strings if it is called `label`."""
     import datasets
 
     wanted = {"train": ("train",), "test": ("test", "validation", "valid", "val")}[split]
@@ -178,6 +178,12 @@ def _hugging_face(name: str, split: Split) -> LabelledImages:
     rows = splits[part]
     images = [key for key, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     classes = [key for key, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)]
+    strings = [key for key in ("label", "labels") if getattr(rows.features.get(key), "dtype", "") == "string"]
+    if strings and not classes:
+        try:
+            rows, classes = rows.class_encode_column(strings[0]), strings
+        except ValueError as error:
+            raise DatasetError(f"the column {strings[0]!r} of {name} cannot be used as classes ({error})") from error
     if len(images) != 1 or not classes:
         raise DatasetError(
             f"{name} needs one column of pictures and one of classes; its columns are {', '.join(rows.features)}"
