@@ -393,6 +393,7 @@ def evaluate(
 ) -> None:
     """Score methods against known classes: NMI, ACC and ARI over seeds, with tables and plots."""
     from cae import evaluation
+    from cae.checksums import load_json
     from cae.devices import find_device
     from cae.results import check_writable
 
@@ -419,7 +420,7 @@ def evaluate(
         )
     if not quiet:
         terminal.print_study(results)
-        if encoder == "lite":
+        if load_json(out / "results.json")["encoder"]["spec"] == "lite":
             terminal.out.print("lite encoder: it is not CLIP, and its scores are not comparable to the paper's")
         terminal.out.print(f"results: {out / 'results.md'}", soft_wrap=True)
 

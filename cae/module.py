@@ -115,14 +115,22 @@ class CAE(Embedder):
     @property
     def encoder(self) -> Encoder:
         """The encoder, loaded at first use; where texts are vectors, not before there is something to encode."""
-        given = [self.sources.get(modality) for modality in self.config.modalities]
-        if self._encoder is None and self.fitted is not None and self.encoder_spec == NO_ENCODER:
-            self._encoder = deferred(NO_ENCODER, dim=self.fitted.means.shape[1], given="what this model was fitted on")
-        elif self._encoder is None and all(source is not None and is_vectors(source) for source in given):
-            dim = self.load_banks()[self.config.modalities[0]].embeddings.shape[1]
+        if self._encoder is None and (vectors := self._given_vectors()) is not None:
+            dim, given = vectors
             weights = Path(self.encoder_weights) if self.encoder_weights else None
-            self._encoder = deferred(self.encoder_spec, weights=weights, dim=dim, given=str(given[0]))
+            self._encoder = deferred(self.encoder_spec, weights=weights, dim=dim, given=given)
         return super().encoder
+
+    def _given_vectors(self) -> tuple[int, str] | None:
+        """Width and name of the vectors that this module works with, None where they come from its encoder."""
+        if self.fitted is not None:
+            made_by = self.fitted.provenance.get("encoder")
+            unknown = isinstance(made_by, dict) and made_by.get("spec") == NO_ENCODER
+            return (self.fitted.means.shape[1], "the fitted model") if unknown else None
+        sources = [self.sources.get(modality) for modality in self.config.modalities]
+        if not all(source is not None and is_vectors(source) for source in sources):
+            return None
+        return self.load_banks()[self.config.modalities[0]].embeddings.shape[1], str(sources[0])
 
     def teardown(self, stage: str) -> None:
         """Let go of the embeddings: the fitted state is all that is needed from here on."""

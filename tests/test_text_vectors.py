@@ -214,6 +214,7 @@ def test_a_checkpoint_of_such_a_model_predicts(tmp_path, no_encoder):
     runner.fit(module, data)
     runner.save_checkpoint(tmp_path / "model.ckpt")
     again = CAE.load_from_checkpoint(tmp_path / "model.ckpt")
+    (tmp_path / "nouns.npy").unlink()  # what is fitted needs it no more
     assert_three_groups(clusters(trainer().predict(again, data)))
 
 
@@ -257,13 +258,16 @@ def test_pictures_with_text_vectors_are_encoded(tmp_path, monkeypatch, picture_f
         trainer().predict(narrow, datamodule=ImageFolderData(picture_folder, num_workers=0))
 
 
-def test_a_model_of_embeddings_says_that_it_cannot_encode_pictures(tmp_path, picture_folder):
+def test_a_model_of_embeddings_says_that_it_cannot_encode_pictures(tmp_path, picture_folder, monkeypatch):
     module = CAE(3, nouns=write_npy(tmp_path), n_init=2)
     module.fit_embeddings(X)
     module.save_pretrained(tmp_path / "model")
-    again = CAE.from_pretrained(tmp_path / "model")
+    pictures = ImageFolderData(picture_folder, num_workers=0)
     with pytest.raises(EncoderError, match="nothing says by which encoder"):
-        trainer().predict(again, datamodule=ImageFolderData(picture_folder, num_workers=0))
+        trainer().predict(CAE.from_pretrained(tmp_path / "model"), datamodule=pictures)
+    monkeypatch.setattr("cae.encoders.deferred.load_encoder", lambda *_, **__: FakeEncoder())
+    with pytest.raises(EncoderError, match="some makes vectors of width 48, those of the fitted model have width 16"):
+        trainer().predict(CAE.from_pretrained(tmp_path / "model", encoder="some"), datamodule=pictures)
 
 
 def test_banks_of_vectors_and_of_corpora_mix(tmp_path, text_files):

@@ -38,8 +38,8 @@ class _Deferred:
         if self._encoder is None:
             if self._spec == NO_ENCODER:
                 raise EncoderError(
-                    f"{self.given} came as vectors, and nothing says by which encoder: give embeddings, or the encoder "
-                    "(encoder, --encoder) that made them"
+                    f"{self.given} knows vectors alone, and nothing says by which encoder: give embeddings, or "
+                    "that encoder as `encoder` of CAE.from_pretrained"
                 )
             encoder = load_encoder(self._spec, weights=self._weights, device=self._device)
             if encoder.dim != self.dim:
