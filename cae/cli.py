@@ -518,6 +518,8 @@ def _cluster(
         terminal.print_clusters(result)
         if scores:
             terminal.print_scores(scores, result.labels_are)
+        for kind in {"noun", "caption"} - set(module.sources):
+            terminal.out.print(f"{kind}s: none, as none are given beside the vectors of the other texts")
         terminal.print_choices(result)
         if method == "cae":
             terminal.print_weights(result)

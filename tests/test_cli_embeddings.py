@@ -74,6 +74,7 @@ def test_a_file_of_embeddings_is_clustered_without_an_encoder(run, nouns, tmp_pa
     assert code == 0, stderr
     assert "30 embeddings in" in stdout
     assert "no page: the embeddings name no pictures" in stdout
+    assert "captions: none, as none are given beside the vectors" in stdout
     rows = pacsv.read_csv("out/assignments.csv").to_pylist()
     assert [row["path"] for row in rows] == list(range(30))
     assert [len({row["cluster"] for row in rows[i : i + 10]}) for i in (0, 10, 20)] == [1, 1, 1]

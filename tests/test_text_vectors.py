@@ -79,6 +79,13 @@ def test_vectors_come_with_their_texts(tmp_path, write):
     assert (known["kind"], known["name"], known["rows"], known["source_rows"]) == ("caption", source.name, T, T)
 
 
+def test_vectors_in_place_of_a_corpus_are_told_from_texts(tmp_path):
+    with pytest.raises(TextError, match=r"nouns\.npy holds vectors, .*load_vectors reads it"):
+        load_corpus("noun", str(write_npy(tmp_path)))
+    with pytest.raises(TextError, match=r"no such file: expected wordnet, imagenet22k, .*or of text vectors \(\.npy"):
+        load_corpus("noun", "nowhere")
+
+
 def test_what_is_recorded_differs_where_the_vectors_do():
     one, same, other = (bank_of_vectors("noun", TEXTS, v) for v in (VECTORS, VECTORS * 2, -VECTORS))
     assert one.provenance() == same.provenance()

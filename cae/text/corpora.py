@@ -30,6 +30,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
+from cae.data.vector_files import READERS
+
 logger = logging.getLogger("cae")
 
 Kind = Literal["noun", "caption"]
@@ -105,12 +107,15 @@ def load_corpus(kind: Kind, source: str) -> Corpus:
     }[kind]
     if source in loaders:
         corpus = loaders[source]()
+    elif Path(source).suffix in READERS:
+        raise TextError(f"{source} holds vectors, and texts to embed are expected here; cae.text.load_vectors reads it")
     elif Path(source).exists():
         corpus = _text_file(kind, Path(source))
     else:
         known = ", ".join(loaders)
         raise TextError(
-            f"no {kind} corpus {source!r} and no such file: expected {known}, or a file with one text a line"
+            f"no {kind} corpus {source!r} and no such file: expected {known}, or a file with one text a line or of "
+            f"text vectors ({', '.join(READERS)})"
         )
     logger.info("%s %s: %d texts from %d rows", corpus.kind, corpus.name, len(corpus.texts), corpus.source_rows)
     return corpus

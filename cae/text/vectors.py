@@ -136,7 +136,7 @@ def bank_of_vectors(kind: Kind, texts: Sequence[str], vectors: Tensor, *, name: 
 
 def _unit(vectors: Tensor, name: str) -> Tensor:
     try:
-        rows = Vectors(vectors.float().numpy(), None, None, None, ((name, len(vectors)),)).unit_rows()
+        rows = Vectors(vectors.detach().float().cpu().numpy(), None, None, None, ((name, len(vectors)),)).unit_rows()
     except EmbeddingError as error:
         raise TextError(str(error)) from error
     return rows.half()
