@@ -123,6 +123,7 @@ def broken(row, value):
             lambda f: write_parquet(f, [*TEXTS[:5], None, *TEXTS[6:]]),
             r"row 5 \(the first is 0\) of .*nouns\.parquet has no",
         ),
+        (lambda f: write_parquet(f, list(range(T))), r"row 0 \(the first is 0\) of .*nouns\.parquet has no text"),
         (
             lambda f: write_safetensors(f, TEXTS[:9]),
             r"nouns\.safetensors holds 9 texts, .*nouns\.safetensors 40 vectors",
@@ -283,6 +284,13 @@ def test_banks_of_vectors_and_of_corpora_mix(tmp_path, text_files):
     banks = load_banks(["noun", "caption"], sources, FakeEncoder)
     assert len(banks["noun"].texts) == T
     assert (banks["caption"].encoder, len(banks["caption"].texts)) == ("fake", 90)
+
+
+def test_an_encoder_for_two_corpora_is_loaded_once(text_files):
+    calls = []
+    sources = {"noun": text_files["nouns"], "caption": text_files["captions"]}
+    load_banks(["noun", "caption"], sources, lambda: calls.append(1) or FakeEncoder())
+    assert calls == [1]
 
 
 def test_the_clusterer_takes_them(tmp_path, no_encoder):

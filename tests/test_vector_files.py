@@ -105,6 +105,29 @@ def test_other_sources_are_refused_with_what_to_do(source, message):
         EmbeddingData(source())
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"embedding": []}, "`embedding` holds null, not lists of numbers"),
+        ({"embedding": [1.0, 2.0]}, "`embedding` holds double, not lists of numbers"),
+        ({"embedding": [["a"], ["b"]]}, "could not convert"),
+        ({"embedding": [[1.0], [2.0]], "label": [["a"], ["b"]]}, r"labels of shape \(2, 1\) are not one for each row"),
+        ({"embedding": [[1.0], [2.0]], "path": ["a", None]}, r"row 1 \(the first is 0\) of its column `path` is empty"),
+    ],
+)
+def test_columns_of_another_kind_are_named(tmp_path, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(EmbeddingError, match=rf"x\.parquet cannot be used as embeddings: .*{message}"):
+        read_vectors(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f8", "<f2", ">f8"])
+def test_any_float_in_any_byte_order(tmp_path, dtype):
+    np.save(tmp_path / "x.npy", np.asfortranarray(X.astype(dtype)))
+    data = EmbeddingData(tmp_path / "x.npy")
+    np.testing.assert_array_equal(data._rows().__getitems__([0, 5])["embedding"].numpy(), X[[0, 5]].astype(dtype))
+
+
 @pytest.mark.parametrize("key", ["embedding", "embeddings"])
 @pytest.mark.parametrize("labels", ["label", "labels"])
 def test_both_spellings_are_read_everywhere(tmp_path, key, labels):

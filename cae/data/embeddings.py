@@ -50,6 +50,11 @@ class EmbeddingData(Data):
     Raises:
         EmbeddingError: the source cannot be used, or shapes do not fit; from the loader where a row is not finite or
             zero. The message names the file and the row.
+
+    Example:
+        >>> data = EmbeddingData(torch.eye(3), ["ant", "bee", "ant"])
+        >>> data.labels
+        tensor([0, 1, 0])
     """
 
     def __init__(

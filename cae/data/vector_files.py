@@ -107,7 +107,7 @@ def refuse_broken_rows(rows: Tensor, place: Callable[[int], str]) -> None:
     Raises:
         EmbeddingError: a row holds NaN or infinity, or is zero.
     """
-    length = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+    length = torch.linalg.vector_norm(rows.float(), dim=1)
     for bad, why in ((~length.isfinite(), "holds NaN or infinity"), (length < SMALLEST, "is zero")):
         if count := int(bad.sum()):
             where = place(int(bad.nonzero()[0]))
@@ -206,11 +206,17 @@ def _joined(parts: Sequence[Vectors]) -> Vectors:
 def _npy(path: Path, of: Of) -> Vectors:
     # Copy on write, as torch wants writable memory; nothing is written.
     x = _array(path, mmap_mode="c")
+    x = x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))  # torch has no other byte order
     return Vectors(x, None, None, None, ((str(path), len(x) if x.ndim else 0),))
 
 
 def _array(path: Path, **options: Any) -> np.ndarray:
-    found = np.load(path, allow_pickle=False, **options)
+    try:
+        found = np.load(path, allow_pickle=False, **options)
+    except ValueError as error:
+        if "pickle" in str(error):  # NumPy would have them loaded, and code run
+            raise ValueError("it holds Python objects, or no array") from error
+        raise
     if not isinstance(found, np.ndarray):
         found.close()
         raise ValueError("it is an archive of arrays under the ending of one")
@@ -304,6 +310,9 @@ def _read_table(table: pa.Table, of: Of, name: str) -> Vectors:
 
 def _matrix(column: pa.ChunkedArray, called: str, name: str) -> np.ndarray:
     """A column of lists as (N, D) float32."""
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        raise ValueError(f"column `{called}` holds {kind}, not lists of numbers")
     row, width = 0, len(column[0]) if len(column) and column[0].is_valid else 0
     x = np.empty((len(column), width), dtype=np.float32)
     for chunk in column.chunks:
@@ -324,6 +333,8 @@ def as_classes(labels: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: some are missing, or they are neither.
     """
+    if labels.ndim != 1:
+        raise ValueError(f"labels of shape {labels.shape} are not one for each row")
     if labels.dtype.kind in "iubU":
         return labels
     missing = [i for i, label in enumerate(labels.tolist()) if label is None or label != label]

@@ -12,6 +12,8 @@ would have the same vector and take two of the `top_k` places of a center (Eq. 3
 | caption/glosses    | 21,844 definitions                   |  21,770 | nothing: comes with timm                 |
 | a text file        | one text a line, plain or .gz, UTF-8 |         |                                          |
 
+Texts whose vectors are there already are for `cae.text.vectors`.
+
 WordNet 3.0 has 119,034 noun lemmas when case counts; 117,798 is the number of noun strings in its own statistics.
 """
 

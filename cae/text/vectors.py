@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from torch import Tensor
@@ -68,13 +69,14 @@ def load_banks(
     Args:
         modalities: which are needed.
         sources: of `text_sources`.
-        encoder: called only if something has to be embedded.
+        encoder: called only if something has to be embedded, and once.
         reporter: as for `load_bank`.
 
     Raises:
         TextError: a source is missing or cannot be used.
     """
     banks: dict[str, TextBank] = {}
+    encoder = cache(encoder)
     for modality in modalities:
         if modality not in sources:
             raise TextError(
@@ -164,7 +166,7 @@ def read_text_vectors(source: Source) -> tuple[list[str], Tensor]:
             f"{where} holds {len(texts)} texts, {found.name} {len(vectors)} vectors: row {row} (the first is 0) is the "
             f"first without a {lacks}"
         )
-    checked = [normalise(text or "") for text in texts]
+    checked = [normalise(text) if isinstance(text, str) else "" for text in texts]
     if "" in checked:
         row = checked.index("")
         place = found.place(row) if found.texts is not None else f"line {row + 1} of {where}"
