@@ -55,10 +55,32 @@ app.add_typer(texts_app, name="texts")
 app.add_typer(edit_app, name="edit")
 
 Folder = Annotated[Path, typer.Argument(help="Pictures, in any depth of sub-folders.", metavar="DIR")]
+Pictures = Annotated[
+    Path,
+    typer.Argument(
+        help="Pictures, in any depth of sub-folders; or their embeddings: .npy, .safetensors, .parquet, or a folder of "
+        "clip-retrieval.",
+        metavar="DIR|FILE",
+    ),
+]
 EncoderSpec = Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, or lite (no download; not CLIP).")]
 Weights = Annotated[Path | None, typer.Option(help="Local weights for an open_clip encoder, instead of a download.")]
-Nouns = Annotated[str, typer.Option(help="wordnet, imagenet22k, or a text file with one noun a line.")]
-Captions = Annotated[str, typer.Option(help="flickr30k, glosses, or a text file with one caption a line.")]
+Nouns = Annotated[
+    str | None,
+    typer.Option(
+        help="imagenet22k (the default), wordnet, a text file with one noun a line, or a file of text vectors (.npy, "
+        ".safetensors, .parquet) of the images' encoder.",
+        show_default=False,
+    ),
+]
+Captions = Annotated[
+    str | None,
+    typer.Option(
+        help="glosses (the default), flickr30k, a text file with one caption a line, or a file of text vectors. Where "
+        "one of nouns and captions is vectors and the other is not given, that is left out.",
+        show_default=False,
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same groups.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")]
@@ -99,15 +121,15 @@ def root(
 
 @app.command()
 def cluster(
-    folder: Folder,
+    folder: Pictures,
     clusters: Annotated[
         str, typer.Option("--clusters", "-k", help="Number of groups, or auto to find it out.", metavar="N|auto")
     ],
     out: Annotated[Path, Out] = Path("cae-result"),
     encoder: EncoderSpec = DEFAULT_ENCODER,
     encoder_weights: Weights = None,
-    nouns: Nouns = "imagenet22k",
-    captions: Captions = "glosses",
+    nouns: Nouns = None,
+    captions: Captions = None,
     preset: Annotated[
         Literal["auto", "default", "paper", "tac"], typer.Option(help="Settings of the method.")
     ] = "auto",
@@ -123,7 +145,7 @@ def cluster(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Sort the pictures of a folder into named groups."""
+    """Sort the pictures of a folder, or embeddings of pictures, into named groups."""
     if method != "cae" and preset != "auto":
         raise ValueError(f"--preset is for the method cae; {method} has settings of its own")
     settings = {
@@ -173,7 +195,7 @@ def demo(
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="A result of `cae cluster`, or the model in it.", metavar="MODEL")],
-    folder: Folder,
+    folder: Pictures,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the assignments go.")] = Path("cae-predictions"),
     encoder_weights: Weights = None,
     device: Device = "auto",
@@ -184,7 +206,7 @@ def predict(
     """Sort new pictures into the groups of a fitted model, without fitting again."""
     from cae.devices import find_device
     from cae.files import tidy
-    from cae.folder import run_folder
+    from cae.folder import run_source
     from cae.results import MODEL_FOLDER, check_writable, write_assignments
     from cae.trained import load_pretrained
 
@@ -195,7 +217,7 @@ def predict(
         nested if nested.is_dir() else model, encoder_weights=encoder_weights, return_embeddings=True
     )
     with terminal.progress_bars(quiet=quiet) as reporter:
-        result = run_folder(
+        result = run_source(
             module, folder, device=find_device(device), batch_size=batch_size, workers=workers, reporter=reporter
         )
     write_assignments(result.assignments(), out)
@@ -245,12 +267,15 @@ def update(
     quiet: Quiet = False,
 ) -> None:
     """Add the new pictures of a folder to a result; what was assigned stays. Says what fits no group."""
+    from cae.data.vector_files import holds_vectors
     from cae.devices import find_device
     from cae.folder import run_folder
     from cae.results import MODEL_FOLDER, SavedResult, changing
     from cae.trained import load_pretrained
     from cae.update import add_pictures, find_news, why_refit
 
+    if holds_vectors(folder, "images"):
+        raise ValueError(f"{folder} holds embeddings, and only pictures can be added: `cae predict` sorts embeddings")
     context.with_resource(changing(result))
     saved = SavedResult.load(result, images=images)
     before = len(saved.assignments)
@@ -353,11 +378,13 @@ def evaluate(
     ] = "test",
     encoder: EncoderSpec = DEFAULT_ENCODER,
     encoder_weights: Weights = None,
-    nouns: Nouns = "imagenet22k",
-    captions: Captions = "glosses",
+    nouns: Nouns = None,
+    captions: Captions = None,
     data_root: Annotated[Path | None, typer.Option(help="Where named data sets lie, or are downloaded to.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Classes of a .npy file: a .npy file of numbers.")] = None,
-    class_names: Annotated[Path | None, typer.Option(help="For zero-shot: a text file, one name a line.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Classes of a file of embeddings: a .npy file.")] = None,
+    class_names: Annotated[
+        Path | None, typer.Option(help="For zero-shot: a text file, one name a line, or a file of their vectors.")
+    ] = None,
     tsne: Annotated[bool, typer.Option("--tsne", help="Draw the embeddings, coloured by class.")] = False,
     device: Device = "auto",
     batch_size: BatchSize = 64,
@@ -366,6 +393,7 @@ def evaluate(
 ) -> None:
     """Score methods against known classes: NMI, ACC and ARI over seeds, with tables and plots."""
     from cae import evaluation
+    from cae.checksums import load_json
     from cae.devices import find_device
     from cae.results import check_writable
 
@@ -392,7 +420,7 @@ def evaluate(
         )
     if not quiet:
         terminal.print_study(results)
-        if encoder == "lite":
+        if load_json(out / "results.json")["encoder"]["spec"] == "lite":
             terminal.out.print("lite encoder: it is not CLIP, and its scores are not comparable to the paper's")
         terminal.out.print(f"results: {out / 'results.md'}", soft_wrap=True)
 
@@ -401,8 +429,8 @@ def evaluate(
 def texts_build(
     encoder: EncoderSpec = DEFAULT_ENCODER,
     encoder_weights: Weights = None,
-    nouns: Nouns = "imagenet22k",
-    captions: Captions = "glosses",
+    nouns: Nouns = None,
+    captions: Captions = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
@@ -410,12 +438,15 @@ def texts_build(
     from cae.devices import find_device
     from cae.encoders import load_encoder
     from cae.text import load_bank
+    from cae.text.vectors import is_vectors, text_sources
 
+    sources = text_sources(nouns, captions)
+    if given := [str(source) for source in sources.values() if is_vectors(source)]:
+        raise ValueError(f"{', '.join(given)} holds vectors: nothing to embed; give it to `cae cluster` as it is")
     loaded = load_encoder(encoder, weights=encoder_weights, device=find_device(device))
-    sources: dict[Literal["noun", "caption"], str] = {"noun": nouns, "caption": captions}
     for kind, source in sources.items():
         with terminal.progress_bars(quiet=quiet) as reporter:
-            bank = load_bank(kind, source, loaded, reporter)
+            bank = load_bank(kind, str(source), loaded, reporter)
         if not quiet:
             terminal.out.print(
                 f"{kind}s: {counted(len(bank.texts), 'text')} of {bank.corpus.name}, cached", highlight=False
@@ -448,7 +479,7 @@ def _cluster(
     from cae.clustering import image_kmeans
     from cae.devices import find_device
     from cae.edits import load_edits
-    from cae.folder import run_folder
+    from cae.folder import run_source
     from cae.module import CAE
     from cae.report import REPORT_FOLDER, write_report
     from cae.results import SavedResult, check_writable, write_result
@@ -460,7 +491,7 @@ def _cluster(
     start = time.perf_counter()
     module = TRAINED.get(method, CAE)(**settings, return_embeddings=True)
     with terminal.progress_bars(quiet=quiet) as reporter, stopwatch() as stages:
-        result = run_folder(
+        result = run_source(
             module, folder, device=find_device(device), batch_size=batch_size, workers=workers, reporter=reporter
         )
     seconds = time.perf_counter() - start
@@ -486,25 +517,30 @@ def _cluster(
     if shown:
         terminal.print_clusters(result)
         if scores:
-            terminal.print_scores(scores)
+            terminal.print_scores(scores, result.labels_are)
+        for kind in {"noun", "caption"} - set(module.sources):
+            terminal.out.print(f"{kind}s: none, as none are given beside the vectors of the other texts")
         terminal.print_choices(result)
         if method == "cae":
             terminal.print_weights(result)
-        if settings["encoder"] == "lite":
+        if result.fitted.provenance["encoder"]["spec"] == "lite":
             terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")
-        terminal.out.print(f"{counted(len(result.paths), 'picture')} in {seconds:.0f} s; result: {out}", soft_wrap=True)
+        what = counted(len(result.embeddings), "picture" if saved.has_pictures else "embedding")
+        terminal.out.print(f"{what} in {seconds:.0f} s; result: {out}", soft_wrap=True)
     if shown and saved.edits:
         terminal.out.print("\nwith the edits beside the result")
         terminal.print_edits(saved)
     else:
         terminal.print_unmatched_edits(saved)
     page = None
-    if report:
+    if report and saved.has_pictures:
         with terminal.progress_bars(quiet=quiet) as reporter:
             page = write_report(saved, out / REPORT_FOLDER, reporter)
         if shown:
             terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
-    else:
+    elif saved.has_pictures:
         redraw(out, report=False)
+    elif shown:
+        terminal.out.print("no page: the embeddings name no pictures (a column `path` of a .parquet file does)")
     if as_json:
         terminal.print_document({"result": out, "report": page, "run": saved.run, "clusters": saved.edited.clusters})

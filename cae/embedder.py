@@ -25,6 +25,7 @@ from cae.checksums import json_hash
 from cae.config import DEFAULT_ENCODER
 from cae.distributed import summed
 from cae.encoders import Encoder, load_encoder
+from cae.encoders.deferred import maker
 from cae.stopwatch import Progress
 from cae.store import EmbeddingStore
 
@@ -141,18 +142,15 @@ class Embedder(pl.LightningModule):
         self._close_store()
         self._counted.clear()
         folder, identity = None, getattr(self.trainer.datamodule, "identity", None)  # type: ignore[attr-defined]
+        # Images that cannot be told from others are embedded every time, whatever embeds them.
+        known = {"data": identity, "encoder": self.encoder.fingerprint} if identity else {"data": os.urandom(16).hex()}
         if self.store_folder is not None:
             folder = Path(self.store_folder) / f"{self.trainer.global_rank}-of-{self.trainer.world_size}"
         self.store = EmbeddingStore(
             self.encoder.dim,
             dtype=getattr(torch, self.embedding_dtype),
             folder=folder,
-            identity={
-                # Images that cannot be told from others are embedded every time.
-                "data": identity or os.urandom(16).hex(),
-                "encoder": self.encoder.fingerprint,
-                "precision": str(self.trainer.precision),
-            },
+            identity={**known, "precision": str(self.trainer.precision)},
         )
         # A rank that was ahead of the others may be given other images now: `done` must hold for all below it.
         self.store.keep_up_to(self.done() - 1)
@@ -192,7 +190,7 @@ class Embedder(pl.LightningModule):
         if images.ndim == 2 and images.is_floating_point():
             if images.shape[1] != self.encoder.dim:
                 raise ValueError(
-                    f"expected embeddings of width {self.encoder.dim}, that of the encoder {self.encoder.spec}, got "
+                    f"expected embeddings of width {self.encoder.dim}, that of {maker(self.encoder)}, got "
                     f"{tuple(images.shape)}; embed with the same encoder, or give the one that was used"
                 )
             return normalize(images.to(self.device).float(), dim=1).to(dtype)

@@ -24,7 +24,8 @@ from cae.devices import find_device
 from cae.encoders import Encoder, load_encoder
 from cae.partition import Partition, partition
 from cae.state import FittedCAE
-from cae.text import TextBank, load_bank
+from cae.text import TextBank, load_banks
+from cae.text.vectors import Source, is_vectors, limit_modalities, text_sources
 
 
 class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -41,8 +42,10 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         n_clusters: K, at least 2.
         banks: a `cae.text.TextBank` of the space of `X` under `noun` and under `caption`.
         encoder: in place of `banks`, a spec for `cae.encoders.load_encoder` or an `Encoder`, which embeds the corpora.
-        nouns: corpus for `encoder`: `imagenet22k`, `wordnet` or a text file.
-        captions: corpus for `encoder`: `glosses`, `flickr30k` or a text file.
+        nouns: corpus for `encoder`: `imagenet22k`, `wordnet` or a text file; or a file of text vectors of the space of
+            `X`, see `cae.text.load_vectors`, which need no encoder.
+        captions: corpus for `encoder`: `glosses`, `flickr30k` or a text file; or a file of text vectors. Where one of
+            the two is vectors and the other is not given, it is left out.
         preset: of `cae.config.CAEConfig`.
         settings: further fields of `CAEConfig`, such as `{"n_init": 5}`.
         random_state: seed of every random choice; None for another one each time.
@@ -69,8 +72,8 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         *,
         banks: Mapping[str, TextBank] | None = None,
         encoder: str | Encoder | None = None,
-        nouns: str = "imagenet22k",
-        captions: str = "glosses",
+        nouns: Source | None = None,
+        captions: Source | None = None,
         preset: Preset = "auto",
         settings: Mapping[str, Any] | None = None,
         random_state: int | np.random.RandomState | None = 0,
@@ -109,6 +112,8 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
             raise ValueError(f"n_clusters must be a whole number of at least 2, got {self.n_clusters!r}")
         n_clusters = int(self.n_clusters)
         config = CAEConfig.from_preset(self.preset, n_clusters, **{"seed": self._seed(), **(self.settings or {})})
+        if self.banks is None and "modalities" not in (self.settings or {}):
+            config = limit_modalities(config, text_sources(self.nouns, self.captions))
         x = self._unit_rows(X, reset=True, ensure_min_samples=self.n_clusters)
         banks = text_banks(config, self.banks, self.encoder, nouns=self.nouns, captions=self.captions)
         if banks is None:
@@ -162,16 +167,16 @@ def text_banks(
     banks: Mapping[str, TextBank] | None,
     encoder: str | Encoder | None,
     *,
-    nouns: str,
-    captions: str,
+    nouns: Source | None,
+    captions: Source | None,
 ) -> Mapping[str, TextBank] | None:
-    """The banks given, or those of the encoder given, or None for neither.
+    """The banks given, or those of the text vectors or the encoder given, or None for none of them.
 
     Args:
         config: says which modalities are needed.
         banks: by modality.
         encoder: embeds the corpora `nouns` and `captions`, unless their banks are in the cache.
-        nouns: corpus for `cae.text.load_corpus`.
+        nouns: corpus for `cae.text.load_corpus`, or text vectors.
         captions: likewise.
 
     Raises:
@@ -180,11 +185,16 @@ def text_banks(
     """
     if banks is not None and encoder is not None:
         raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
-    if encoder is None:
+    sources = text_sources(nouns, captions)
+    if banks is not None or (encoder is None and not any(map(is_vectors, sources.values()))):
         return banks
-    loaded = load_encoder(encoder) if isinstance(encoder, str) else encoder
-    sources = {"noun": nouns, "caption": captions}
-    return {modality: load_bank(modality, sources[modality], loaded) for modality in config.modalities}
+
+    def load() -> Encoder:
+        if encoder is None:
+            raise ValueError("give the encoder that made the embeddings, or vectors for all texts: a corpus needs it")
+        return load_encoder(encoder) if isinstance(encoder, str) else encoder
+
+    return load_banks(config.modalities, sources, load)
 
 
 def _labels(x: Tensor, clusters: Partition) -> Tensor:

@@ -1,12 +1,16 @@
-"""A folder of pictures, from disk to what is known of each of them."""
+"""A folder of pictures, or a file of their embeddings, from disk to what is known of each of them."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -14,7 +18,9 @@ from torch import Tensor
 from cae.checksums import content_hashes
 from cae.data import ImageError, ImageFolderData, list_images, read_image
 from cae.data.pictures import shown_path
+from cae.data.vector_files import Vectors, holds_vectors, read_vectors
 from cae.embedder import embed_pictures
+from cae.encoders.deferred import maker
 from cae.module import CAE, check_encoder
 from cae.naming import N_REPRESENTATIVES
 from cae.pipeline import Prediction, top_texts
@@ -52,6 +58,21 @@ class FolderResult:
         """A path below the root as text."""
         return shown_path(path, self.root)
 
+    @property
+    def names(self) -> list[str]:
+        """What the assignments call each picture: its path below the root."""
+        return [self.relative(path) for path in self.paths]
+
+    @property
+    def labels_are(self) -> str:
+        """What `folder_labels` are, for people."""
+        return "sub-folders"
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What `run.json` says of where the result comes from, besides the root."""
+        return {}
+
     def folder_labels(self) -> tuple[list[str], Tensor] | None:
         """The top sub-folder of each picture as its class: (names, (N,) int64).
 
@@ -72,14 +93,14 @@ class FolderResult:
     def weights(self) -> dict[str, Tensor]:
         """Beta of Eq. 16 by modality, each (N,) float32; zero for a modality that the settings leave out."""
         present = dict(zip(("image", *self.fitted.config.modalities), self.prediction.beta.unbind(dim=1), strict=True))
-        absent = torch.zeros(len(self.paths))
+        absent = torch.zeros(len(self.embeddings))
         return {modality: present.get(modality, absent) for modality in ("image", "noun", "caption")}
 
     def assignments(self) -> pa.Table:
         """A row a picture: its path, where it goes and how surely, weights of Eq. 16, its own top texts, its hash."""
         fitted, prediction = self.fitted, self.prediction
         columns: dict[str, Any] = {
-            "path": [self.relative(path) for path in self.paths],
+            "path": self.names,
             "cluster": prediction.cluster.numpy(),
             "name": [fitted.clusters[k].name for k in prediction.cluster.tolist()],
             "confidence": prediction.confidence.numpy(),
@@ -95,14 +116,14 @@ class FolderResult:
 
     def _top_texts(self, modality: str, k: int) -> list[list[str]]:
         selected = self.fitted.selected.get(modality)
-        if selected is None or not self.paths:
-            return [[] for _ in self.paths]
+        if selected is None or not len(self.embeddings):
+            return [[] for _ in self.embeddings]
         rows = top_texts(self.embeddings, selected, min(k, len(selected.texts))).tolist()
         return [[selected.texts[j] for j in row] for row in rows]
 
     def clusters(self) -> list[dict[str, Any]]:
         """A record a cluster, with the pictures nearest to its centroid and its size in this folder."""
-        records = []
+        records, names = [], self.names
         for cluster in self.fitted.clusters:
             members = (self.prediction.cluster == cluster.id).nonzero().squeeze(1)
             order = self.prediction.similarity[members].argsort(descending=True, stable=True)
@@ -111,10 +132,127 @@ class FolderResult:
                 {
                     **asdict(cluster),
                     "size": len(members),
-                    "representatives": [self.relative(self.paths[i]) for i in nearest],
+                    "representatives": [names[i] for i in nearest],
                 }
             )
         return records
+
+
+@dataclass(frozen=True)
+class EmbeddingsResult(FolderResult):
+    """The rows of a file of embeddings with what was found out about them.
+
+    Without a column of paths there are no pictures: `paths` is empty, and a row is called by its number.
+
+    Attributes:
+        vectors: what the file holds.
+    """
+
+    vectors: Vectors
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The paths as the file has them, or the rows' numbers."""
+        return self.vectors.paths or [str(row) for row in range(len(self.embeddings))]
+
+    @property
+    def labels_are(self) -> str:
+        """What `folder_labels` are, for people."""
+        return "labels"
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The files, and whether the rows of the result are pictures or mere embeddings."""
+        files = [os.fspath(Path(name).absolute()) for name, _ in self.vectors.parts]
+        return {"embeddings": files, "rows_are": "pictures" if self.paths else "embeddings"}
+
+    def folder_labels(self) -> tuple[list[str], Tensor] | None:
+        """The classes in the file: (names, (N,) int64). None unless there are at least two."""
+        if self.vectors.labels is None:
+            return None
+        names, numbers = np.unique(self.vectors.labels, return_inverse=True)
+        return ([str(name) for name in names], torch.from_numpy(numbers)) if len(names) > 1 else None
+
+
+def run_source(
+    module: CAE, source: Path, *, device: torch.device, batch_size: int, workers: int, reporter: Reporter
+) -> FolderResult:
+    """`run_embeddings` on a file of embeddings or a folder of clip-retrieval, `run_folder` on a folder of pictures."""
+    if holds_vectors(source, "images"):
+        return run_embeddings(module, source, device=device, reporter=reporter)
+    return run_folder(module, source, device=device, batch_size=batch_size, workers=workers, reporter=reporter)
+
+
+def run_embeddings(module: CAE, source: Path, *, device: torch.device, reporter: Reporter) -> EmbeddingsResult:
+    """Predict on embeddings, fitting the module first if it is fresh. An encoder is loaded only for texts that need it.
+
+    Args:
+        module: for vectors of the same encoder.
+        source: as `cae.data.vector_files.read_vectors` takes it.
+        device: where to work.
+        reporter: hears of progress.
+
+    Raises:
+        EmbeddingError: the source cannot be read, or a row is not finite or zero.
+        ValueError: fewer embeddings than clusters, or of another width than the texts.
+        EncoderError, TextError: as the module raises them.
+    """
+    vectors = read_vectors(source)
+    x = vectors.unit_rows()
+    if module.fitted is None:
+        _check_enough(module, source, len(x), "embedding")
+        expected, whose = module.encoder.to(device).dim, maker(module.encoder)
+    else:
+        expected, whose = module.fitted.means.shape[1], "the model"
+    if x.shape[1] != expected:
+        raise ValueError(
+            f"{source} holds embeddings of width {x.shape[1]}, those of {whose} have width {expected}: both must come "
+            "from the same encoder"
+        )
+    if module.fitted is None:
+        with stage("texts"):
+            module.load_banks(reporter)
+    prediction = _place(module, x, device, reporter)
+    root = _root_of_pictures(source, vectors.paths)
+    if vectors.paths is not None:
+        vectors = replace(vectors, paths=[_without_steps_up(path, root) for path in vectors.paths])
+    paths = [root / path for path in vectors.paths or ()]
+    assert module.fitted is not None  # by predicting
+    return EmbeddingsResult(
+        root=root,
+        paths=paths,
+        embeddings=x,
+        prediction=prediction,
+        fitted=module.fitted.to("cpu"),
+        # A row without a picture is known by its numbers.
+        sha256=content_hashes(paths, reporter("hashes")) if paths else [_row_hash(row) for row in x],
+        skipped={},
+        vectors=vectors,
+    )
+
+
+def _root_of_pictures(source: Path, paths: Sequence[str] | None) -> Path:
+    """The folder that relative paths start from: the file's, or the current one if only that has the first picture."""
+    beside = source if source.is_dir() else source.parent
+    first = next(iter(paths or ()), "")
+    return next((place for place in (beside, Path.cwd()) if first and (place / first).is_file()), beside)
+
+
+def _without_steps_up(path: str, root: Path) -> str:
+    """A path that leads out of the root by `..` as an absolute one: results hold no others (`SavedResult.pictures`)."""
+    return os.path.abspath(root / path) if ".." in Path(path).parts else path  # noqa: PTH100 (keeps links as they are)
+
+
+def _row_hash(row: Tensor) -> str:
+    return hashlib.sha256(row.numpy().tobytes()).hexdigest()
+
+
+def _check_enough(module: CAE, source: Path, n: int, what: str) -> None:
+    if n < module.config.n_clusters:
+        raise ValueError(
+            f"{source} holds {counted(n, what)}, too few for {module.config.n_clusters} clusters; lower --clusters or "
+            f"add {what}s"
+        )
 
 
 def run_folder(
@@ -144,36 +282,35 @@ def run_folder(
         EncoderError, TextError, ModelError: as the module raises them.
     """
     paths = list_images(root) if paths is None else paths
-    if module.fitted is None and len(paths) < module.config.n_clusters:
-        raise ValueError(
-            f"{root} holds {counted(len(paths), 'picture')}, too few for {module.config.n_clusters} clusters; "
-            "lower --clusters or add pictures"
-        )
+    if module.fitted is None:
+        _check_enough(module, root, len(paths), "picture")
     module.encoder.to(device)
     if module.fitted is None:
         with stage("texts"):
             module.load_banks(reporter)
     data = ImageFolderData(root, batch_size=batch_size, num_workers=workers, paths=paths)
-    columns = _predict(module, data, device, reporter)
-    readable = columns["index"].tolist()
+    report = reporter("pictures")
+    report(0, len(data.paths))
+    x, index = embed_pictures(data, module.encoder, device=device, progress=report)
+    if module.fitted is not None:
+        check_encoder(module.fitted, module.encoder)
+    prediction = _place(module, x, device, reporter)
+    readable = index.tolist()
     assert module.fitted is not None  # by predicting
     found = [paths[i] for i in readable]
     return FolderResult(
         root=root,
         paths=found,
-        embeddings=columns["embedding"],
-        prediction=Prediction(**{field: columns[field] for field in Prediction._fields}),
+        embeddings=x,
+        prediction=prediction,
         fitted=module.fitted.to("cpu"),
         sha256=content_hashes(found, reporter("hashes")),
         skipped={paths[i]: _why_unreadable(paths[i]) for i in sorted(set(range(len(paths))) - set(readable))},
     )
 
 
-def _predict(module: CAE, data: ImageFolderData, device: torch.device, reporter: Reporter) -> dict[str, Tensor]:
-    """Embeddings and predictions of the pictures that can be read, after a fit if the module is fresh."""
-    report = reporter("pictures")
-    report(0, len(data.paths))
-    x, index = embed_pictures(data, module.encoder, device=device, progress=report)
+def _place(module: CAE, x: Tensor, device: torch.device, reporter: Reporter) -> Prediction:
+    """Predictions of embeddings (N, D), on the CPU, after a fit if the module is fresh."""
     on_device = x.to(device)
     if module.fitted is None:
         grouping = reporter("grouping")
@@ -181,11 +318,9 @@ def _predict(module: CAE, data: ImageFolderData, device: torch.device, reporter:
             prediction = module.fit_embeddings(on_device)
         grouping(1, 1)
     else:
-        check_encoder(module.fitted, module.encoder)
         module.fitted = module.fitted.to(device)
         prediction = module.to(device).predict_embeddings(on_device)
-    columns = {field: value.cpu() for field, value in prediction._asdict().items()}
-    return {**columns, "index": index, "embedding": x}
+    return Prediction(*(value.cpu() for value in prediction))
 
 
 def _why_unreadable(path: Path) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 import torch
@@ -21,11 +22,13 @@ from cae.config import DEFAULT_ENCODER, CAEConfig, Preset
 from cae.distributed import is_first, summed, total, unrepeated
 from cae.embedder import Embedder, images_of, labels_of
 from cae.encoders import Encoder
+from cae.encoders.deferred import NO_ENCODER, deferred, is_loaded
 from cae.fusion import collapsed_modality
 from cae.scores import OF_COUNTS, count_matrix
 from cae.state import FittedCAE, ModelError
 from cae.stopwatch import Reporter
-from cae.text import TextBank, load_bank
+from cae.text import TextBank, load_banks
+from cae.text.vectors import check_width, is_vectors, limit_modalities, text_sources
 
 logger = logging.getLogger("cae")
 
@@ -47,8 +50,11 @@ class CAE(Embedder):
             letter of the equations) or `tac` (the training-free baseline).
         encoder: a spec for `cae.encoders.load_encoder`, or an `Encoder`.
         encoder_weights: a local weights file for `open_clip` encoders, in place of a download.
-        nouns: `wordnet`, `imagenet22k` or a text file, one noun a line.
-        captions: `flickr30k`, `glosses` or a text file, one caption a line.
+        nouns: `wordnet`, `imagenet22k`, a text file, one noun a line, or text vectors of the images' encoder: .npy,
+            .safetensors or .parquet with their texts inside or beside (`cae.text.load_vectors`). By default
+            `imagenet22k`, or none where the captions are vectors.
+        captions: `flickr30k`, `glosses`, a text file, one caption a line, or text vectors. By default `glosses`, or
+            none where the nouns are vectors. With vectors alone, and batches of embeddings, no encoder is loaded.
         return_embeddings: hand back the image embeddings with the predictions.
         store: a folder for the embeddings of a fit, so that it can be interrupted and need not have them in memory.
         dtype: what embeddings are rounded to, `float32` or `float16`.
@@ -70,8 +76,8 @@ class CAE(Embedder):
         preset: Preset = "auto",
         encoder: str | Encoder = DEFAULT_ENCODER,
         encoder_weights: str | os.PathLike[str] | None = None,
-        nouns: str = "imagenet22k",
-        captions: str = "glosses",
+        nouns: str | os.PathLike[str] | None = None,
+        captions: str | os.PathLike[str] | None = None,
         return_embeddings: bool = False,
         store: str | os.PathLike[str] | None = None,
         dtype: Literal["float32", "float16"] = "float32",
@@ -80,6 +86,9 @@ class CAE(Embedder):
         super().__init__(encoder, encoder_weights=encoder_weights, store=store, dtype=dtype)
         settings = {name: value for name, value in settings.items() if value is not None}
         self.config = CAEConfig.from_preset(preset, n_clusters, **settings)
+        self.sources = text_sources(nouns, captions)
+        if "modalities" not in settings:
+            self.config = limit_modalities(self.config, self.sources)
         # Spelled out rather than collected: a checkpoint must hold plain values, and `encoder` may be an object.
         self.save_hyperparameters(
             {
@@ -87,8 +96,8 @@ class CAE(Embedder):
                 "preset": preset,
                 "encoder": self.encoder_spec,
                 "encoder_weights": os.fspath(encoder_weights) if encoder_weights else None,
-                "nouns": nouns,
-                "captions": captions,
+                "nouns": os.fspath(nouns) if nouns else None,
+                "captions": os.fspath(captions) if captions else None,
                 "return_embeddings": return_embeddings,
                 "dtype": dtype,
                 **settings,
@@ -97,12 +106,31 @@ class CAE(Embedder):
             # Lightning looks for the values of the signature in this frame, which has them as `settings`.
             frame=sys._getframe().f_back,
         )
-        self.sources = {"noun": nouns, "caption": captions}
         self.return_embeddings = return_embeddings
         self.fitted: FittedCAE | None = None
         self._banks: dict[str, TextBank] = {}
         self._to_fill: list[tuple[Tensor, dict[str, Tensor]]] = []
         self._tested: list[tuple[Tensor, ...]] = []
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder, loaded at first use; where texts are vectors, not before there is something to encode."""
+        if self._encoder is None and (vectors := self._given_vectors()) is not None:
+            dim, given = vectors
+            weights = Path(self.encoder_weights) if self.encoder_weights else None
+            self._encoder = deferred(self.encoder_spec, weights=weights, dim=dim, given=given)
+        return super().encoder
+
+    def _given_vectors(self) -> tuple[int, str] | None:
+        """Width and name of the vectors that this module works with, None where they come from its encoder."""
+        if self.fitted is not None:
+            made_by = self.fitted.provenance.get("encoder")
+            unknown = isinstance(made_by, dict) and made_by.get("spec") == NO_ENCODER
+            return (self.fitted.means.shape[1], "the fitted model") if unknown else None
+        sources = [self.sources.get(modality) for modality in self.config.modalities]
+        if not all(source is not None and is_vectors(source) for source in sources):
+            return None
+        return self.load_banks()[self.config.modalities[0]].embeddings.shape[1], str(sources[0])
 
     def teardown(self, stage: str) -> None:
         """Let go of the embeddings: the fitted state is all that is needed from here on."""
@@ -213,7 +241,9 @@ class CAE(Embedder):
         self, x: Tensor, index: Tensor | None = None, *, group: ProcessGroup | None = None
     ) -> pipeline.Prediction:
         """Fit on image embeddings (N, D), unit rows; returns their predictions. For the rest see `cae.pipeline.fit`."""
-        banks, record = self.load_banks(), self._provenance()
+        banks = self.load_banks()
+        check_width(banks, self.sources, x.shape[1], "the data")
+        record = self._provenance()
         self.fitted, prediction = pipeline.fit(x, banks, self.config, record, index=index, group=group)
         mean_beta = summed(prediction.beta.sum(dim=0), group) / total(len(x), group)
         collapsed = collapsed_modality(mean_beta.tolist(), self.fitted.config)
@@ -284,9 +314,8 @@ class CAE(Embedder):
         Raises:
             TextError: a corpus cannot be had.
         """
-        for modality in self.config.modalities:
-            if modality not in self._banks:
-                self._banks[modality] = load_bank(modality, self.sources[modality], self.encoder, reporter)
+        missing = [modality for modality in self.config.modalities if modality not in self._banks]
+        self._banks |= load_banks(missing, self.sources, lambda: self.encoder, reporter)
         return self._banks
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
@@ -362,6 +391,8 @@ def check_encoder(fitted: FittedCAE, encoder: Encoder) -> None:
     if "encoder" not in fitted.provenance:
         return
     spec, fingerprint = _encoder_of(fitted)
+    if spec == NO_ENCODER:  # it was fitted on embeddings, and nobody knows whose
+        return
     if fingerprint != encoder.fingerprint:
         raise ModelError(
             f"the model was fitted with encoder {spec} ({fingerprint}), but this one is "
@@ -380,8 +411,10 @@ def _encoder_of(fitted: FittedCAE) -> tuple[str, str]:
 def provenance(encoder: Encoder, banks: Mapping[str, TextBank]) -> dict[str, Any]:
     """What a result was made from: encoder, corpora with counts and hashes, versions."""
     packages = ("cae-clustering", "torch", "lightning", "faiss-cpu", "open_clip_torch", "numpy")
+    known = is_loaded(encoder)
+    spec, fingerprint = (encoder.spec, encoder.fingerprint) if known else (NO_ENCODER, NO_ENCODER)
     return {
-        "encoder": {"spec": encoder.spec, "fingerprint": encoder.fingerprint, "dim": encoder.dim},
+        "encoder": {"spec": spec, "fingerprint": fingerprint, "dim": encoder.dim},
         "corpora": {modality: bank.provenance() for modality, bank in banks.items()},
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
     }

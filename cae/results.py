@@ -120,7 +120,8 @@ def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
     run = {
         "root": os.fspath(result.root.absolute()),
         **_from_here(result.root, out),
-        "images": len(result.paths),
+        **result.source,
+        "images": len(result.embeddings),
         # Images by their weight of each modality, in tenths from 0 to 1.
         "beta_histogram": {
             modality: torch.histc(weight.float(), bins=10, min=0, max=1).int().tolist()
@@ -239,6 +240,11 @@ class SavedResult:
         return replace(self, assignments=self._edited.assignments, clusters=self._edited.clusters, edits=())
 
     @property
+    def has_pictures(self) -> bool:
+        """Whether anything is known of pictures: False for a result of embeddings without paths."""
+        return self.run.get("rows_are") != "embeddings"
+
+    @property
     def unmatched_edits(self) -> list[str]:
         """A line for each edit that `edited` leaves out because its pictures are gone or scattered."""
         return self._edited.unmatched if self.edits else []
@@ -268,7 +274,8 @@ class SavedResult:
         """
         _require(self.folder, _EMBEDDINGS)
         try:
-            embeddings = load_file(self.folder / _EMBEDDINGS)["embedding"]
+            tensors = load_file(self.folder / _EMBEDDINGS)
+            embeddings = tensors["embeddings" if "embeddings" in tensors else "embedding"]
         except (SafetensorError, OSError, KeyError) as error:
             raise _damaged(self.folder, _EMBEDDINGS, error) from error
         if len(embeddings) != len(self.assignments):
@@ -345,6 +352,8 @@ _RUN_KINDS = {  # of those that it has
     "corpora": dict,
     "skipped": dict,
     "updates": list,
+    "embeddings": list[str],
+    "rows_are": str,
 }
 
 

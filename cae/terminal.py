@@ -100,7 +100,7 @@ def print_error(error: BaseException) -> None:
 
 
 def print_clusters(result: FolderResult) -> None:
-    """The table of clusters: name, size, what it is about, and the commonest sub-folder if there are sub-folders."""
+    """The table of clusters: name, size, what it is about, and the commonest sub-folder or label if there are any."""
     folders = result.folder_labels()
     table = _table()
     table.add_column("#", justify="right")
@@ -108,7 +108,7 @@ def print_clusters(result: FolderResult) -> None:
     table.add_column("size", justify="right")
     table.add_column("typical nouns")
     if folders is not None:
-        table.add_column("mostly from folder")
+        table.add_column({"sub-folders": "mostly from folder", "labels": "mostly of label"}[result.labels_are])
     for cluster in result.clusters():
         row = [str(cluster["id"]), cluster["name"], f"{cluster['size']:,}", ", ".join(cluster["nouns"])]
         if folders is not None:
@@ -121,15 +121,15 @@ def print_clusters(result: FolderResult) -> None:
     out.print(table)
 
 
-def print_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Agreement of each method with the sub-folders."""
+def print_scores(scores: Mapping[str, Mapping[str, float]], labels_are: str) -> None:
+    """Agreement of each method with the sub-folders or labels."""
     table = _table()
     table.add_column("method")
     for metric in ("acc", "nmi", "ari"):
         table.add_column(metric.upper(), justify="right")
     for method, row in scores.items():
         table.add_row(method, *(f"{row[metric]:.1f}" for metric in ("acc", "nmi", "ari")))
-    out.print("\nagreement with the sub-folders, in percent")
+    out.print(f"\nagreement with the {labels_are}, in percent")
     out.print(table)
 
 

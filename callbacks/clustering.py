@@ -27,6 +27,7 @@ from cae.encoders import Encoder
 from cae.estimator import CAEClusterer, text_banks
 from cae.scores import clustering_scores, silhouette_score, stability
 from cae.text import TextBank
+from cae.text.vectors import Source, limit_modalities, text_sources
 
 T = TypeVar("T")
 
@@ -90,8 +91,8 @@ class ClusteringCallback(Callback):
             if `embedding` is left alone. `label` is then looked up in the batch.
         banks: a `cae.text.TextBank` of the embeddings' space under `noun` and under `caption`.
         encoder: in place of `banks`, what embeds the corpora: a spec for `cae.encoders.load_encoder` or an `Encoder`.
-        nouns: corpus for `encoder`.
-        captions: corpus for `encoder`.
+        nouns: corpus for `encoder`; or a file of text vectors of the embeddings' space, which needs none.
+        captions: likewise.
         every_n_epochs: cluster the validation runs of every n-th epoch; 1 unless `every_n_train_steps` is given.
         every_n_train_steps: in place of epochs, cluster at the first validation run after this many more steps.
         max_samples: cluster a uniform sample of at most so many embeddings.
@@ -116,8 +117,8 @@ class ClusteringCallback(Callback):
         method: str | None = None,
         banks: Mapping[str, TextBank] | None = None,
         encoder: str | Encoder | None = None,
-        nouns: str = "imagenet22k",
-        captions: str = "glosses",
+        nouns: Source | None = None,
+        captions: Source | None = None,
         every_n_epochs: int | None = None,
         every_n_train_steps: int | None = None,
         max_samples: int = 20_000,
@@ -131,6 +132,8 @@ class ClusteringCallback(Callback):
             raise ValueError(f"n_clusters must be a whole number of at least 2, got {n_clusters!r}")
         settings = {"n_init": RESTARTS, **settings}
         self.config = CAEConfig.from_preset(preset, n_clusters, **settings)
+        if banks is None and "modalities" not in settings:
+            self.config = limit_modalities(self.config, text_sources(nouns, captions))
         if every_n_epochs is not None and every_n_train_steps is not None:
             raise ValueError("give every_n_epochs or every_n_train_steps, not both")
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_train_steps", every_n_train_steps)):
@@ -188,7 +191,7 @@ class ClusteringCallback(Callback):
             raise ValueError(
                 f"{type(pl_module).__name__} has no method {self.method!r}, which this callback shall call"
             )
-        if self.encoder is not None and self.banks is None:
+        if self.banks is None:
             on_rank_zero(trainer, self._load_banks)
 
     def _load_banks(self) -> None:
@@ -311,7 +314,7 @@ class ClusteringCallback(Callback):
             self.config.n_clusters,
             banks=self.banks,
             preset=self.preset,
-            settings=self.settings,
+            settings={**self.settings, "modalities": self.config.modalities},
             device=str(pl_module.device),
         ).fit(x.numpy())
         labels, scores = self._keep_ids(x, torch.from_numpy(found.labels_), samples)

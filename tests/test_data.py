@@ -1,11 +1,13 @@
 """Pictures of every kind that a folder may hold, files that are none, and the data modules."""
 
 import os
+import tarfile
 from types import SimpleNamespace
 
 import datasets
 import lightning.pytorch as pl
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -323,6 +325,63 @@ def test_hugging_face_passes_over_damaged_pictures_and_names_missing_columns(att
         HuggingFaceData(rows, image="photo")
     with pytest.raises(ValueError, match="no column of pictures"):
         HuggingFaceData(rows.remove_columns("picture"))
+
+
+def as_strings(rows):
+    names = rows.features["label"].names
+    features = datasets.Features({"picture": datasets.Image(), "label": datasets.Value("string")})
+    columns = {"picture": rows["picture"][:], "label": [names[i] for i in rows["label"]]}
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        as_strings,
+        lambda rows: rows.cast_column("label", datasets.Value("int32")),
+        lambda rows: rows.cast_column("label", datasets.Value("int64")).rename_column("label", "cls"),
+    ],
+)
+def test_hugging_face_labels_may_be_strings_or_plain_numbers(attached, rows, picture_folder, change):
+    expected, _ = samples(attached(ImageFolderData(picture_folder, num_workers=0)))
+    found, _ = samples(attached(HuggingFaceData(change(rows), num_workers=0)))
+    assert {i: label for i, (_, label) in found.items()} == {i: label for i, (_, label) in expected.items()}
+
+
+def test_hugging_face_says_what_to_hand_over_instead(rows, picture_folder):
+    with pytest.raises(TypeError, match=r"a DatasetDict of train, test: choose a split, as dataset\['train'\]"):
+        HuggingFaceData(datasets.DatasetDict(train=rows, test=rows))
+    frame = pd.DataFrame({"path": [str(path) for path in list_images(picture_folder)]})
+    with pytest.raises(TypeError, match=r"a DataFrame is no data set of Hugging Face: make one with .*from_pandas"):
+        HuggingFaceData(frame)
+    dataset = datasets.Dataset.from_pandas(frame)
+    with pytest.raises(ValueError, match=r"its columns are path\. If one holds paths, use \.cast_column"):
+        HuggingFaceData(dataset)
+    assert len(HuggingFaceData(dataset.cast_column("path", datasets.Image())).pictures) == 30
+    with pytest.raises(ValueError, match="are strings, which a stream cannot number"):
+        HuggingFaceData(as_strings(rows).to_iterable_dataset())
+    missing = as_strings(rows).map(lambda row, i: {"label": None if i == 4 else row["label"]}, with_indices=True)
+    with pytest.raises(ValueError, match=r"row 4 \(the first is 0\) has no label"):
+        HuggingFaceData(missing)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_archives_of_webdataset_are_data_sets_of_hugging_face(
+    attached, picture_folder, tmp_path, monkeypatch, streaming
+):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    with tarfile.open(tmp_path / "pictures.tar", "w") as archive:
+        for number, path in enumerate(list_images(picture_folder)):
+            (tmp_path / "class").write_text(str(number // 10))
+            archive.add(path, f"{number:04d}.png")
+            archive.add(tmp_path / "class", f"{number:04d}.cls")
+    rows = datasets.load_dataset(
+        "webdataset", data_files={"train": str(tmp_path / "pictures.tar")}, split="train", streaming=streaming
+    )
+    expected, images = samples(attached(ImageFolderData(picture_folder, num_workers=0)))
+    found, same = samples(attached(HuggingFaceData(rows, num_workers=0)))
+    assert {i: label for i, (_, label) in found.items()} == {i: label for i, (_, label) in expected.items()}
+    assert torch.equal(same, images)
 
 
 def test_torchvision(attached, picture_folder):

@@ -77,6 +77,18 @@ def test_hugging_face(tmp_path, monkeypatch):
         load_dataset(f"hf:{tmp_path / 'nowhere'}")
 
 
+def test_classes_of_a_hugging_face_data_set_may_be_strings(tmp_path, monkeypatch):
+    monkeypatch.setattr(hf.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    features = hf.Features({"image": hf.Image(), "label": hf.Value("string")})
+    rows = hf.Dataset.from_dict(
+        {"image": [picture(i) for i in range(3)], "label": ["b_c", "a", "b_c"]}, features=features
+    )
+    (tmp_path / "toy").mkdir()
+    rows.to_parquet(tmp_path / "toy/test.parquet")
+    data = load_dataset(f"hf:{tmp_path / 'toy'}")
+    assert (data.class_names, data.labels.tolist()) == (["a", "b c"], [1, 0, 1])
+
+
 def test_a_damaged_picture_is_one_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(hf.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
     features = hf.Features({"image": hf.Image(), "label": hf.ClassLabel(names=["cat", "dog"])})

@@ -8,139 +8,86 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cae.data.base import Data
+from cae.data.vector_files import READERS, EmbeddingError, class_numbers, read_vectors, refuse_broken_rows
+
+__all__ = ["READERS", "EmbeddingData", "EmbeddingError", "read_embeddings"]
 
 Arrays = tuple[np.ndarray, np.ndarray | None]
-
-
-class EmbeddingError(ValueError):
-    """A file cannot be used as embeddings; the message says why."""
 
 
 def read_embeddings(path: str | os.PathLike[str], labels: str | os.PathLike[str] | None = None) -> Arrays:
     """Embeddings (N, D) of a file, and classes (N,) where it has any.
 
     Args:
-        path: .npy, mapped into memory; .safetensors with `embeddings` and perhaps `labels`; or .parquet with
-            `embedding`, and perhaps `label`.
-        labels: a .npy file of N classes for a .npy file; STEM.labels.npy beside it by default, if there is one.
+        path: .npy, mapped into memory; .safetensors with `embeddings` or `embedding`, and perhaps `labels`; .parquet
+            with `embedding` or `embeddings`, and perhaps `label`; or a folder of clip-retrieval.
+        labels: a .npy file of N classes in place of those in the file; for a .npy file by default STEM.labels.npy, if
+            there is one.
 
     Raises:
         EmbeddingError: no such file, of another kind, or without what is needed.
     """
-    path = Path(path)
-    if path.suffix not in READERS:
-        raise EmbeddingError(f"{path} is none of {', '.join(READERS)}, the files that embeddings are read from")
-    if not path.is_file():
-        raise EmbeddingError(f"no such file: {path}")
-    try:
-        x, classes = READERS[path.suffix](path, None if labels is None else Path(labels))
-    except (OSError, EOFError, ValueError, TypeError, pa.ArrowException, SafetensorError) as error:
-        raise EmbeddingError(f"{path} cannot be used as embeddings: {error}") from error
-    if x.ndim != 2 or not len(x) or not np.issubdtype(x.dtype, np.floating):
-        raise EmbeddingError(f"{path} holds {x.dtype} of shape {x.shape}, not embeddings (N, D)")
-    if classes is not None and len(classes) != len(x):
-        raise EmbeddingError(f"{path} holds {len(x)} embeddings, but there are {len(classes)} labels")
-    return x, classes
-
-
-def _npy(path: Path, labels: Path | None) -> Arrays:
-    labels = labels or path.with_suffix(".labels.npy")
-    # Copy on write, as torch wants writable memory; nobody writes.
-    return _array(path, mmap_mode="c"), _array(labels).reshape(-1) if labels.is_file() else None
-
-
-def _array(path: Path, **options: Any) -> np.ndarray:
-    found = np.load(path, allow_pickle=False, **options)
-    if not isinstance(found, np.ndarray):
-        found.close()
-        raise ValueError("it is an archive of arrays under the ending of one")
-    return found
-
-
-def _safetensors(path: Path, labels: Path | None) -> Arrays:
-    tensors = load_file(path)
-    if "embeddings" not in tensors:
-        raise ValueError(f"expected a tensor `embeddings`, found {', '.join(tensors)}")
-    x, classes = tensors["embeddings"], tensors.get("labels")
-    # numpy has no bfloat16
-    x = x.float() if x.dtype == torch.bfloat16 else x
-    return x.numpy(), None if classes is None else classes.numpy().reshape(-1)
-
-
-def _parquet(path: Path, labels: Path | None) -> Arrays:
-    names = pq.read_schema(path).names
-    if "embedding" not in names:
-        raise ValueError(f"expected a column `embedding`, found {', '.join(names)}")
-    table = pq.read_table(path, columns=["embedding", *(["label"] if "label" in names else [])])
-    column, row = table["embedding"], 0
-    width = len(column[0]) if len(column) else 0
-    x = np.empty((len(column), width), dtype=np.float32)
-    for chunk in column.chunks:
-        values = chunk.flatten().to_numpy(zero_copy_only=False)
-        if chunk.null_count or len(values) != len(chunk) * width:
-            raise ValueError(f"column `embedding` has rows that are not {width} numbers")
-        x[row : row + len(chunk)] = values.reshape(len(chunk), width)
-        row += len(chunk)
-    return x, np.asarray(table["label"].to_pylist()) if "label" in names else None
-
-
-READERS: dict[str, Callable[[Path, Path | None], Arrays]] = {
-    ".npy": _npy,
-    ".safetensors": _safetensors,
-    ".parquet": _parquet,
-}
+    found = read_vectors(path, labels=None if labels is None else Path(labels))
+    return found.x, found.labels
 
 
 class EmbeddingData(Data):
     """Embeddings for `trainer.fit`, `predict` and `test` of a `CAE`: dicts of `embedding`, `index` and perhaps `label`.
 
     Args:
-        source: (N, D) as tensor or array, or a file that `read_embeddings` reads.
-        labels: (N,) classes, whole numbers; or for a .npy file another one.
+        source: (N, D) as tensor or array; a file or folder that `read_embeddings` reads, or a list of files, which are
+            read into memory as one; or a table with a column `embedding` and perhaps `label`: a pandas data frame, an
+            Arrow table or a split of a Hugging Face data set.
+        labels: (N,) classes, whole numbers or strings; or a .npy file of them.
         batch_size: rows per batch.
         num_workers: processes that read; None for as many as there are cores for, up to 8.
 
     Raises:
-        EmbeddingError: the file cannot be used, or shapes do not fit.
+        EmbeddingError: the source cannot be used, or shapes do not fit; from the loader where a row is not finite or
+            zero. The message names the file and the row.
+
+    Example:
+        >>> data = EmbeddingData(torch.eye(3), ["ant", "bee", "ant"])
+        >>> data.labels
+        tensor([0, 1, 0])
     """
 
     def __init__(
         self,
-        source: Tensor | np.ndarray | str | os.PathLike[str],
-        labels: Tensor | np.ndarray | str | os.PathLike[str] | None = None,
+        source: Any,
+        labels: Tensor | np.ndarray | Sequence[Any] | str | os.PathLike[str] | None = None,
         *,
         batch_size: int = 4096,
         num_workers: int | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        if isinstance(source, str | os.PathLike):
-            path = labels if isinstance(labels, str | os.PathLike) else None
-            x, classes = read_embeddings(source, path)
-            labels = classes if path is not None or labels is None else labels
-            self.x = torch.from_numpy(x)
-        else:
+        self._place: Callable[[int], str] = _place_in_memory
+        if isinstance(source, Tensor | np.ndarray):
             self.x = torch.as_tensor(source)
+        else:
+            path = Path(labels) if isinstance(labels, str | os.PathLike) else None
+            found = read_vectors(source, labels=path)
+            labels = found.labels if path is not None or labels is None else labels
+            self.x, self._place = torch.from_numpy(found.x), found.place
         if self.x.ndim != 2 or not self.x.is_floating_point():
             raise EmbeddingError(f"expected embeddings (N, D), got {self.x.dtype} of shape {tuple(self.x.shape)}")
-        if isinstance(labels, np.ndarray) and not np.issubdtype(labels.dtype, np.number):
-            labels = np.unique(labels, return_inverse=True)[1]
-        assert not isinstance(labels, str | os.PathLike)
-        self.labels = None if labels is None else torch.as_tensor(labels).long()
+        if isinstance(labels, str | os.PathLike):
+            raise EmbeddingError(f"labels in a file belong to embeddings in a file; read {labels} with numpy.load")
+        try:
+            self.labels = None if labels is None else class_numbers(labels)
+        except ValueError as error:
+            raise EmbeddingError(str(error)) from error
         if self.labels is not None and self.labels.shape != (len(self.x),):
             raise EmbeddingError(f"{len(self.x)} embeddings, but labels of shape {tuple(self.labels.shape)}")
 
     def loader(self) -> DataLoader[Any]:
         """All rows."""
-        dataset = _Rows(self.x, self.labels)
+        dataset = self._rows()
         return DataLoader(
             dataset,
             sampler=self.sampler(dataset),
@@ -149,12 +96,15 @@ class EmbeddingData(Data):
             collate_fn=_as_it_is,
         )
 
+    def _rows(self) -> _Rows:
+        return _Rows(self.x, self.labels, self._place)
+
 
 class _Rows(Dataset[Any]):
     """Fetches a whole batch at once: row by row, collating would take longer than all the rest."""
 
-    def __init__(self, x: Tensor, labels: Tensor | None) -> None:
-        self.x, self.labels = x, labels
+    def __init__(self, x: Tensor, labels: Tensor | None, place: Callable[[int], str]) -> None:
+        self.x, self.labels, self.place = x, labels, place
 
     def __len__(self) -> int:
         return len(self.x)
@@ -162,7 +112,12 @@ class _Rows(Dataset[Any]):
     def __getitems__(self, rows: Sequence[int]) -> dict[str, Tensor]:
         index = torch.tensor(rows)
         batch = {"embedding": self.x[index], "index": index}
+        refuse_broken_rows(batch["embedding"], lambda row: self.place(rows[row]))
         return batch if self.labels is None else {**batch, "label": self.labels[index]}
+
+
+def _place_in_memory(row: int) -> str:
+    return f"row {row} (the first is 0) of the embeddings"
 
 
 def _as_it_is(batch: Any) -> Any:

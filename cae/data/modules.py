@@ -31,6 +31,7 @@ from cae.data.pictures import (
     read_image,
     shown_path,
 )
+from cae.data.vector_files import class_numbers
 
 if TYPE_CHECKING:
     from cae.embedder import Embedder
@@ -171,18 +172,24 @@ def read_item(dataset: Any, index: int, side: int | None) -> Image.Image:
 class HuggingFaceData(ImageData):
     """A data set of the `datasets` library, map-style or streaming.
 
+    WebDataset's archives are one as well: `datasets.load_dataset("webdataset", data_files="*.tar", split="train")`; so
+    are pandas frames with a column of paths: `datasets.Dataset.from_pandas(frame)`, and `.cast_column("path",
+    datasets.Image())` on it.
+
     A stream is read once, front to back, by one worker of each process; of several processes each reads all of it and
     decodes its share. An interrupted fit on a stream begins again.
 
     Args:
         dataset: `datasets.Dataset` or `IterableDataset`; of a `DatasetDict` choose a split.
         image: the column of pictures; by default the only one of that kind.
-        label: the column of classes; by default `label`, or the only one of that kind, if there is one.
+        label: the column of classes; by default `label`, or the only `ClassLabel`, if there is one. Whole numbers and,
+            but for streams, strings will do, which are numbered in their order.
         batch_size: pictures per batch.
         num_workers: processes that read and preprocess, see `ImageData`.
 
     Raises:
-        ValueError: no such column, or none that can be chosen.
+        ValueError: no such column, none that can be chosen, or classes that are neither numbers nor strings.
+        TypeError: no split of such a data set.
     """
 
     def __init__(
@@ -196,20 +203,30 @@ class HuggingFaceData(ImageData):
     ) -> None:
         import datasets
 
+        if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+            raise TypeError(_which_dataset(dataset))
         features = dataset.features
         if features is None:
             raise ValueError("the stream does not tell its columns; give it `features`, or use .cast_column on it")
         self.image = _column(features, image, datasets.Image, "image")
         if self.image is None:
-            raise ValueError(f"the data set has no column of pictures; its columns are {', '.join(features)}")
-        self.label = _column(features, label, datasets.ClassLabel, "label")
+            raise ValueError(
+                f"the data set has no column of pictures; its columns are {', '.join(features)}. If one holds paths, "
+                "use .cast_column(NAME, datasets.Image())"
+            )
+        self.label = _column(features, label, datasets.ClassLabel, "label") or _plain_labels(features)
         # Decoded here, as files are: in small where that will do, and with a reason where it fails.
         self.rows = dataset.cast_column(self.image, datasets.Image(decode=False))
         self.streaming = isinstance(dataset, datasets.IterableDataset)
         if self.streaming:
+            if self.label is not None and getattr(features[self.label], "dtype", "") in _STRINGS:
+                raise ValueError(
+                    f"the classes in {self.label!r} are strings, which a stream cannot number before its end; use "
+                    ".cast_column on it with datasets.ClassLabel(names=[...])"
+                )
             pictures = Pictures(_unread, [])
         else:
-            labels = None if self.label is None else torch.as_tensor(self.rows[self.label][:]).long()
+            labels = None if self.label is None else class_numbers(self.rows[self.label][:])
             pictures = Pictures(
                 partial(read_row, self.rows, self.image),
                 [str(i) for i in range(len(self.rows))],
@@ -244,6 +261,27 @@ def _column(features: Any, name: str | None, kind: type, usual: str) -> str | No
     if len(found) > 1:
         raise ValueError(f"the data set has several columns of {usual}s, {', '.join(found)}: say which with `{usual}`")
     return found[0] if found else None
+
+
+_STRINGS = ("string", "large_string")
+
+
+def _plain_labels(features: Any) -> str | None:
+    """A column that is called as one of classes, and holds whole numbers or strings."""
+    kinds = {name: str(getattr(feature, "dtype", "")) for name, feature in features.items()}
+    usual = (name for name in ("label", "labels", "cls") if name in kinds)  # the last is WebDataset's
+    return next((name for name in usual if kinds[name].startswith(("int", "uint")) or kinds[name] in _STRINGS), None)
+
+
+def _which_dataset(given: Any) -> str:
+    """What to hand over in place of something that is no split of a data set."""
+    if isinstance(given, dict):
+        first = next(iter(given), "train")
+        return f"a {type(given).__name__} of {', '.join(map(str, given))}: choose a split, as dataset[{first!r}]"
+    return (
+        f"a {type(given).__name__} is no data set of Hugging Face: make one with datasets.Dataset.from_pandas(frame) "
+        "or datasets.load_dataset, and .cast_column(NAME, datasets.Image()) where a column holds paths"
+    )
 
 
 def read_row(rows: Any, column: str, index: int, side: int | None) -> Image.Image:

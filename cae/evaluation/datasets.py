@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from cae.cache import cache_dir
-from cae.data import EmbeddingError, files_identity, list_images, read_embeddings
-from cae.data.embeddings import READERS as EMBEDDING_READERS
+from cae.data import EmbeddingError, files_identity, list_images
 from cae.data.modules import read_item, read_path, read_row
+from cae.data.vector_files import READERS as EMBEDDING_READERS
+from cae.data.vector_files import holds_vectors, read_vectors
 from cae.demo import demo_images
 
 Split = Literal["train", "test"]
@@ -91,10 +91,10 @@ def load_dataset(
     Args:
         spec: a name of the table above; `hf:NAME`, a data set of the Hugging Face hub or a local folder of one; a
             folder with a sub-folder per class, or with `train` and `test` (or `val`) above those; or a file of
-            embeddings, .npy, .safetensors (`embeddings`, `labels`) or .parquet (`embedding`, `label`).
+            embeddings, .npy, .safetensors or .parquet (`embedding`, `label`).
         split: which part, where there are two.
         root: where the named data sets lie or are downloaded to; the cache by default.
-        labels: classes of a .npy file, a .npy file of N numbers; STEM.labels.npy beside it by default.
+        labels: a .npy file of N classes for a file of embeddings; for a .npy file by default STEM.labels.npy.
 
     Raises:
         DatasetError: no such data set or split, labels that are missing or do not fit, or one class only.
@@ -104,9 +104,9 @@ def load_dataset(
         data: LabelledImages | LabelledEmbeddings = NAMED[spec](root or cache_dir() / "datasets", split)
     elif spec.startswith("hf:"):
         data = _hugging_face(spec.removeprefix("hf:"), split)
-    elif path.is_dir():
+    elif path.is_dir() and not holds_vectors(path, "images"):
         data = _folder(path, split)
-    elif path.suffix in EMBEDDING_READERS:
+    elif holds_vectors(path, "images"):
         if split == "train":
             raise DatasetError(f"{path} holds one split: there is no other to select texts on; use --fit-on test")
         data = _embeddings(path, labels)
@@ -163,7 +163,7 @@ def _spoken(folder: str) -> str:
 
 
 def _hugging_face(name: str, split: Split) -> LabelledImages:
-    """A data set with a column of pictures and one of classes."""
+    """A data set with a column of pictures and one of classes, which may be strings if it is called `label`."""
     import datasets
 
     wanted = {"train": ("train",), "test": ("test", "validation", "valid", "val")}[split]
@@ -178,6 +178,12 @@ def _hugging_face(name: str, split: Split) -> LabelledImages:
     rows = splits[part]
     images = [key for key, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     classes = [key for key, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)]
+    strings = [key for key in ("label", "labels") if getattr(rows.features.get(key), "dtype", "") == "string"]
+    if strings and not classes:
+        try:
+            rows, classes = rows.class_encode_column(strings[0]), strings
+        except ValueError as error:
+            raise DatasetError(f"the column {strings[0]!r} of {name} cannot be used as classes ({error})") from error
     if len(images) != 1 or not classes:
         raise DatasetError(
             f"{name} needs one column of pictures and one of classes; its columns are {', '.join(rows.features)}"
@@ -339,20 +345,18 @@ NAMED: dict[str, Callable[[Path, Split], LabelledImages]] = {
 def _embeddings(path: Path, labels: Path | None) -> LabelledEmbeddings:
     """Unit embeddings and classes of a file."""
     try:
-        x, classes = read_embeddings(path, labels)
+        found = read_vectors(path, labels=labels)
+        if found.labels is None:
+            expected = {
+                ".npy": f"{labels or path.with_suffix('.labels.npy')}",
+                ".safetensors": "a tensor `labels`",
+                ".parquet": "a column `label`",
+            }.get(path.suffix, "a .parquet file with columns `embedding` and `label` in place of this folder")
+            raise DatasetError(f"the labels of {path} are missing: expected {expected}")
+        rows = found.unit_rows()
     except EmbeddingError as error:
         raise DatasetError(str(error)) from error
-    if classes is None:
-        raise DatasetError(
-            f"the labels of {path} are missing: expected "
-            + {".npy": f"{labels or path.with_suffix('.labels.npy')}", ".parquet": "a column `label`"}.get(
-                path.suffix, "a tensor `labels`"
-            )
-        )
-    if not np.isfinite(x).all() or not np.linalg.norm(x, axis=1).all():
-        raise DatasetError(f"{path} holds embeddings that are NaN, infinite or zero; leave these rows out")
-    names, numbers = np.unique(classes, return_inverse=True)
-    rows = normalize(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)), dim=1)
+    names, numbers = np.unique(found.labels, return_inverse=True)
     return LabelledEmbeddings(
         path.stem,
         rows,

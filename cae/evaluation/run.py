@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from cae import pipeline
 from cae.encoders import load_encoder
-from cae.evaluation.datasets import DatasetError, Split, load_dataset
+from cae.encoders.deferred import deferred
+from cae.evaluation.datasets import DatasetError, LabelledEmbeddings, Split, load_dataset
 from cae.evaluation.methods import parse_method
 from cae.evaluation.study import conditions, embed, load_banks, make_problem, run_study
 from cae.evaluation.tables import plot_tsne, write_study
 from cae.stopwatch import Reporter
+from cae.text.corpora import Kind
+from cae.text.vectors import Source, check_width, is_vectors, read_text_vectors, text_sources
+
+logger = logging.getLogger("cae")
 
 
 def evaluate(
@@ -26,8 +33,8 @@ def evaluate(
     *,
     encoder: str,
     encoder_weights: Path | None = None,
-    nouns: str = "imagenet22k",
-    captions: str = "glosses",
+    nouns: Source | None = None,
+    captions: Source | None = None,
     seeds: Sequence[int] = range(5),
     fit_on: Literal["test", "train"] = "test",
     root: Path | None = None,
@@ -43,17 +50,21 @@ def evaluate(
 
     Args:
         dataset: as `cae.evaluation.load_dataset` takes it.
-        methods: as `cae.evaluation.run_method` takes them. `zero-shot` is left out where the classes have no names.
+        methods: as `cae.evaluation.run_method` takes them. What cannot run is left out with a warning: `zero-shot`
+            where the classes have no names, methods of nouns where there are captions alone.
         out: where the results go.
         encoder: a spec for `cae.encoders.load_encoder`.
         encoder_weights: a local weights file for `open_clip` encoders.
-        nouns: corpus of nouns, see `cae.text.load_corpus`.
-        captions: corpus of captions.
+        nouns: corpus of nouns, see `cae.text.load_corpus`, or vectors of nouns, see `cae.text.load_vectors`. On
+            embeddings with vectors no encoder is loaded.
+        captions: the same of captions. Where one of the two is vectors and the other is not given, methods run
+            without the other, as `default:modalities=noun`.
         seeds: one run of each method for each.
         fit_on: `train` selects texts on the training split, as TAC does; the test split is clustered and scored.
         root: where named data sets lie.
         labels: classes of a .npy file of embeddings.
-        class_names: a text file, one name a line in the order of the sorted classes, for zero-shot.
+        class_names: for zero-shot a text file, one name a line in the order of the sorted classes, or vectors of the
+            names with their texts.
         tsne: draw Figure 5 for the defaults, which takes a minute.
         device: where the work is done.
         batch_size: pictures encoded at once.
@@ -70,13 +81,17 @@ def evaluate(
         raise ValueError("name at least one method (methods, --methods) and one seed")
     if tsne and find_spec("matplotlib") is None:
         raise ValueError("drawing embeddings needs matplotlib: pip install 'cae-clustering[plots]'")
-    for method in methods:
-        parse_method(method, 2)
+    sources = text_sources(nouns, captions)
+    methods = _with_texts(methods, sources)
     splits: tuple[Split, ...] = ("test",) if fit_on == "test" else ("test", "train")
     data = [load_dataset(dataset, split=split, root=root, labels=labels) for split in splits]
-    names = _lines(class_names) if class_names else None
-    loaded = load_encoder(encoder, weights=encoder_weights, device=device)
+    names, class_texts = _class_names(class_names) if class_names else (None, None)
+    if isinstance(data[0], LabelledEmbeddings):
+        loaded = deferred(encoder, weights=encoder_weights, dim=data[0].x.shape[1], given=dataset).to(device)
+    else:
+        loaded = load_encoder(encoder, weights=encoder_weights, device=device)
     banks = load_banks(methods, loaded, nouns=nouns, captions=captions, reporter=reporter)
+    check_width(banks, sources, loaded.dim, dataset)
     embedded = [
         embed(
             part,
@@ -84,16 +99,25 @@ def evaluate(
             device=device,
             batch_size=batch_size,
             workers=workers,
-            progress=reporter(f"{split} set") if reporter else None,
+            progress=reporter(f"{split} set") if reporter and not isinstance(part, LabelledEmbeddings) else None,
         )
         for part, split in zip(data, splits, strict=True)
     ]
     scored = embedded[0]
+    named = any(parse_method(method, 2)[0].kind == "zero-shot" for method in methods)
+    if named and names is None and not any(map(is_vectors, sources.values())):
+        names = scored.class_names  # by the encoder that the texts are for, too
     problem = make_problem(
-        scored, loaded, banks, device=device, class_names=names, select_on=None if fit_on == "test" else embedded[1]
+        scored,
+        loaded,
+        banks,
+        device=device,
+        class_names=names,
+        class_texts=class_texts,
+        select_on=None if fit_on == "test" else embedded[1],
     )
     if problem.class_texts is None:
-        methods = [method for method in methods if parse_method(method, 2)[0].kind != "zero-shot"]
+        methods = _without_names(methods, dataset, scored)
     results = run_study(problem, methods, seeds, reporter("runs") if reporter else None)
     write_study(results, conditions(problem, scored, loaded, seeds, fit_on), out)
     if tsne:
@@ -102,6 +126,45 @@ def evaluate(
         fitted, _ = pipeline.fit(problem.x, banks, replace(config, n_init=1), select_on=problem.select_on)
         plot_tsne(pipeline.representations(problem.x, fitted), scored.labels, out)
     return results
+
+
+def _with_texts(methods: Sequence[str], sources: Mapping[Kind, Source]) -> list[str]:
+    """The methods on the kinds of texts that there are, without those that have none left."""
+    possible = []
+    for name in methods:
+        method, config = parse_method(name, 2)
+        left = [modality for modality in config.modalities if modality in sources]
+        if not method.needs_texts or len(left) == len(config.modalities):
+            possible.append(name)
+        elif left:
+            possible.append(f"{name}:modalities={'+'.join(left)}")
+        else:
+            missing = " and ".join(f"{modality}s" for modality in config.modalities)
+            logger.warning("%s is left out: it needs %s, and none are given beside the vectors", name, missing)
+    if not possible:
+        raise ValueError(f"no method is left to run: {', '.join(methods)} need texts of another kind (nouns, captions)")
+    return possible
+
+
+def _without_names(methods: Sequence[str], dataset: str, data: LabelledEmbeddings) -> list[str]:
+    """The methods that need no vectors of the class names."""
+    possible = [name for name in methods if parse_method(name, 2)[0].kind != "zero-shot"]
+    if len(possible) < len(methods):
+        why = (
+            f"the classes of {dataset} have no names"
+            if data.class_names is None
+            else f"nothing says which encoder to embed the class names of {dataset} with"
+        )
+        hint = "give their names or the vectors of these (class_names, --class-names)"
+        if not possible:
+            raise DatasetError(f"zero-shot cannot run: {why}; {hint}")
+        logger.warning("zero-shot is left out: %s; %s", why, hint)
+    return possible
+
+
+def _class_names(file: Path) -> tuple[list[str], Tensor | None]:
+    """Names of classes, and their vectors if the file holds them."""
+    return read_text_vectors(file) if is_vectors(file) else (_lines(file), None)
 
 
 def _lines(file: Path) -> list[str]:

@@ -12,20 +12,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from cae import text
 from cae.data import ImageData, Pictures
 from cae.embedder import embed_pictures
 from cae.encoders import Encoder
+from cae.encoders.deferred import is_loaded
 from cae.evaluation.datasets import DatasetError, LabelledEmbeddings, LabelledImages
 from cae.evaluation.methods import Problem, parse_method, run_method
 from cae.module import provenance
 from cae.scores import clustering_scores, silhouette_score, stability
 from cae.stopwatch import Progress, Reporter, stopwatch
-from cae.text import TextBank, load_bank
+from cae.text import TextBank
+from cae.text.corpora import Kind
+from cae.text.vectors import Source, text_sources
 
 METRICS = ("nmi", "acc", "ari")
 
@@ -66,24 +70,25 @@ def embed(
 
 
 def load_banks(
-    methods: Sequence[str], encoder: Encoder, *, nouns: str, captions: str, reporter: Reporter | None = None
+    methods: Sequence[str],
+    encoder: Encoder,
+    *,
+    nouns: Source | None,
+    captions: Source | None,
+    reporter: Reporter | None = None,
 ) -> dict[str, TextBank]:
-    """The text banks that some of the methods need.
+    """The text banks that some of the methods need; of `cae.text.load_banks`.
 
     Raises:
         TextError: a corpus cannot be had.
     """
-    needed: set[str] = set()
+    needed: set[Kind] = set()
     for name in methods:
         method, config = parse_method(name, 2)
         if method.needs_texts:
             needed.update(config.modalities)
-    sources: dict[Literal["noun", "caption"], str] = {"noun": nouns, "caption": captions}
-    return {
-        modality: load_bank(modality, source, encoder, reporter)
-        for modality, source in sources.items()
-        if modality in needed
-    }
+    in_order = [kind for kind in get_args(Kind) if kind in needed]
+    return text.load_banks(in_order, text_sources(nouns, captions), lambda: encoder, reporter)
 
 
 def make_problem(
@@ -93,6 +98,7 @@ def make_problem(
     *,
     device: torch.device | str = "cpu",
     class_names: Sequence[str] | None = None,
+    class_texts: Tensor | None = None,
     select_on: LabelledEmbeddings | None = None,
 ) -> Problem:
     """Put together what the methods are given.
@@ -102,7 +108,9 @@ def make_problem(
         encoder: says the class names.
         banks: texts.
         device: where the work is done.
-        class_names: in place of the data set's own, in the order of its labels.
+        class_names: in place of the data set's own, in the order of its labels. The data set's own are encoded only if
+            the encoder is loaded by now.
+        class_texts: (C, D) float32 unit vectors of `class_names`; by default the encoder makes them.
         select_on: the training split, where texts are to be selected there.
 
     Raises:
@@ -115,7 +123,14 @@ def make_problem(
             f"{len(names)} class names for the {n_classes} classes of {data.name}: give one for each "
             "(class_names, --class-names)"
         )
-    said = None if names is None else encoder.encode_texts([encoder.prompt.replace("{}", name) for name in names])
+    said = class_texts
+    if said is None and names is not None and (class_names is not None or is_loaded(encoder)):
+        said = encoder.encode_texts([encoder.prompt.replace("{}", name) for name in names])
+    if said is not None and said.shape[1] != data.x.shape[1]:
+        raise DatasetError(
+            f"the vectors of the class names have width {said.shape[1]}, the embeddings of {data.name} "
+            f"{data.x.shape[1]}: both must come from the same encoder"
+        )
     return Problem(
         data.x.to(device),
         banks,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cae.encoders.deferred import NO_ENCODER
 from cae.evaluation.paper import PAPER, PAPER_ENCODER
 from cae.evaluation.study import METRICS
 from cae.files import write_json
@@ -58,12 +59,18 @@ def markdown(results: Sequence[Mapping[str, Any]], conditions: Mapping[str, Any]
     notes = [
         f"# {dataset['name']}: {dataset['images']:,} images, {dataset['classes']} classes",
         "",
-        f"Percent, mean ± standard deviation over {len(seeds)} seeds. Encoder {encoder}"
-        + ("; it is not CLIP, and its results are not comparable to the paper's." if encoder == "lite" else "."),
+        f"Percent, mean ± standard deviation over {len(seeds)} seeds. {_made_by(encoder)}",
         f"Texts: {'; '.join(corpora) or 'none'}; selected on the {dataset['texts_selected_on']} split. "
         f"Seconds are of one run after embedding, on {machine['gpu'] or str(machine['cores']) + ' CPU cores'}.",
     ]
     return "\n".join([*notes, "", *lines, ""])
+
+
+def _made_by(encoder: str) -> str:
+    if encoder == NO_ENCODER:
+        return "Embeddings and texts came as vectors, without their encoder."
+    remark = "; it is not CLIP, and its results are not comparable to the paper's" if encoder == "lite" else ""
+    return f"Encoder {encoder}{remark}."
 
 
 def percent(spread: Mapping[str, float]) -> str:

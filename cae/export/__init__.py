@@ -75,8 +75,14 @@ def export(
         progress: called with (done, total) files.
 
     Raises:
-        ExportError: `out` holds another export, files in the way or the originals, or cannot hold links.
+        ExportError: there are no pictures to take along; or `out` holds another export, files in the way or the
+            originals, or cannot hold links.
     """
+    if not result.has_pictures and target not in ("csv", "parquet", "json"):
+        raise ExportError(
+            f"the result in {result.folder} was made from embeddings that name no pictures: export it as csv, parquet "
+            "or json"
+        )
     plan = TARGETS[target](result.edited)
     placed = any(isinstance(content, Path) for content in plan.values())
     if placed and any(place.resolve().is_relative_to(result.root.resolve()) for place in _tops(plan, out)):

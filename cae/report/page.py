@@ -68,8 +68,13 @@ def write_report(
 
     Raises:
         OutputError: `out` cannot be written to, or holds a page of something else.
-        ResultError: the result's model or embeddings are missing or damaged.
+        ResultError: the result's model or embeddings are missing or damaged, or it knows of no pictures.
     """
+    if not result.has_pictures:
+        raise ResultError(
+            f"the result in {result.folder} was made from embeddings that name no pictures: there is nothing to show; "
+            "a column `path` in a .parquet file of embeddings says where their pictures are"
+        )
     check_writable(out)
     page = out / PAGE
     if page.exists() and not _is_report(page):

@@ -7,6 +7,7 @@ interrupted at any moment goes on at the block where it stopped. Every file is w
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from torch import Tensor
 from cae.cache import cache_dir
 from cae.checksums import content_hash, json_hash, load_json, load_tensors, save_tensors
 from cae.encoders import Encoder
+from cae.encoders.deferred import NO_ENCODER
 from cae.files import committing, dump_json, holding, replacing, tidy
 from cae.stopwatch import Progress, Reporter
 from cae.text.corpora import Corpus, Kind, TextError, load_corpus
@@ -45,8 +47,8 @@ class TextBank:
         corpus: The T texts, their glosses and provenance.
         embeddings: (T, D) float16 unit rows on the CPU.
         prompt: What the texts were put into before they were embedded, with `{}` for the text.
-        encoder: Spec of the encoder.
-        fingerprint: Fingerprint of the encoder.
+        encoder: Spec of the encoder; `none` where the embeddings were given.
+        fingerprint: Fingerprint of the encoder; of the embeddings where they were given.
     """
 
     corpus: Corpus
@@ -67,7 +69,10 @@ class TextBank:
 
     def provenance(self) -> dict[str, str | int]:
         """What a result records about the bank."""
-        return {**self.corpus.provenance(), "prompt": self.prompt}
+        known = self.corpus.provenance()
+        if self.encoder == NO_ENCODER:  # nor is it known what the texts were put into
+            return {**known, "vectors": self.fingerprint}
+        return {**known, "prompt": self.prompt}
 
 
 def load_bank(
@@ -138,7 +143,7 @@ def build_bank(
             embeddings = _read(folder, corpus, encoder.dim, warn=True)
             if embeddings is None:
                 embeddings = _embed(corpus.texts, encoder, prompt, folder.with_suffix(".partial"), progress)
-                _write(folder, embeddings, manifest)
+                _write(folder, embeddings, corpus.texts, manifest)
     # Also what a run has left that was killed just after it had finished the bank.
     shutil.rmtree(folder.with_suffix(".partial"), ignore_errors=True)
     return TextBank(corpus, embeddings, prompt, encoder.spec, encoder.fingerprint)
@@ -229,10 +234,11 @@ def _read(folder: Path, corpus: Corpus, dim: int, *, warn: bool = False) -> Tens
     return embeddings
 
 
-def _write(folder: Path, embeddings: Tensor, manifest: dict[str, Any]) -> None:
-    """Put a finished bank in its place."""
+def _write(folder: Path, embeddings: Tensor, texts: list[str], manifest: dict[str, Any]) -> None:
+    """Put a finished bank in its place. With the texts in it, the file can be taken elsewhere (`cae.text.vectors`)."""
     with _writing(folder), committing(folder) as draft:
-        save_file({"embeddings": embeddings}, draft / "embeddings.safetensors")
+        metadata = {"texts": json.dumps(texts)}
+        save_file({"embeddings": embeddings}, draft / "embeddings.safetensors", metadata)
         dump_json({**manifest, "sha256": content_hash(draft / "embeddings.safetensors")}, draft / "bank.json")
 
 

@@ -12,6 +12,8 @@ would have the same vector and take two of the `top_k` places of a center (Eq. 3
 | caption/glosses    | 21,844 definitions                   |  21,770 | nothing: comes with timm                 |
 | a text file        | one text a line, plain or .gz, UTF-8 |         |                                          |
 
+Texts whose vectors are there already are for `cae.text.vectors`.
+
 WordNet 3.0 has 119,034 noun lemmas when case counts; 117,798 is the number of noun strings in its own statistics.
 """
 
@@ -29,6 +31,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
+
+from cae.data.vector_files import READERS
 
 logger = logging.getLogger("cae")
 
@@ -105,12 +109,15 @@ def load_corpus(kind: Kind, source: str) -> Corpus:
     }[kind]
     if source in loaders:
         corpus = loaders[source]()
+    elif Path(source).suffix in READERS:
+        raise TextError(f"{source} holds vectors, and texts to embed are expected here; cae.text.load_vectors reads it")
     elif Path(source).exists():
         corpus = _text_file(kind, Path(source))
     else:
         known = ", ".join(loaders)
         raise TextError(
-            f"no {kind} corpus {source!r} and no such file: expected {known}, or a file with one text a line"
+            f"no {kind} corpus {source!r} and no such file: expected {known}, or a file with one text a line or of "
+            f"text vectors ({', '.join(READERS)})"
         )
     logger.info("%s %s: %d texts from %d rows", corpus.kind, corpus.name, len(corpus.texts), corpus.source_rows)
     return corpus
@@ -131,7 +138,7 @@ def _wordnet() -> Corpus:
         pairs += len(senses)
         spelling = next(lemma for lemma in senses[0].lemma_names() if lemma.lower() == name)
         texts.append(spelling.replace("_", " "))
-        glosses.append(tuple(_normalise(sense.definition()) for sense in senses))
+        glosses.append(tuple(normalise(sense.definition()) for sense in senses))
     return Corpus("noun", "wordnet", texts, glosses, pairs)
 
 
@@ -190,7 +197,7 @@ def _timm_table(name: str) -> dict[str, str]:
     table = Path(timm.origin).parent / "data" / "_info" / f"imagenet_synset_to_{name}.txt"
     lines = table.read_text(encoding="utf-8").splitlines()
     entries = (line.split("\t", 1) for line in lines)
-    return {synset: _normalise(text) for synset, text in entries}
+    return {synset: normalise(text) for synset, text in entries}
 
 
 def _flickr30k() -> Corpus:
@@ -226,28 +233,39 @@ def _flickr30k_file() -> Path:
 
 
 def _text_file(kind: Kind, path: Path) -> Corpus:
-    """A text file, plain or gzip, UTF-8, one text a line.
+    """A text file, see `read_lines`.
 
     Raises:
         TextError: It is no such file, or holds no text.
     """
-    remedy = "expected a UTF-8 text file, plain or gzip, with one text a line"
+    lines = read_lines(path)
+    texts = _unique(lines, fold_case=kind == "noun")
+    if not texts:
+        raise TextError(f"{path} is empty: {_TEXT_FILE}")
+    return Corpus(kind, path.name, texts, None, len(lines))
+
+
+_TEXT_FILE = "expected a UTF-8 text file, plain or gzip, with one text a line"
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, plain or gzip, UTF-8.
+
+    Raises:
+        TextError: It is no such file.
+    """
     if path.is_dir():
-        raise TextError(f"{path} is a folder: {remedy}")
+        raise TextError(f"{path} is a folder: {_TEXT_FILE}")
     try:
         with path.open("rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             with gzip.open(raw) if zipped else raw as file:
-                lines = list(_lines(file, path))
+                return list(_lines(file, path))
     except (OSError, EOFError, zlib.error) as error:  # gzip's errors are these three
-        raise TextError(f"{path} cannot be read ({_reason(error)}): {remedy}") from error
+        raise TextError(f"{path} cannot be read ({_reason(error)}): {_TEXT_FILE}") from error
     except UnicodeDecodeError as error:
-        raise TextError(f"{path} is not text in UTF-8: {remedy}") from error
-    texts = _unique(lines, fold_case=kind == "noun")
-    if not texts:
-        raise TextError(f"{path} is empty: {remedy}")
-    return Corpus(kind, path.name, texts, None, len(lines))
+        raise TextError(f"{path} is not text in UTF-8: {_TEXT_FILE}") from error
 
 
 def _lines(file: BinaryIO | gzip.GzipFile, path: Path) -> Iterator[str]:
@@ -265,13 +283,13 @@ def _lines(file: BinaryIO | gzip.GzipFile, path: Path) -> Iterator[str]:
 def _unique(texts: Iterable[str], *, fold_case: bool = False) -> list[str]:
     """Normalised texts without blank and repeated ones; the first spelling stays."""
     first: dict[str, str] = {}
-    for text in map(_normalise, texts):
+    for text in map(normalise, texts):
         if text:
             first.setdefault(text.lower() if fold_case else text, text)
     return list(first.values())
 
 
-def _normalise(text: str) -> str:
+def normalise(text: str) -> str:
     """Runs of whitespace become one space, and none surrounds the text."""
     return " ".join(text.split())
 

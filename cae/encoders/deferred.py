@@ -1,0 +1,76 @@
+"""An encoder that is loaded only when something is to be encoded: embeddings that are given need none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+
+from cae.encoders.base import Encoder, EncoderError, load_encoder
+
+NO_ENCODER = "none"
+"""In place of an encoder's spec and fingerprint, in results of embeddings and texts that came as vectors."""
+
+
+class _Deferred:
+    """Knows the width of the vectors, and loads the encoder when asked for anything else."""
+
+    def __init__(self, spec: str, weights: Path | None, dim: int, given: str) -> None:
+        self.dim, self.given = dim, given
+        self._spec, self._weights = spec, weights
+        self._device: torch.device | str = "cpu"
+        self._encoder: Encoder | None = None
+
+    @property
+    def loaded(self) -> bool:
+        return self._encoder is not None
+
+    def to(self, device: torch.device | str) -> Self:
+        self._device = device
+        if self._encoder is not None:
+            self._encoder.to(device)
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # what copying and pickling ask for before there is anything
+            raise AttributeError(name)
+        if self._encoder is None:
+            if self._spec == NO_ENCODER:
+                raise EncoderError(
+                    f"{self.given} knows vectors alone, and nothing says by which encoder: give embeddings, or "
+                    "that encoder as `encoder` of CAE.from_pretrained"
+                )
+            encoder = load_encoder(self._spec, weights=self._weights, device=self._device)
+            if encoder.dim != self.dim:
+                raise EncoderError(
+                    f"the encoder {self._spec} makes vectors of width {encoder.dim}, those of {self.given} have width "
+                    f"{self.dim}: give the encoder that made them (encoder, --encoder)"
+                )
+            self._encoder = encoder
+        return getattr(self._encoder, name)
+
+
+def deferred(spec: str, *, weights: Path | None = None, dim: int, given: str) -> Encoder:
+    """An encoder that is loaded at first use.
+
+    Args:
+        spec: for `load_encoder`, or `NO_ENCODER` where there is none to load.
+        weights: for `load_encoder`.
+        dim: width of the vectors that are given.
+        given: what holds them, for messages.
+
+    Raises:
+        EncoderError: at first use, if it cannot be loaded or makes vectors of another width.
+    """
+    return cast(Encoder, _Deferred(spec, weights, dim, given))
+
+
+def is_loaded(encoder: Encoder) -> bool:
+    """Whether there is an encoder behind it by now."""
+    return not isinstance(encoder, _Deferred) or encoder.loaded
+
+
+def maker(encoder: Encoder) -> str:
+    """What vectors of this width come from, for messages; loads nothing."""
+    return encoder.given if isinstance(encoder, _Deferred) and not encoder.loaded else f"the encoder {encoder.spec}"

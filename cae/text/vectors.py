@@ -1,0 +1,204 @@
+"""Text vectors that somebody computed: with them, embeddings are clustered without an encoder.
+
+They come as files or folders (`cae.data.vector_files`). The texts stand inside, in a column of a table or as a JSON
+list in the metadata of a safetensors file, or beside: STEM.txt, one text a line.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+from cae.checksums import tensors_hash
+from cae.config import CAEConfig
+from cae.data.vector_files import EmbeddingError, Vectors, holds_vectors, read_vectors
+from cae.encoders import Encoder
+from cae.encoders.deferred import NO_ENCODER
+from cae.stopwatch import Reporter
+from cae.text.bank import TextBank, load_bank
+from cae.text.corpora import Corpus, Kind, TextError, normalise, read_lines
+
+Source = str | os.PathLike[str]
+"""A corpus by name, a text file, or text vectors."""
+
+DEFAULTS: dict[Kind, Source] = {"noun": "imagenet22k", "caption": "glosses"}
+
+
+def text_sources(nouns: Source | None, captions: Source | None) -> dict[Kind, Source]:
+    """Where each kind of texts comes from.
+
+    What is not given has a default, unless the others are vectors: a default would have to be embedded, and nothing
+    says by which encoder.
+    """
+    given: dict[Kind, Source | None] = {"noun": nouns, "caption": captions}
+    named = {kind: source for kind, source in given.items() if source is not None}
+    return named if any(map(is_vectors, named.values())) else {**DEFAULTS, **named}
+
+
+def is_vectors(source: Source) -> bool:
+    """Whether texts come as vectors, by the name of the file or the layout of the folder."""
+    return holds_vectors(source, "texts")
+
+
+def limit_modalities(config: CAEConfig, sources: Mapping[Kind, Source]) -> CAEConfig:
+    """Leave out the modalities that there are no texts for.
+
+    Raises:
+        TextError: none is left.
+    """
+    left = tuple(modality for modality in config.modalities if modality in sources)
+    if not left:
+        missing = " and ".join(f"{modality}s" for modality in config.modalities)
+        raise TextError(f"these settings need {missing}, and only {', '.join(sources)}s are given as vectors: add them")
+    return replace(config, modalities=left)
+
+
+def load_banks(
+    modalities: Sequence[Kind],
+    sources: Mapping[Kind, Source],
+    encoder: Callable[[], Encoder],
+    reporter: Reporter | None = None,
+) -> dict[str, TextBank]:
+    """A bank for each modality: vectors as they are, the rest embedded.
+
+    Args:
+        modalities: which are needed.
+        sources: of `text_sources`.
+        encoder: called only if something has to be embedded, and once.
+        reporter: as for `load_bank`.
+
+    Raises:
+        TextError: a source is missing or cannot be used.
+    """
+    banks: dict[str, TextBank] = {}
+    encoder = cache(encoder)
+    for modality in modalities:
+        if modality not in sources:
+            raise TextError(
+                f"no {modality}s are given beside the vectors: give a file of vectors, or a corpus for the encoder to "
+                f"embed, as {modality}s={DEFAULTS[modality]!r}; or leave {modality} out of the modalities"
+            )
+        source = sources[modality]
+        vectors = is_vectors(source)
+        banks[modality] = (
+            load_vectors(modality, source) if vectors else load_bank(modality, os.fspath(source), encoder(), reporter)
+        )
+    return banks
+
+
+def load_vectors(kind: Kind, source: Source) -> TextBank:
+    """A bank of text vectors from disk.
+
+    Args:
+        kind: `noun` or `caption`.
+        source: .npy, .safetensors or .parquet, or a folder of clip-retrieval.
+
+    Raises:
+        TextError: it cannot be read, or vectors and texts do not fit; the message names the file and the row.
+    """
+    texts, vectors = read_text_vectors(source)
+    return bank_of_vectors(kind, texts, vectors, name=Path(source).name)
+
+
+def bank_of_vectors(kind: Kind, texts: Sequence[str], vectors: Tensor, *, name: str = "vectors") -> TextBank:
+    """A bank of texts and their vectors in memory; of a text that is there twice the first counts.
+
+    Args:
+        kind: `noun` or `caption`. Nouns that differ only in case are one noun.
+        texts: T strings.
+        vectors: (T, D) floats of any length.
+        name: what results call it.
+
+    Raises:
+        TextError: not as many vectors as texts, or a vector without a direction.
+
+    Example:
+        >>> import torch
+        >>> bank = bank_of_vectors("noun", ["ant", "bee", "Ant"], torch.eye(3))
+        >>> bank.texts, tuple(bank.embeddings.shape)
+        (['ant', 'bee'], (2, 3))
+    """
+    if vectors.ndim != 2 or len(texts) != len(vectors):
+        raise TextError(f"{len(texts)} texts for vectors of shape {tuple(vectors.shape)}: there must be a row for each")
+    rows: dict[str, int] = {}
+    for row, text in enumerate(texts):
+        if not normalise(text):
+            raise TextError(f"row {row} (the first is 0) of {name} has no text")
+        rows.setdefault(normalise(text).lower() if kind == "noun" else normalise(text), row)
+    kept = list(rows.values())
+    unit = _unit(vectors, name)[kept]
+    corpus = Corpus(kind, name, [normalise(texts[row]) for row in kept], None, len(texts))
+    return TextBank(corpus, unit, "{}", NO_ENCODER, tensors_hash({"embeddings": unit}, {})[:32])
+
+
+def _unit(vectors: Tensor, name: str) -> Tensor:
+    try:
+        rows = Vectors(vectors.detach().float().cpu().numpy(), None, None, None, ((name, len(vectors)),)).unit_rows()
+    except EmbeddingError as error:
+        raise TextError(str(error)) from error
+    return rows.half()
+
+
+def read_text_vectors(source: Source) -> tuple[list[str], Tensor]:
+    """The T texts of a source and their (T, D) float32 unit vectors, in its order.
+
+    Raises:
+        TextError: it cannot be read, or vectors and texts do not fit; the message names the file and the row.
+    """
+    try:
+        found = read_vectors(source, "texts")
+        vectors = found.unit_rows()
+    except EmbeddingError as error:
+        raise TextError(str(error)) from error
+    if found.texts is not None:
+        texts, where = found.texts, found.name
+    else:
+        texts, where = _texts_beside(Path(source))
+    if len(texts) != len(vectors):
+        row = min(len(texts), len(vectors))
+        lacks = "text" if len(texts) < len(vectors) else "vector"
+        raise TextError(
+            f"{where} holds {len(texts)} texts, {found.name} {len(vectors)} vectors: row {row} (the first is 0) is the "
+            f"first without a {lacks}"
+        )
+    checked = [normalise(text) if isinstance(text, str) else "" for text in texts]
+    if "" in checked:
+        row = checked.index("")
+        place = found.place(row) if found.texts is not None else f"line {row + 1} of {where}"
+        raise TextError(f"{place} has no text: leave its vector out, or write its text there")
+    return checked, vectors
+
+
+def _texts_beside(path: Path) -> tuple[list[str | None], str]:
+    """The lines of STEM.txt and its name; blank ones at the end do not count."""
+    if path.is_dir():
+        raise TextError(f"there are vectors in {path}, but no texts: expected a column `caption` in metadata/*.parquet")
+    file = path.with_suffix(".txt")
+    if not file.is_file():
+        inside = {".safetensors": "a JSON list `texts` in its metadata, or ", ".parquet": "a column `text`, or "}
+        expected = f"{inside.get(path.suffix, '')}{file} with one text a line"
+        raise TextError(f"there are vectors in {path}, but no texts: expected {expected}")
+    lines = read_lines(file)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return list(lines), str(file)
+
+
+def check_width(banks: Mapping[str, TextBank], sources: Mapping[Kind, Source], dim: int, images: str) -> None:
+    """Refuse texts of another space than the images'.
+
+    Raises:
+        TextError: a bank has another width than `dim`, that of `images`.
+    """
+    for modality, bank in banks.items():
+        width = bank.embeddings.shape[1]
+        if width != dim:
+            raise TextError(
+                f"{sources[modality]} holds vectors of width {width}, {images} embeddings of width {dim}: "  # type: ignore[index]
+                "both must come from the same encoder"
+            )
