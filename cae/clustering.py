@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity, normalize
 
 from cae.distributed import from_first, gathered, is_first, summed, total
 from cae.kernels import nearest
@@ -43,9 +43,9 @@ class Assignment(NamedTuple):
         runner_up: (N,) int64, the second nearest.
         confidence: (N,) float32 in [0, 1], the simplified silhouette 1 - d_1 / d_2 (Hruschka et al. 2004) with d_1 and
             d_2 the distances to the nearest and second nearest centroid: 0 half-way between two, 1 on the centroid.
-            The distance is 1 - cosine if spherical, else squared Euclidean.
-        similarity: (N,) float32, cosine to the own centroid if spherical, else minus the squared distance. With a
-            metric, the distance in that metric.
+            The distance is 1 - cosine if spherical, else squared Euclidean, in the metric if there is one.
+        similarity: (N,) float32, cosine to the own centroid if spherical or if there is a metric, else minus the
+            squared distance.
     """
 
     labels: Tensor
@@ -273,13 +273,15 @@ def assign(z: Tensor, centroids: Tensor, metric: Tensor | None = None, *, spheri
         metric: (D, d) float32; distances are Euclidean between rows times this matrix. Not with `spherical`.
         spherical: compare by cosine, else by Euclidean distance.
     """
-    if metric is not None:
-        z, centroids = z @ metric, centroids @ metric
-    labels, score = nearest(z, centroids, k=2, bias=_bias(centroids, spherical))
-    distance = 1 - score if spherical else z.square().sum(dim=1, keepdim=True) - 2 * score
+    rows, targets = (z, centroids) if metric is None else (z @ metric, centroids @ metric)
+    labels, score = nearest(rows, targets, k=2, bias=_bias(targets, spherical))
+    distance = 1 - score if spherical else rows.square().sum(dim=1, keepdim=True) - 2 * score
     first, second = distance.clamp_min(0).unbind(dim=1)
     confidence = torch.where(second > 0, 1 - first / second.clamp_min(torch.finfo(second.dtype).tiny), 0.0)
-    similarity = score[:, 0] if spherical else -first
+    if metric is not None:
+        similarity = cosine_similarity(z, centroids[labels[:, 0]])
+    else:
+        similarity = score[:, 0] if spherical else -first
     return Assignment(labels[:, 0], labels[:, 1], confidence, similarity)
 
 

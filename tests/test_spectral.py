@@ -88,11 +88,13 @@ def test_discriminants_decide_as_scikit_learns():
 
 
 class _Shrunk:
-    """As much again of the mean variance in every direction."""
+    """Some of the mean variance in every direction."""
 
     def fit(self, x):
         covariance = np.cov(x.T, bias=True)
-        self.covariance_ = covariance + np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+        self.covariance_ = covariance + module.ROUNDNESS * np.trace(covariance) / len(covariance) * np.eye(
+            len(covariance)
+        )
         return self
 
 
