@@ -1,12 +1,12 @@
-r"""The accuracy study in one command: methods, ablations and the top-K sweep, on simulation and on image sets.
+r"""The accuracy study in one command: methods, ablations and the top-K sweep, on files of embeddings and on image sets.
 
-    python benchmarks/accuracy.py                             # the simulator at every severity
-    python benchmarks/accuracy.py --encoder lite DIR …        # folders of class folders as well
-    python benchmarks/accuracy.py --study defaults            # each default against its alternatives
-    python benchmarks/accuracy.py --study count               # the number of clusters, found out
+    python benchmarks/accuracy.py --nouns nouns.npy dtd.npy …    # embeddings made elsewhere; classes in dtd.labels.npy
+    python benchmarks/accuracy.py --encoder lite DIR …           # folders of class folders
+    python benchmarks/accuracy.py --study defaults …             # each default against its alternatives
+    python benchmarks/accuracy.py --study count …                # the number of clusters, found out
     python benchmarks/accuracy.py --fit-on train --encoder open_clip:ViT-B-32/openai --nouns wordnet \
         --captions flickr30k --data-root ROOT stl10 cifar10 cifar20 imagenet10 imagenet-dogs dtd ucf101 imagenet
-                                                              # Tables 1 and 2 of the paper
+                                                                 # Tables 1 and 2 of the paper
 
 Each set gets a folder with results.json, results.md and plots; summary.md puts the accuracies of all sets in the output
 folder side by side, whichever run they come from, and summary.json keeps what the folders say.
@@ -21,18 +21,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from simulation import NOUN_VECTORS, SEVERITIES, load_noun_vectors, simulate
-
 from cae import evaluation, pipeline
-from cae.config import CAEConfig
 from cae.devices import find_device
 from cae.encoders import load_encoder
-from cae.evaluation.study import command, machine, peak_memory
-from cae.evaluation.tables import percent, write_study
+from cae.encoders.deferred import deferred
+from cae.evaluation.datasets import LabelledEmbeddings
+from cae.evaluation.study import command, machine
+from cae.evaluation.tables import percent
 from cae.files import write_json
 from cae.metrics import clustering_scores
 
-MAIN = ("kmeans", "zero-shot", "tac", "paper", "default", "auto")
+MAIN = ("kmeans", "zero-shot", "spectral", "image-only", "ntk-sc", "tac", "paper", "default-kmeans", "default", "auto")
 ABLATIONS = ("noun-only", "caption-only", "texts-only", "concat", "sum", "softmax")
 SWEEP = tuple(f"default:top_k={k}" for k in (1, 2, 5, 10, 20, 30))
 DEFAULTS = (
@@ -47,9 +46,10 @@ DEFAULTS = (
     "default:fusion=sum",
     "default:fusion=concat",
     "default:spherical=false",
+    "default:clustering=kmeans",
     "default:retrieval=assigned",
     *(f"default:top_k={value}" for value in (2, 10)),
-    *(f"default:n_init={value}" for value in (5, 50)),
+    *(f"default:images_per_center={value}" for value in (50, 100)),
 )
 STUDIES = {"methods": (*MAIN, *ABLATIONS, *SWEEP), "defaults": DEFAULTS}
 
@@ -60,12 +60,6 @@ def main() -> None:
         count_clusters(options)
         return
     methods = options.methods.split(",") if options.methods else STUDIES[options.study]
-    if options.noun_vectors.is_file():
-        for severity in options.severities.split(","):
-            print(f"simulation, {severity}", flush=True)
-            study_simulation(severity, methods, options)
-    else:
-        print(f"no noun vectors in {options.noun_vectors}: the simulator is left out")
     for dataset in options.datasets:
         print(dataset, flush=True)
         evaluation.evaluate(
@@ -78,6 +72,7 @@ def main() -> None:
             seeds=range(options.seeds),
             fit_on=options.fit_on,
             root=options.data_root,
+            labels=labels_of(dataset),
             tsne=options.study == "methods",
             device=find_device(options.device),
         )
@@ -89,60 +84,40 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="*", help="as `cae evaluate --dataset` takes them")
+    parser.add_argument("datasets", nargs="+", help="as `cae evaluate --dataset` takes them")
     parser.add_argument("--study", choices=(*STUDIES, "count"), default="methods", help="what is compared")
     parser.add_argument("--methods", help="separated by commas, in place of a study's")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("accuracy-results"))
-    parser.add_argument("--noun-vectors", type=Path, default=NOUN_VECTORS, help="text vectors for the simulator")
-    parser.add_argument("--severities", default=",".join(SEVERITIES))
     parser.add_argument("--encoder", default="open_clip:ViT-B-32/openai")
-    parser.add_argument("--nouns", default="imagenet22k")
-    parser.add_argument("--captions", default="glosses")
+    parser.add_argument("--nouns")
+    parser.add_argument("--captions")
     parser.add_argument("--fit-on", choices=("test", "train"), default="test")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--device", default="auto")
     return parser.parse_args()
 
 
-def study_simulation(severity: str, methods: Sequence[str], options: argparse.Namespace) -> None:
-    """A new world for every seed: the spread tells of worlds, where `cae evaluate` tells of k-means alone."""
-    nouns = load_noun_vectors(options.noun_vectors)
-    worlds = [simulate(nouns, SEVERITIES[severity], seed=seed) for seed in range(options.seeds)]
-    results = evaluation.run_study(worlds, methods, range(options.seeds))
-    problem = worlds[0]
-    conditions = {
-        "dataset": {
-            "name": f"SIMULATION, {severity}",
-            "images": len(problem.x),
-            "classes": problem.n_clusters,
-            "texts_selected_on": "test",
-            "severity": vars(SEVERITIES[severity]),
-        },
-        "encoder": {"spec": f"none: simulated images, noun vectors from {options.noun_vectors.name}"},
-        "corpora": {modality: bank.provenance() for modality, bank in problem.banks.items()},
-        "seeds": list(range(options.seeds)),
-        "command": command(),
-        "machine": machine(),
-        "peak_memory_bytes": peak_memory(),
-    }
-    write_study(results, conditions, options.out / f"simulation-{severity}")
+def labels_of(dataset: str) -> Path | None:
+    """The classes beside a file of embeddings, NAME.labels.npy to NAME.npy."""
+    file = Path(dataset).with_suffix(".labels.npy")
+    return file if file.is_file() else None
 
 
 def count_clusters(options: argparse.Namespace) -> None:
     """The number of clusters that `n_clusters="auto"` finds, seed by seed, as JSON and Markdown."""
-    nouns = load_noun_vectors(options.noun_vectors) if options.noun_vectors.is_file() else None
     rows = []
-    for severity in options.severities.split(",") if nouns is not None else ():
-        worlds = [simulate(nouns, SEVERITIES[severity], seed=seed) for seed in range(options.seeds)]
-        rows.append(_counted(f"SIMULATION, {severity}", worlds))
-    if options.datasets:
-        encoder = load_encoder(options.encoder, device=find_device(options.device))
-        banks = evaluation.load_banks(["auto"], encoder, nouns=options.nouns, captions=options.captions)
-        for dataset in options.datasets:
-            data = evaluation.embed(evaluation.load_dataset(dataset, root=options.data_root), encoder)
-            problem = evaluation.make_problem(data, encoder, banks, device=find_device(options.device))
-            rows.append(_counted(f"{Path(dataset).name}, {options.encoder}", [problem] * options.seeds))
+    device = find_device(options.device)
+    for dataset in options.datasets:
+        data = evaluation.load_dataset(dataset, root=options.data_root, labels=labels_of(dataset))
+        if isinstance(data, LabelledEmbeddings):
+            encoder = deferred(options.encoder, dim=data.x.shape[1], given=dataset).to(device)
+        else:
+            encoder = load_encoder(options.encoder, device=device)
+        method = "auto:modalities=noun" if options.captions is None and options.nouns else "auto"
+        banks = evaluation.load_banks([method], encoder, nouns=options.nouns, captions=options.captions)
+        problem = evaluation.make_problem(evaluation.embed(data, encoder), encoder, banks, device=device)
+        rows.append(_counted(Path(dataset).name, problem, method, options.seeds))
     lines = ["| set | true K | found, seed by seed | NMI at the true K | NMI at the found K |", "|---|---|---|---|---|"]
     for row in rows:
         found = ", ".join(map(str, row["found"]))
@@ -153,18 +128,18 @@ def count_clusters(options: argparse.Namespace) -> None:
     (options.out / "count.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
-def _counted(name: str, problems: Sequence[evaluation.Problem]) -> dict[str, Any]:
+def _counted(name: str, problem: evaluation.Problem, method: str, seeds: int) -> dict[str, Any]:
     found, scores = [], {"auto": [], "true": []}
-    for seed, problem in enumerate(problems):
+    for seed in range(seeds):
         for source, k in (("auto", "auto"), ("true", problem.n_clusters)):
-            config = CAEConfig.from_preset("auto", k, seed=seed)
+            config = evaluation.parse_method(method, k, seed=seed)[1]
             fitted, prediction = pipeline.fit(problem.x, problem.banks, config)
             scores[source].append(clustering_scores(prediction.cluster.cpu(), problem.labels)["nmi"])
             if k == "auto":
                 found.append(fitted.config.n_clusters)
     return {
         "set": name,
-        "true": problems[0].n_clusters,
+        "true": problem.n_clusters,
         "found": found,
         "nmi_true": statistics.fmean(scores["true"]),
         "nmi_found": statistics.fmean(scores["auto"]),

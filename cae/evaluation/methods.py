@@ -133,7 +133,7 @@ def run_method(name: str, problem: Problem, seed: int) -> Tensor:
     return prediction.cluster.cpu()
 
 
-def parse_method(name: str, n_clusters: int, **overrides: Any) -> tuple[Method, CAEConfig]:
+def parse_method(name: str, n_clusters: int | Literal["auto"], **overrides: Any) -> tuple[Method, CAEConfig]:
     """The row of `METHODS` and the whole configuration that a name stands for.
 
     Raises:
