@@ -21,6 +21,7 @@ from cae.clustering import assign, kmeans, warn_of_empty
 from cae.config import CAEConfig, Preset
 from cae.devices import find_device
 from cae.encoders import Encoder, load_encoder
+from cae.kernels.exact import exact_products
 from cae.state import FittedCAE
 from cae.text import TextBank, load_bank
 
@@ -107,6 +108,11 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         config = CAEConfig.from_preset(self.preset, n_clusters, **{"seed": self._seed(), **(self.settings or {})})
         x = self._unit_rows(X, reset=True, ensure_min_samples=self.n_clusters)
         banks = text_banks(config, self.banks, self.encoder, nouns=self.nouns, captions=self.captions)
+        with exact_products(x.device):
+            self._fit(x, banks, config)
+        return self
+
+    def _fit(self, x: Tensor, banks: Mapping[str, TextBank] | None, config: CAEConfig) -> None:
         if banks is None:
             self.fitted_, self.beta_ = None, None
             centroids = kmeans(
@@ -129,26 +135,27 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         self.cluster_centers_ = centroids.cpu().numpy()
         self.labels_ = labels.cpu().numpy()
         self._n_features_out = len(self.cluster_centers_)
-        return self
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:
         """The clusters (N,) int64 of embeddings (N, D); for the fitted rows, `labels_`."""
         check_is_fitted(self)
         x = self._unit_rows(X, reset=False)
-        if self.fitted_ is None:
-            return _nearest(x, self._centroids(x)).cpu().numpy()
-        return pipeline.predict(x, self.fitted_.to(x.device)).cluster.cpu().numpy()
+        with exact_products(x.device):
+            if self.fitted_ is None:
+                return _nearest(x, self._centroids(x)).cpu().numpy()
+            return pipeline.predict(x, self.fitted_.to(x.device)).cluster.cpu().numpy()
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         """Distances (N, K) float32 of embeddings (N, D) to the centroids: 1 - cosine, or Euclidean if not spherical."""
         check_is_fitted(self)
         x = self._unit_rows(X, reset=False)
-        z = x if self.fitted_ is None else pipeline.representations(x, self.fitted_.to(x.device))["fused"]
-        centroids = self._centroids(x)
-        spherical = self.fitted_ is None or self.fitted_.config.spherical
-        (distance,) = blockwise(
-            lambda rows: (1 - rows @ centroids.T if spherical else torch.cdist(rows, centroids),), z
-        )
+        with exact_products(x.device):
+            z = x if self.fitted_ is None else pipeline.representations(x, self.fitted_.to(x.device))["fused"]
+            centroids = self._centroids(x)
+            spherical = self.fitted_ is None or self.fitted_.config.spherical
+            (distance,) = blockwise(
+                lambda rows: (1 - rows @ centroids.T if spherical else torch.cdist(rows, centroids),), z
+            )
         return distance.cpu().numpy()
 
     def _seed(self) -> int:
