@@ -93,7 +93,8 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         """Cluster embeddings.
 
         Args:
-            X: (N, D) numbers, N at least K. Only the rows' directions matter.
+            X: (N, D) numbers, N at least K: an array, a tensor, a pandas or polars frame, or a polars column of lists.
+                Only the rows' directions matter.
             y: ignored.
 
         Raises:
@@ -105,7 +106,8 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         if not isinstance(self.n_clusters, Integral) or self.n_clusters < 2:
             raise ValueError(f"n_clusters must be a whole number of at least 2, got {self.n_clusters!r}")
         n_clusters = int(self.n_clusters)
-        config = CAEConfig.from_preset(self.preset, n_clusters, **{"seed": self._seed(), **(self.settings or {})})
+        settings = {name: _plain(value) for name, value in (self.settings or {}).items()}
+        config = CAEConfig.from_preset(self.preset, n_clusters, **{"seed": self._seed(), **settings})
         x = self._unit_rows(X, reset=True, ensure_min_samples=self.n_clusters)
         banks = text_banks(config, self.banks, self.encoder, nouns=self.nouns, captions=self.captions)
         with exact_products(x.device):
@@ -164,7 +166,7 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _unit_rows(self, X: ArrayLike, **checks: Any) -> Tensor:
-        copied = validate_data(self, X, dtype=np.float32, order="C", copy=True, **checks)
+        copied = validate_data(self, _dense(X), dtype=np.float32, order="C", copy=True, **checks)
         x = torch.from_numpy(copied).to(find_device(self.device))
         return normalize(x, dim=1, out=x)
 
@@ -200,6 +202,33 @@ def text_banks(
     loaded = load_encoder(encoder) if isinstance(encoder, str) else encoder
     sources = {"noun": nouns, "caption": captions}
     return {modality: load_bank(modality, sources[modality], loaded) for modality in config.modalities}
+
+
+def _plain(value: Any) -> Any:
+    """A setting as Python's number, where a search over settings or a model's parameter brings another kind."""
+    is_number = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0)
+    return value.item() if is_number else value
+
+
+def _dense(X: Any) -> Any:
+    """What scikit-learn cannot read by itself: tensors that train or are of half precision, and polars' lists.
+
+    Raises:
+        ValueError: a sparse tensor, or a polars frame that is not computed yet.
+    """
+    if isinstance(X, Tensor):
+        if X.layout is not torch.strided:
+            raise ValueError(f"X is a tensor of layout {X.layout}; pass X.to_dense()")
+        return X.detach().float().cpu().numpy()
+    if type(X).__module__.startswith("polars"):  # asked by name: polars need not be installed
+        if not hasattr(X, "to_numpy"):
+            raise ValueError(f"X is a polars {type(X).__name__}, which is not computed yet; pass X.collect()")
+        if hasattr(X, "to_series") and X.width == 1:
+            X = X.to_series()
+        if hasattr(X, "to_list") and X.dtype.is_nested():
+            return np.array(X.to_list(), dtype=np.float32)
+        return X.to_frame() if hasattr(X, "to_frame") else X
+    return X
 
 
 def _nearest(x: Tensor, centroids: Tensor) -> Tensor:

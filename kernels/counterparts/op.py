@@ -46,7 +46,7 @@ def counterparts(
     for name, matrix in (("x", x), ("u", u)):
         checks.finite(name, matrix)
         checks.unit_rows(name, matrix)
-    checks.positive("epsilon", epsilon)
+    epsilon = checks.positive("epsilon", epsilon)
     run = implementation("counterparts", "counterparts", backend, x.device)
     if g is None:
         g = u.new_zeros(u.shape[0], dtype=torch.float32)

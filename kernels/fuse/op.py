@@ -43,5 +43,5 @@ def fuse(parts: Sequence[Tensor], *, gamma: float, backend: Backend = "auto") ->
             )
     for i, part in enumerate(parts):
         checks.finite(f"parts[{i}]", part)
-    checks.positive("gamma", gamma)
+    gamma = checks.positive("gamma", gamma)
     return implementation("fuse", "fuse", backend, parts[0].device)(parts, gamma=gamma)
