@@ -119,7 +119,8 @@ class ClusteringCallback(Callback):
             to TensorBoard, a table to W&B.
         strict: raise `ClusteringError` in place of the warning.
         preset: of `cae.config.CAEConfig`; `default` keeps one rule for all epochs, where `auto` may choose anew.
-        settings: any field of `CAEConfig`, such as `seed`; `n_init` is 5 unless given.
+        settings: any field of `CAEConfig`, such as `seed`; `n_init` is 5 unless given. In the YAML of a LightningCLI
+            they stand under `dict_kwargs`, beside `init_args`.
 
     Raises:
         ValueError: a setting is unknown or out of range, or settings exclude each other.

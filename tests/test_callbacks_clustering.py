@@ -1,6 +1,7 @@
 """`ClusteringCallback` in real training runs: right scores at the right time, and nothing else is any different."""
 
 import random
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -493,6 +494,25 @@ def test_settings_are_checked_at_once(options, message):
 def test_a_method_that_is_not_there_is_named_before_training():
     with pytest.raises(ValueError, match="Classifier has no method 'encode'"):
         fit(trainer(ClusteringCallback(K, method="encode")))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning calls jsonargparse in its old way
+def test_lightning_cli_makes_the_callback(tmp_path, monkeypatch):
+    pytest.importorskip("jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    monkeypatch.setattr(sys, "argv", ["cli"])
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "trainer: {logger: false, accelerator: cpu, callbacks: [{class_path: cae.callbacks.ClusteringCallback, "
+        "init_args: {n_clusters: auto, method: forward}, dict_kwargs: {seed: 3, epsilon: 0.5}}]}"
+    )
+    made = LightningCLI(
+        BoringModel, args=["--config", str(config)], run=False, seed_everything_default=False, save_config_callback=None
+    ).trainer.callbacks
+    (callback,) = (callback for callback in made if isinstance(callback, ClusteringCallback))
+    assert (callback.config.seed, callback.config.epsilon, callback.method) == (3, 0.5, "forward")
 
 
 def test_two_layers_in_one_trainer_are_told_apart(tmp_path):
