@@ -253,8 +253,13 @@ def merge(parts: Sequence[Path], target: Path) -> None:
     Args:
         parts: Parquet files of the same columns, rank by rank; up to the first dot they are called after their rank.
         target: the file to write.
+
+    Raises:
+        ValueError: the processes have other columns, or types without a common one.
     """
-    schema = pa.unify_schemas([pq.read_schema(part) for part in parts], promote_options="permissive")
+    schema = pq.read_schema(parts[0])
+    for part in parts[1:]:
+        schema = widened(schema, pq.read_schema(part), f"the process of {part.name}")
     datasets = [pads.dataset(os.fspath(part)) for part in parts]
     ranks = np.unique([part.name.split(".")[0] for part in parts], return_inverse=True)[1]
     repeated = 0
@@ -318,6 +323,7 @@ def in_order(index: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, int]:
     """
     if (index[1:] > index[:-1]).all():
         return np.arange(len(index)), 0
+    index = np.unique(index, return_inverse=True)[1]  # as numbers, where they are strings
     order = np.lexsort((rank, index))  # stable
     index, rank = index[order], rank[order]
     starts = np.flatnonzero(np.r_[True, (index[1:] != index[:-1]) | (rank[1:] != rank[:-1])])
