@@ -21,6 +21,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from cae.distributed import from_first, gathered, is_first, summed, total
 from cae.kernels import nearest
+from cae.kernels.exact import exact_products
 from cae.stopwatch import stage, tell
 
 logger = logging.getLogger("cae")
@@ -273,7 +274,10 @@ def assign(z: Tensor, centroids: Tensor, metric: Tensor | None = None, *, spheri
         metric: (D, d) float32; distances are Euclidean between rows times this matrix. Not with `spherical`.
         spherical: compare by cosine, else by Euclidean distance.
     """
-    rows, targets = (z, centroids) if metric is None else (z @ metric, centroids @ metric)
+    rows, targets = z, centroids
+    if metric is not None:
+        with exact_products(z.device):
+            rows, targets = z @ metric, centroids @ metric
     labels, score = nearest(rows, targets, k=2, bias=_bias(targets, spherical))
     distance = 1 - score if spherical else rows.square().sum(dim=1, keepdim=True) - 2 * score
     first, second = distance.clamp_min(0).unbind(dim=1)

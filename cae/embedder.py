@@ -124,6 +124,8 @@ class Embedder(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Bring the encoder to the trainer's device."""
         self.encoder.to(self.device)
+        # BatchSizeFinder's trials come before this, and each ends as a run does. What they embedded is in the store.
+        self.trainer.should_stop = False
 
     @torch.no_grad()
     def training_step(self, batch: Any, batch_idx: int) -> None:

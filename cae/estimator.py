@@ -22,6 +22,7 @@ from cae.clustering import warn_of_empty
 from cae.config import CAEConfig, Preset
 from cae.devices import find_device
 from cae.encoders import Encoder, load_encoder
+from cae.kernels.exact import exact_products
 from cae.partition import Partition, partition
 from cae.state import FittedCAE
 from cae.text import TextBank, load_banks
@@ -99,7 +100,8 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         """Cluster embeddings.
 
         Args:
-            X: (N, D) numbers, N at least K. Only the rows' directions matter.
+            X: (N, D) numbers, N at least K: an array, a tensor, a pandas or polars frame, or a polars column of lists.
+                Only the rows' directions matter.
             y: ignored.
 
         Raises:
@@ -111,11 +113,17 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         if not isinstance(self.n_clusters, Integral) or self.n_clusters < 2:
             raise ValueError(f"n_clusters must be a whole number of at least 2, got {self.n_clusters!r}")
         n_clusters = int(self.n_clusters)
-        config = CAEConfig.from_preset(self.preset, n_clusters, **{"seed": self._seed(), **(self.settings or {})})
-        if self.banks is None and "modalities" not in (self.settings or {}):
+        settings = {name: _plain(value) for name, value in (self.settings or {}).items()}
+        config = CAEConfig.from_preset(self.preset, n_clusters, **{"seed": self._seed(), **settings})
+        if self.banks is None and "modalities" not in settings:
             config = limit_modalities(config, text_sources(self.nouns, self.captions))
         x = self._unit_rows(X, reset=True, ensure_min_samples=self.n_clusters)
         banks = text_banks(config, self.banks, self.encoder, nouns=self.nouns, captions=self.captions)
+        with exact_products(x.device):
+            self._fit(x, banks, config)
+        return self
+
+    def _fit(self, x: Tensor, banks: Mapping[str, TextBank] | None, config: CAEConfig) -> None:
         if banks is None:
             self.fitted_, self.beta_ = None, None
             found_clusters = partition(x, replace(config, spherical=True))
@@ -132,23 +140,24 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         self.cluster_centers_ = self.partition_.centroids.numpy()
         self.labels_ = labels.cpu().numpy()
         self._n_features_out = len(self.cluster_centers_)
-        return self
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:
         """The clusters (N,) int64 of embeddings (N, D); for the fitted rows, `labels_`."""
         check_is_fitted(self)
         x = self._unit_rows(X, reset=False)
-        if self.fitted_ is None:
-            return _labels(x, self.partition_.to(x.device)).cpu().numpy()
-        return pipeline.predict(x, self.fitted_.to(x.device)).cluster.cpu().numpy()
+        with exact_products(x.device):
+            if self.fitted_ is None:
+                return _labels(x, self.partition_.to(x.device)).cpu().numpy()
+            return pipeline.predict(x, self.fitted_.to(x.device)).cluster.cpu().numpy()
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         """Distances (N, K) float32 of embeddings (N, D) to the clusters, by which `predict` takes the nearest."""
         check_is_fitted(self)
         x = self._unit_rows(X, reset=False)
-        z = x if self.fitted_ is None else pipeline.representations(x, self.fitted_.to(x.device))["fused"]
-        clusters = self.partition_.to(x.device)
-        (distance,) = blockwise(lambda rows: (clusters.distances(rows),), z)
+        with exact_products(x.device):
+            z = x if self.fitted_ is None else pipeline.representations(x, self.fitted_.to(x.device))["fused"]
+            clusters = self.partition_.to(x.device)
+            (distance,) = blockwise(lambda rows: (clusters.distances(rows),), z)
         return distance.cpu().numpy()
 
     def _seed(self) -> int:
@@ -157,7 +166,7 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _unit_rows(self, X: ArrayLike, **checks: Any) -> Tensor:
-        copied = validate_data(self, X, dtype=np.float32, order="C", copy=True, **checks)
+        copied = validate_data(self, _dense(X), dtype=np.float32, order="C", copy=True, **checks)
         x = torch.from_numpy(copied).to(find_device(self.device))
         return normalize(x, dim=1, out=x)
 
@@ -195,6 +204,33 @@ def text_banks(
         return load_encoder(encoder) if isinstance(encoder, str) else encoder
 
     return load_banks(config.modalities, sources, load)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as Python's number, where a search over settings or a model's parameter brings another kind."""
+    is_number = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0)
+    return value.item() if is_number else value
+
+
+def _dense(X: Any) -> Any:
+    """What scikit-learn cannot read by itself: tensors that train or are of half precision, and polars' lists.
+
+    Raises:
+        ValueError: a sparse tensor, or a polars frame that is not computed yet.
+    """
+    if isinstance(X, Tensor):
+        if X.layout is not torch.strided:
+            raise ValueError(f"X is a tensor of layout {X.layout}; pass X.to_dense()")
+        return X.detach().float().cpu().numpy()
+    if type(X).__module__.startswith("polars"):  # asked by name: polars need not be installed
+        if not hasattr(X, "to_numpy"):
+            raise ValueError(f"X is a polars {type(X).__name__}, which is not computed yet; pass X.collect()")
+        if hasattr(X, "to_series") and X.width == 1:
+            X = X.to_series()
+        if hasattr(X, "to_list") and X.dtype.is_nested():
+            return np.array(X.to_list(), dtype=np.float32)
+        return X.to_frame() if hasattr(X, "to_frame") else X
+    return X
 
 
 def _labels(x: Tensor, clusters: Partition) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from numbers import Integral
+from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -22,7 +23,8 @@ from cae.callbacks.matching import cluster_centers, match_clusters, overlap
 from cae.callbacks.outputs import describe, look_up
 from cae.callbacks.ranks import gather, on_rank_zero
 from cae.callbacks.reservoir import Reservoir, smallest
-from cae.config import CAEConfig, Preset
+from cae.cluster_count import count_clusters
+from cae.config import UNKNOWN, CAEConfig, Preset
 from cae.encoders import Encoder
 from cae.estimator import CAEClusterer, text_banks
 from cae.scores import clustering_scores, silhouette_score, stability
@@ -31,8 +33,22 @@ from cae.text.vectors import Source, limit_modalities, text_sources
 
 T = TypeVar("T")
 
-LOWEST = {"nmi": 0.0, "acc": 0.0, "ari": -0.5, "silhouette": -1.0, "stability": -0.5}
+LOWEST = {
+    "nmi": 0.0,
+    "acc": 0.0,
+    "ari": -0.5,
+    "silhouette": -1.0,
+    "stability": -0.5,
+    "size_min": 0.0,
+    "size_max": 0.0,
+}
 """What monitors see of each score until there is one: the least it can be."""
+
+COUNTED = 5000
+"""Embeddings that `n_clusters="auto"` looks at; more are a waste of time."""
+
+METHOD_HINT = "give the callback method=lambda module, batch: module.backbone(batch[0])"
+"""For modules whose `validation_step` returns something else, with names to be filled in."""
 
 RESTARTS = 5
 """Of k-means, unless `n_init` is given: this runs epoch after epoch, and a fit for good does more."""
@@ -83,12 +99,14 @@ class ClusteringCallback(Callback):
     and training goes on.
 
     Args:
-        n_clusters: K.
+        n_clusters: K, or `auto` to find it out at the first clustering and keep it, so that clusters keep their ids.
         embedding: where the embeddings (B, D) are in what `validation_step` returns: a dict key, a path of keys,
             attributes and positions (`"outputs.pooled"`, `"1"`), or a function of it.
         label: where the class labels (B,) are, likewise; None for none.
-        method: a method of the LightningModule to call on the batch; its result holds the embeddings (B, D), or is them
-            if `embedding` is left alone. `label` is then looked up in the batch.
+        method: what gives the embeddings in place of `validation_step`: a function of module and batch, such as
+            `lambda module, batch: module.backbone(batch[0])`, or the name of a method of the LightningModule that takes
+            the batch. Its result holds the embeddings (B, D), or is them if `embedding` is left alone. `label` is then
+            looked up in the batch.
         banks: a `cae.text.TextBank` of the embeddings' space under `noun` and under `caption`.
         encoder: in place of `banks`, what embeds the corpora: a spec for `cae.encoders.load_encoder` or an `Encoder`.
         nouns: corpus for `encoder`; or a file of text vectors of the embeddings' space, which needs none.
@@ -96,12 +114,14 @@ class ClusteringCallback(Callback):
         every_n_epochs: cluster the validation runs of every n-th epoch; 1 unless `every_n_train_steps` is given.
         every_n_train_steps: in place of epochs, cluster at the first validation run after this many more steps.
         max_samples: cluster a uniform sample of at most so many embeddings.
-        prefix: of the logged names; tells several of these callbacks apart.
+        prefix: of the logged names. Several of these callbacks with one prefix have what they cluster appended to it:
+            `cluster_early_acc` and `cluster_late_acc` for `embedding="early"` and `embedding="late"`.
         details: give loggers more than scores: cluster sizes to every logger, a histogram and the embedding projector
             to TensorBoard, a table to W&B.
         strict: raise `ClusteringError` in place of the warning.
         preset: of `cae.config.CAEConfig`; `default` keeps one rule for all epochs, where `auto` may choose anew.
-        settings: any field of `CAEConfig`, such as `seed`; `n_init` is 5 unless given.
+        settings: any field of `CAEConfig`, such as `seed`; `n_init` is 5 unless given. In the YAML of a LightningCLI
+            they stand under `dict_kwargs`, beside `init_args`.
 
     Raises:
         ValueError: a setting is unknown or out of range, or settings exclude each other.
@@ -110,11 +130,11 @@ class ClusteringCallback(Callback):
 
     def __init__(
         self,
-        n_clusters: int,
+        n_clusters: int | Literal["auto"],
         *,
         embedding: str | Callable[[Any], Tensor] | None = None,
         label: str | Callable[[Any], Tensor] | None = None,
-        method: str | None = None,
+        method: str | Callable[[Any, Any], Any] | None = None,
         banks: Mapping[str, TextBank] | None = None,
         encoder: str | Encoder | None = None,
         nouns: Source | None = None,
@@ -128,8 +148,8 @@ class ClusteringCallback(Callback):
         preset: Preset = "default",
         **settings: Any,
     ) -> None:
-        if isinstance(n_clusters, str) or n_clusters < 2:  # "auto" would be another number each epoch
-            raise ValueError(f"n_clusters must be a whole number of at least 2, got {n_clusters!r}")
+        if n_clusters != "auto" and (not isinstance(n_clusters, Integral) or n_clusters < 2):
+            raise ValueError(f"n_clusters must be a whole number of at least 2, or auto, got {n_clusters!r}")
         settings = {"n_init": RESTARTS, **settings}
         self.config = CAEConfig.from_preset(preset, n_clusters, **settings)
         if banks is None and "modalities" not in settings:
@@ -139,7 +159,7 @@ class ClusteringCallback(Callback):
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_train_steps", every_n_train_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if max_samples < n_clusters:
+        if n_clusters != "auto" and max_samples < n_clusters:
             raise ValueError(f"max_samples must be at least n_clusters = {n_clusters}, got {max_samples}")
         if banks is not None and encoder is not None:
             raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
@@ -153,7 +173,7 @@ class ClusteringCallback(Callback):
         self.every_n_epochs = every_n_epochs or 1
         self.every_n_train_steps = every_n_train_steps
         self.max_samples = max_samples
-        self.prefix = prefix
+        self.own_prefix = self.prefix = prefix
         self.details = details
         self.strict = strict
         self.preset: Preset = preset
@@ -167,7 +187,13 @@ class ClusteringCallback(Callback):
     @property
     def state_key(self) -> str:
         """Tells apart the saved states of several of these callbacks."""
-        return self._generate_state_key(prefix=self.prefix, n_clusters=self.config.n_clusters)
+        return self._generate_state_key(prefix=self.own_prefix, source=self._source, n_clusters=self.config.n_clusters)
+
+    @property
+    def _source(self) -> str:
+        """What is clustered, in a word."""
+        where = self.embedding or self.method
+        return where if isinstance(where, str) else getattr(where, "__qualname__", type(where).__name__)
 
     def state_dict(self) -> dict[str, Any]:
         """The last clustering, so that ids and monitors go on after a resume."""
@@ -187,12 +213,37 @@ class ClusteringCallback(Callback):
         """
         if stage not in ("fit", "validate"):
             return
-        if self.method is not None and not callable(getattr(pl_module, self.method, None)):
+        self._tell_apart(trainer)
+        if isinstance(self.method, str) and not callable(getattr(pl_module, self.method, None)):
             raise ValueError(
                 f"{type(pl_module).__name__} has no method {self.method!r}, which this callback shall call"
             )
         if self.banks is None:
             on_rank_zero(trainer, self._load_banks)
+
+    def _tell_apart(self, trainer: pl.Trainer) -> None:
+        others = [callback for callback in trainer.callbacks if isinstance(callback, ClusteringCallback)]  # type: ignore[attr-defined]  # is there
+        sharing = [callback for callback in others if callback.own_prefix == self.own_prefix]
+        self.prefix = self.own_prefix
+        if len(sharing) == 1:
+            return
+        sources = [callback._source for callback in sharing]
+        if sources.count(self._source) > 1:
+            raise ValueError(
+                f"two ClusteringCallbacks cluster {self._source!r} and log under {self.own_prefix!r}; give each a "
+                "prefix of its own"
+            )
+        self.prefix = f"{self.own_prefix}{self._source.replace('.', '_')}_"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warn where nothing will ever be clustered."""
+        if not trainer.enable_validation:
+            rank_zero_warn(
+                "ClusteringCallback clusters at the end of validation runs, and this fit has none; it needs a "
+                "validation loader (trainer.fit(model, train, val)) and a `validation_step`. Where that returns no "
+                f"embeddings, {METHOD_HINT}",
+                category=RuntimeWarning,
+            )
 
     def _load_banks(self) -> None:
         self.banks = text_banks(self.config, None, self.encoder, nouns=self.nouns, captions=self.captions)
@@ -253,8 +304,8 @@ class ClusteringCallback(Callback):
     def _standing_scores(self) -> dict[str, float]:
         # The same names in every run: a name that is new to Lightning later than its measured score would replace it.
         last = self.clustering.scores if self.clustering else {}
-        names = LOWEST if self.label else ("silhouette", "stability")
-        return {name: last.get(name, LOWEST[name]) for name in names}
+        needs_label = {"nmi", "acc", "ari"}
+        return {name: last.get(name, low) for name, low in LOWEST.items() if self.label or name not in needs_label}
 
     def _log(self, pl_module: pl.LightningModule, scores: Mapping[str, float], *, logger: bool | None = None) -> None:
         # Every rank logs the same number, and the largest of them is that number exactly; a mean could round.
@@ -270,9 +321,14 @@ class ClusteringCallback(Callback):
         source, labelled = ("validation_step", outputs), ("validation_step", outputs)
         if self.method is not None:
             with trainer.precision_plugin.val_step_context():
-                source = (self.method, getattr(pl_module, self.method)(batch))
+                source = (f"method {self._method_name}", self._call_method(pl_module, batch))
             labelled = ("the batch", batch)
-        x = look_up(self.embedding, *source) if self.embedding else source[1]
+        try:
+            x = look_up(self.embedding, *source) if self.embedding else source[1]
+        except LookupError as error:
+            if self.method is not None:
+                raise
+            raise LookupError(f"{error}; return it there, or {METHOD_HINT}") from error
         name = f"embedding {self.embedding!r} of {source[0]}" if self.embedding else f"the result of {source[0]}"
         if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
             raise ValueError(f"{name} must be a tensor of floats (B, D), got {describe(x)}")
@@ -290,6 +346,16 @@ class ClusteringCallback(Callback):
         assert self._reservoir is not None  # the hook has looked
         self._width = x.shape[1]
         self._reservoir.add(*columns)
+
+    @property
+    def _method_name(self) -> str:
+        return self.method if isinstance(self.method, str) else getattr(self.method, "__qualname__", "")
+
+    def _call_method(self, pl_module: pl.LightningModule, batch: Any) -> Any:
+        if isinstance(self.method, str):
+            return getattr(pl_module, self.method)(batch)
+        assert self.method is not None
+        return self.method(pl_module, batch)
 
     def _cluster(
         self,
@@ -310,8 +376,9 @@ class ClusteringCallback(Callback):
         classes = targets[0].unique(return_inverse=True)[1] if targets else None
         samples = digest(positions, *targets) if has_fixed_order(trainer) else ""
 
+        n_clusters = self._cluster_count(x)
         found = CAEClusterer(
-            self.config.n_clusters,
+            n_clusters,
             banks=self.banks,
             preset=self.preset,
             settings={**self.settings, "modalities": self.config.modalities},
@@ -325,14 +392,22 @@ class ClusteringCallback(Callback):
             weights = found.beta_.mean(axis=0).tolist()
             modalities = ("image", *self.config.modalities)
             scores.update({f"beta_{name}": weight for name, weight in zip(modalities, weights, strict=True)})
-        clustering = Clustering(labels, cluster_centers(x, labels, self.config.n_clusters), scores, samples)
+        clustering = Clustering(labels, cluster_centers(x, labels, n_clusters), scores, samples)
         scores.update(size_min=min(clustering.sizes), size_max=max(clustering.sizes))
         if self.details:
             log_details(trainer.loggers, x, labels, classes, clustering.sizes, self.prefix, trainer.global_step)
         return clustering
 
+    def _cluster_count(self, x: Tensor) -> int:
+        if self.config.n_clusters != UNKNOWN:
+            return self.config.n_clusters
+        if self.clustering is not None:
+            return len(self.clustering.centers)
+        sample = x[:: -(-len(x) // COUNTED)]
+        return count_clusters(sample, seed=self.config.seed).n_clusters
+
     def _check(self, x: Tensor) -> None:
-        name = f"embedding {self.embedding or self.method!r} of shape {tuple(x.shape)}"
+        name = f"embedding {self._source!r} of shape {tuple(x.shape)}"
         broken = int((~x.isfinite().all(dim=1)).sum())
         if broken:
             raise ClusteringError(f"{name} holds NaN or infinity in {broken} of {len(x)} rows")
@@ -352,7 +427,8 @@ class ClusteringCallback(Callback):
         """
         if self.clustering is None:
             return labels, {}
-        n_clusters, previous, scores = self.config.n_clusters, self.clustering, dict[str, float]()
+        previous, scores = self.clustering, dict[str, float]()
+        n_clusters = len(previous.centers)
         if samples and samples == previous.samples:
             similarity = overlap(labels, previous.labels, n_clusters)
             scores["stability"] = stability([labels, previous.labels])

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
-import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_warn
 
+from cae.callbacks.columns import to_table
 from cae.callbacks.ranks import on_rank_zero
 from cae.files import replacing
 from cae.module import CAE
@@ -33,13 +33,20 @@ GROUP_BATCHES = 1 << 14
 class PredictionWriter(BasePredictionWriter):
     """Streams what `predict_step` returns to one Parquet file, so that `return_predictions=False` works for any number.
 
-    `predict_step` returns a tensor, which becomes the column `prediction`, or a dict of columns: tensors (B,) or (B, m)
-    and lists of B strings or numbers. The column `index` is the sample's position in the data set: the prediction's own
-    `index` if it has one, else what Lightning knows of the sampler; data sets without positions have no such column.
-    With several loaders, `dataloader` tells them apart.
+    `predict_step` returns a column, which is called `prediction`; columns in a dict, named tuple or tuple
+    (`prediction_0`, …); a list of B dicts; or None for a batch without predictions. A column is a tensor (B, …),
+    written as lists of fixed size; a list of B strings, numbers, lists, dicts or tensors, which may differ in length as
+    detections do; a dict or named tuple of columns; or None. What a later batch brings may widen a column's type: from
+    nothing to strings, whole numbers to fractions, lists of one size to lists of any.
 
-    Each process writes a file of its own in a hidden folder beside the target; at the end rank 0 merges them, sorted
-    by index, each index once. All processes must see the same file system. The target appears complete, or stays as it
+    The column `index` is the sample's position in the data set: the prediction's own `index` if it has one, else what
+    Lightning knows of the sampler. Data sets without positions have no such column, or none in it if another loader
+    has some. With several loaders, `dataloader` tells them apart. The predictions of a `CAE` also get `name`, what the
+    cluster is called, and `path`, if batches know their files.
+
+    Each process writes files of its own in a hidden folder beside the target; at the end rank 0 merges them, sorted by
+    index. What a sampler dealt to two processes is written once; rows of one process that say the same `index` are all
+    written, with a warning. All processes must see the same file system. The target appears complete, or stays as it
     was if the run fails.
 
     Memory does not grow with the number of samples, beyond the list of indices that Lightning keeps, about 40 bytes a
@@ -66,7 +73,7 @@ class PredictionWriter(BasePredictionWriter):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make room for the parts, which also finds out whether anything can be written there."""
         on_rank_zero(trainer, self._make_folder)
-        self._part = Part(self._folder / f"rank-{trainer.global_rank:05d}.parquet")
+        self._part = Part(self._folder / f"rank-{trainer.global_rank:05d}.00000.parquet")
         self._stale = trainer.predict_loop.current_batch_indices
         self._held = [] if isinstance(pl_module, CAE) and pl_module.fitted is None else None
 
@@ -86,14 +93,18 @@ class PredictionWriter(BasePredictionWriter):
             ValueError: they are no columns of equal length; the message names the batch and the column.
         """
         assert self._part is not None  # since the start
-        where = f"prediction of batch {batch_idx}"
-        loader = dataloader_idx if len(trainer.num_predict_batches) > 1 else None
         # For a loader without indices Lightning hands out those of the last batch that had some.
         indices = [] if batch_indices is None or batch_indices is self._stale else list(batch_indices)
         self._stale = batch_indices
+        if prediction is None:
+            return
+        where = f"prediction of batch {batch_idx}"
+        loader = dataloader_idx if len(trainer.num_predict_batches) > 1 else None
+        if isinstance(pl_module, CAE) and isinstance(batch, Mapping) and "path" in batch:
+            prediction = {"path": batch["path"], **prediction}
         rows = (prediction, indices, where, loader)
         if self._held is None:
-            self._part.write(to_table(*rows), where)
+            self._write(pl_module, *rows)
         else:
             self._held.append(rows)
 
@@ -105,7 +116,7 @@ class PredictionWriter(BasePredictionWriter):
         """
         assert self._part is not None  # since the start
         for rows in self._held or ():
-            self._part.write(to_table(*rows), rows[2])
+            self._write(pl_module, *rows)
         self._held = None
         self._part.close()
         trainer.strategy.barrier("predictions written")
@@ -122,6 +133,21 @@ class PredictionWriter(BasePredictionWriter):
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
 
+    def _write(
+        self, pl_module: pl.LightningModule, prediction: Any, indices: list[int], where: str, loader: int | None
+    ) -> None:
+        assert self._part is not None  # since the start
+        if isinstance(pl_module, CAE) and pl_module.fitted is not None:
+            names = [cluster.name for cluster in pl_module.fitted.clusters]
+            prediction = {**prediction, "name": [names[k] for k in prediction["cluster"].tolist()]}
+        self._part.write(to_table(prediction, indices, where, loader), where)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Say so if there was no batch to predict: Lightning then leaves out all hooks between setup and this one."""
+        if stage == "predict" and self._part is None and not trainer.interrupted:
+            rank_zero_warn(f"there were no batches to predict, so {self.path} was not written", category=RuntimeWarning)
+        self._part = None
+
     def _merge(self) -> None:
         parts = sorted(self._folder.glob("rank-*.parquet"))
         if not parts:
@@ -132,15 +158,17 @@ class PredictionWriter(BasePredictionWriter):
 
 
 class Part:
-    """One process's Parquet file, opened with the first rows.
+    """One process's rows in Parquet files, a new one whenever a column's type widens.
 
     Args:
-        path: of the file.
+        path: of the first file, `rank-00000.00000.parquet`; the next is `rank-00000.00001.parquet`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._schema: pa.Schema | None = None
         self._writer: pq.ParquetWriter | None = None
+        self._files = 0
         self._held: list[pa.Table] = []
         self._held_bytes = 0
 
@@ -148,16 +176,15 @@ class Part:
         """Append rows.
 
         Raises:
-            ValueError: other columns than before; the message begins with `where`.
+            ValueError: other columns than before, or other types that none holds all values of; the message begins with
+                `where`.
         """
         if table.num_rows == 0:
             return
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self.path, table.schema)
-        if table.schema != self._writer.schema:
-            raise ValueError(
-                f"{where} has columns {columns_of(table.schema)}; before {columns_of(self._writer.schema)}"
-            )
+        if self._schema is None:
+            self._schema = table.schema
+        if table.schema != self._schema:
+            self._schema = widened(self._schema, table.schema, where)
         self._held.append(table)
         self._held_bytes += table.nbytes
         if self._held_bytes >= GROUP_BYTES or len(self._held) >= GROUP_BATCHES:
@@ -165,63 +192,51 @@ class Part:
 
     def close(self) -> None:
         """Write what is held and finish the file."""
+        self._flush()
         if self._writer is not None:
-            self._flush()
             self._writer.close()
             self._writer = None
 
     def _flush(self) -> None:
-        if self._held and self._writer is not None:
-            self._writer.write_table(pa.concat_tables(self._held).combine_chunks())
+        if not self._held:
+            return
+        if self._writer is not None and self._writer.schema != self._schema:
+            self._writer.close()
+            self._writer = None
+        if self._writer is None:
+            path = self.path.with_suffix("").with_suffix(f".{self._files:05d}.parquet")
+            self._writer, self._files = pq.ParquetWriter(path, self._schema), self._files + 1
+        tables = [conform(table, self._schema) for table in self._held]
+        self._writer.write_table(pa.concat_tables(tables).combine_chunks())
         self._held, self._held_bytes = [], 0
 
 
-def to_table(prediction: Any, indices: list[int], where: str, dataloader: int | None) -> pa.Table:
-    """What `predict_step` returned for B samples as a table of B rows.
-
-    Args:
-        prediction: a tensor, or a dict of tensors (B,) or (B, m) and lists of length B.
-        indices: positions of the samples in the data set, empty if unknown.
-        where: begins error messages.
-        dataloader: index of the loader, None if there is one.
+def widened(before: pa.Schema, schema: pa.Schema, where: str) -> pa.Schema:
+    """The schema that holds the rows of both.
 
     Raises:
-        ValueError: something else, or columns of different length.
+        ValueError: other columns, but for `index`, or types without a common one; the message begins with `where`.
     """
-    columns = prediction if isinstance(prediction, Mapping) else {"prediction": prediction}
-    arrays = {name: to_array(values, f"{where}: {name!r}") for name, values in columns.items()}
-    lengths = {name: len(array) for name, array in arrays.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"{where} must have as many rows in each column, got {lengths or 'no columns'}")
-    n_rows = next(iter(lengths.values()))
-    if "index" not in arrays and indices:
-        if len(indices) != n_rows:
-            raise ValueError(
-                f"{where} has {n_rows} rows for {len(indices)} samples; return also which samples they are, as 'index'"
-            )
-        arrays["index"] = pa.array(indices, pa.int64())
-    if dataloader is not None:
-        arrays["dataloader"] = pa.array([dataloader] * n_rows, pa.int64())
-    return pa.table(arrays)
+    if set(before.names) - {"index"} == set(schema.names) - {"index"}:
+        try:
+            return pa.unify_schemas([before, schema], promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            pass  # told below, with both schemas
+    raise ValueError(
+        f"{where} has columns {columns_of(schema)}; before {columns_of(before)}; return the same columns for every "
+        "batch, each of one type"
+    )
 
 
-def to_array(values: Any, where: str) -> pa.Array:
-    """One column.
-
-    Raises:
-        ValueError: neither a tensor (B,) or (B, m) nor a list; the message begins with `where`.
-    """
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    if isinstance(values, np.ndarray) and values.ndim == 1:
-        return pa.array(values)
-    if isinstance(values, np.ndarray) and values.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-    if isinstance(values, list | tuple):
-        return pa.array(values)
-    shape = f" of shape {values.shape}" if isinstance(values, np.ndarray) else ""
-    raise ValueError(f"{where} must be a tensor (B,) or (B, m), or a list, got {type(values).__name__}{shape}")
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table in a wider schema, in its order of columns; null where the table has no such column."""
+    if table.schema == schema:
+        return table
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def columns_of(schema: pa.Schema) -> str:
@@ -230,33 +245,96 @@ def columns_of(schema: pa.Schema) -> str:
 
 
 def merge(parts: Sequence[Path], target: Path) -> None:
-    """Put the parts together; if they know the samples' index, sorted by it and each index once.
+    """Put the parts together; if they know the samples' index, sorted by it.
 
     Ranks deal samples in turns, so their row groups cover the same ranges of indices one after the other. Range by
     range, only the row groups that reach into it are read.
 
     Args:
-        parts: Parquet files of one schema.
+        parts: Parquet files of the same columns, rank by rank; up to the first dot they are called after their rank.
         target: the file to write.
+
+    Raises:
+        ValueError: the processes have other columns, or types without a common one.
     """
-    data = pads.dataset([os.fspath(part) for part in parts])
-    names = data.schema.names
-    with pq.ParquetWriter(target, data.schema) as writer:
-        if "index" not in names:
-            for batch in data.to_batches():
-                writer.write_batch(batch)
+    schema = pq.read_schema(parts[0])
+    for part in parts[1:]:
+        schema = widened(schema, pq.read_schema(part), f"the process of {part.name}")
+    datasets = [pads.dataset(os.fspath(part)) for part in parts]
+    ranks = np.unique([part.name.split(".")[0] for part in parts], return_inverse=True)[1]
+    repeated = 0
+    with pq.ParquetWriter(target, schema) as writer:
+        if "index" not in schema.names:
+            for data in datasets:
+                for batch in data.to_batches():
+                    writer.write_table(conform(pa.Table.from_batches([batch]), schema))
             return
-        index, bounds = pads.field("index"), index_bounds(parts)
-        loaders = [pc.scalar(True)]
-        if "dataloader" in names:
-            found = data.to_table(columns=["dataloader"])["dataloader"].unique().to_pylist()
-            loaders = [pads.field("dataloader") == loader for loader in sorted(found)]
-        for of_loader in loaders:
-            for low, high in pairwise([*bounds, None]):
-                of_range = index >= low if high is None else (index >= low) & (index < high)
-                table = data.to_table(filter=of_range & of_loader).combine_chunks()
-                if table.num_rows:
-                    writer.write_table(table.take(np.unique(table["index"].to_numpy(), return_index=True)[1]))
+        bounds = [*index_bounds(parts), None]
+        for of_loader in loader_filters(datasets):
+            for low, high in pairwise(bounds):
+                tables = [
+                    conform(data.to_table(filter=in_range(data.schema, low, high) & of_loader), schema)
+                    for data in datasets
+                ]
+                table = pa.concat_tables(tables).combine_chunks()
+                rank = np.repeat(ranks, [len(part) for part in tables])
+                order, found = in_order(table["index"].to_numpy(), rank)
+                repeated += found
+                if len(order):
+                    writer.write_table(table.take(order))
+            for data in datasets:  # of loaders that know no positions
+                nowhere = pads.field("index").is_null() if "index" in data.schema.names else pc.scalar(True)
+                for batch in data.to_batches(filter=nowhere & of_loader):
+                    if batch.num_rows:
+                        writer.write_table(conform(pa.Table.from_batches([batch]), schema))
+    if repeated:
+        rank_zero_warn(
+            f"{repeated} rows of {target} say an 'index' that another row said before; all are written. If the "
+            "predictions' own 'index' is a position in the batch, leave it out",
+            category=RuntimeWarning,
+        )
+
+
+def loader_filters(datasets: Sequence[pads.Dataset]) -> list[pc.Expression]:
+    """Filters that choose the rows of each loader in turn."""
+    if "dataloader" not in datasets[0].schema.names:
+        return [pc.scalar(True)]
+    found = {loader for data in datasets for loader in data.to_table(["dataloader"])["dataloader"].unique().to_pylist()}
+    return [pads.field("dataloader") == loader for loader in sorted(found)]
+
+
+def in_range(schema: pa.Schema, low: int | None, high: int | None) -> pc.Expression:
+    """The filter of indices from `low` to below `high`."""
+    if "index" not in schema.names:
+        return pc.scalar(False)
+    index = pads.field("index")
+    return index >= low if high is None else (index >= low) & (index < high)
+
+
+def in_order(index: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, int]:
+    """Which rows to keep, by index: those that several ranks have, because a sampler evened them out, once.
+
+    Args:
+        index: (n,) of each row.
+        rank: (n,) that it comes from, ascending.
+
+    Returns:
+        Positions of the rows kept, and how many of them say an index that their own rank has said before.
+    """
+    if (index[1:] > index[:-1]).all():
+        return np.arange(len(index)), 0
+    index = np.unique(index, return_inverse=True)[1]  # as numbers, where they are strings
+    order = np.lexsort((rank, index))  # stable
+    index, rank = index[order], rank[order]
+    starts = np.flatnonzero(np.r_[True, (index[1:] != index[:-1]) | (rank[1:] != rank[:-1])])
+    lengths = np.diff(np.r_[starts, len(index)])
+    occurrence = np.arange(len(index)) - np.repeat(starts, lengths)
+    again = occurrence > 0
+    # The first rank to say an index for the n-th time is heard.
+    by_occurrence = np.lexsort((occurrence, index))
+    pairs = np.stack([index[by_occurrence], occurrence[by_occurrence]])
+    kept = by_occurrence[np.r_[True, (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)]]
+    return order[kept], int(again[kept].sum())
 
 
 def index_bounds(parts: Sequence[Path]) -> list[int]:
@@ -264,7 +342,11 @@ def index_bounds(parts: Sequence[Path]) -> list[int]:
     least = set()
     for part in parts:
         metadata = pq.ParquetFile(part).metadata
-        column = metadata.schema.names.index("index")
+        if "index" not in metadata.schema.names:
+            continue
+        column = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == "index")
         for group in range(metadata.num_row_groups):
-            least.add(metadata.row_group(group).column(column).statistics.min)
+            statistics = metadata.row_group(group).column(column).statistics
+            if statistics is not None and statistics.has_min_max:  # not all of them null
+                least.add(statistics.min)
     return sorted(least)[:: len(parts)]

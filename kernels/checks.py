@@ -1,6 +1,7 @@
 """What every op asks of its arguments. Each check raises one error that names argument, finding and remedy."""
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ def matrix(name: str, value: Tensor) -> None:
     """A non-empty 2-D tensor of a dtype that the kernels take; its entries are not looked at."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}; pass torch.as_tensor({name})")
+    if value.layout is not torch.strided:
+        raise ValueError(f"{name}: expected a dense matrix, got layout {value.layout}; pass {name}.to_dense()")
     if value.ndim != 2 or value.numel() == 0:
         raise ValueError(f"{name}: expected a non-empty (rows, width) matrix, got shape {tuple(value.shape)}")
     if value.dtype not in UNIT_TOLERANCE:
@@ -96,13 +99,23 @@ def sums_to_one(name: str, total: float) -> None:
         raise ValueError(f"{name}: expected weights that sum to 1, the sum is {total:.6g}; divide {name} by its sum")
 
 
-def positive(name: str, value: float) -> None:
-    """A finite number above zero, which float32 can hold."""
-    if not 2**-126 <= value < 2**128:
+def positive(name: str, value: object) -> float:
+    """A finite number above zero, which float32 can hold: any real number, or a tensor of one number."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        value = value.item()
+    if not isinstance(value, Real):
+        raise ValueError(f"{name}: expected a number, got {value!r} ({type(value).__name__})")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 2**-126 <= number < 2**128:
         raise ValueError(f"{name}: expected a finite number above 0, got {value!r}")
+    return number
 
 
-def count(name: str, value: int) -> None:
-    """A whole number of at least one."""
-    if not isinstance(value, int) or value < 1:
+def count(name: str, value: object) -> int:
+    """A whole number of at least one, NumPy's included."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
+    return int(value)

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from cae.kernels.exact import exact_products
+
 Backend = Literal["auto", "reference", "torch", "triton"]
 
 
@@ -28,8 +30,9 @@ def resolve(backend: Backend, device: torch.device) -> str:
 
 
 def implementation(op: str, function: str, backend: Backend, device: torch.device) -> Callable[..., Any]:
-    """`function` as the resolved backend's module `cae.kernels.<op>.<backend>` implements it."""
-    return getattr(import_module(f"cae.kernels.{op}.{resolve(backend, device)}"), function)
+    """`function` as the resolved backend's module `cae.kernels.<op>.<backend>` implements it, with exact products."""
+    run = getattr(import_module(f"cae.kernels.{op}.{resolve(backend, device)}"), function)
+    return exact_products(device)(run)
 
 
 def _require_triton(device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """`ClusteringCallback` in real training runs: right scores at the right time, and nothing else is any different."""
 
 import random
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader, TensorDataset
 
-from cae.callbacks import ClusteringCallback, ClusteringError
+from cae.callbacks import ClusteringCallback, ClusteringError, clustering
 from cae.callbacks.clustering import LOWEST
 from cae.metrics import clustering_scores
 from cae.text import TextBank, build_bank, load_corpus
@@ -475,8 +476,9 @@ def test_details_go_to_the_loggers_that_can_show_them(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_clusters": 1}, "n_clusters must be a whole number of at least 2, got 1"),
-        ({"n_clusters": "auto"}, "n_clusters must be a whole number of at least 2, got 'auto'"),
+        ({"n_clusters": 1}, "n_clusters must be a whole number of at least 2, or auto, got 1"),
+        ({"n_clusters": "many"}, "n_clusters must be a whole number of at least 2, or auto, got 'many'"),
+        ({"n_clusters": 2.5}, "n_clusters must be a whole number of at least 2, or auto, got 2.5"),
         ({"every_n_epochs": 2, "every_n_train_steps": 2}, "not both"),
         ({"every_n_epochs": 0}, "every_n_epochs must be at least 1"),
         ({"max_samples": 2}, "max_samples must be at least n_clusters = 3"),
@@ -492,3 +494,114 @@ def test_settings_are_checked_at_once(options, message):
 def test_a_method_that_is_not_there_is_named_before_training():
     with pytest.raises(ValueError, match="Classifier has no method 'encode'"):
         fit(trainer(ClusteringCallback(K, method="encode")))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning calls jsonargparse in its old way
+def test_lightning_cli_makes_the_callback(tmp_path, monkeypatch):
+    pytest.importorskip("jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    monkeypatch.setattr(sys, "argv", ["cli"])
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "trainer: {logger: false, accelerator: cpu, callbacks: [{class_path: cae.callbacks.ClusteringCallback, "
+        "init_args: {n_clusters: auto, method: forward}, dict_kwargs: {seed: 3, epsilon: 0.5}}]}"
+    )
+    made = LightningCLI(
+        BoringModel, args=["--config", str(config)], run=False, seed_everything_default=False, save_config_callback=None
+    ).trainer.callbacks
+    (callback,) = (callback for callback in made if isinstance(callback, ClusteringCallback))
+    assert (callback.config.seed, callback.config.epsilon, callback.method) == (3, 0.5, "forward")
+
+
+def test_two_layers_in_one_trainer_are_told_apart(tmp_path):
+    outputs = {"early": lambda z, y: z, "late": lambda z, y: -z.flip(1)}
+    module = Classifier(lambda z, y: {name: layer(z, y) for name, layer in outputs.items()} | {"label": y})
+    early, late = (ClusteringCallback(K, embedding=name, label="label", strict=True) for name in outputs)
+    checkpoint = ModelCheckpoint(tmp_path, monitor="cluster_late_acc", mode="max")
+    run = trainer(early, late, checkpoint)
+    fit(run, module)
+    for name, callback in (("early", early), ("late", late)):
+        for score, value in callback.clustering.scores.items():
+            assert run.callback_metrics[f"cluster_{name}_{score}"] == pytest.approx(value, abs=1e-6)
+    saved = torch.load(checkpoint.best_model_path, weights_only=True)["callbacks"]
+    assert {early.state_key, late.state_key} <= set(saved)
+    # Resumed, each has its own again.
+    again = [ClusteringCallback(K, embedding=name, label="label", every_n_epochs=9) for name in outputs]
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    same = ModelCheckpoint(tmp_path, monitor="cluster_late_acc", mode="max")
+    fit(trainer(*again, same, max_epochs=3), module, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    for callback, before in zip(again, (early, late), strict=True):
+        assert torch.equal(callback.clustering.labels, before.clustering.labels)
+
+
+def test_two_callbacks_for_the_same_are_refused():
+    def embed(module, batch):
+        return module.embed(batch)
+
+    callbacks = [ClusteringCallback(K, method=embed), ClusteringCallback(4, method=embed)]
+    with pytest.raises(ValueError, match=r"two ClusteringCallbacks cluster .*embed.*a prefix of its own"):
+        fit(trainer(*callbacks))
+
+
+def test_the_number_of_clusters_is_found_once_and_kept(monkeypatch):
+    counts = []
+    count = clustering.count_clusters
+    monkeypatch.setattr(clustering, "count_clusters", lambda *a, **k: counts.append(1) or count(*a, **k))
+    callback = ClusteringCallback("auto", label="label", strict=True)
+    run = trainer(callback, max_epochs=3)
+    fit(run, val=loader(samples(shift=6.0)))
+    assert len(callback.clustering.sizes) == K
+    assert counts == [1]
+    assert run.callback_metrics["cluster_acc"] == 1
+
+
+def test_cluster_sizes_can_be_monitored(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, monitor="cluster_size_min", mode="max")
+    callback = ClusteringCallback(K, every_n_epochs=2)
+    fit(trainer(callback, checkpoint, EarlyStopping("cluster_size_max", patience=9), max_epochs=3))
+    assert checkpoint.best_model_score == min(callback.clustering.sizes) > 0
+
+
+@pytest.mark.parametrize(
+    ("outputs", "options"),
+    [
+        (lambda z, y: None, {"method": lambda module, batch: module.body(batch[0]), "label": "1"}),
+        (lambda z, y: z.mean(), {"method": lambda module, batch: {"z": module.body(batch[0])}, "embedding": "z"}),
+        (lambda z, y: (z.mean(), z, y), {"embedding": "1", "label": "2"}),
+        (lambda z, y: {"loss": z.mean(), "layers": [{"z": z}], "y": y}, {"embedding": "layers.0.z", "label": "y"}),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_whatever_the_step_returns(stage, compiled, outputs, options):
+    callback, module = ClusteringCallback(K, strict=True, **options), Classifier(outputs)
+    if compiled:
+        module.body.compile(backend="eager")
+    run = trainer(callback, accumulate_grad_batches=2)
+    fit(run, module) if stage == "fit" else validate(run, module)
+    assert sum(callback.clustering.sizes) == 90
+
+
+def test_a_module_without_embeddings_is_told_the_line_to_add():
+    hint = r"method=lambda module, batch: module.backbone\(batch\[0\]\)"
+    with pytest.warns(RuntimeWarning, match="validation_step has no 'embedding'.*return it there, or .*" + hint):
+        fit(trainer(ClusteringCallback(K)), Classifier(lambda z, y: None))
+    with pytest.warns(RuntimeWarning, match="clusters at the end of validation runs, and this fit has none.*" + hint):
+        fit(trainer(ClusteringCallback(K), limit_val_batches=0))
+
+
+def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_clustering(tmp_path):
+    class Save(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 4:  # the first of three steps of the second epoch
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    first, resumed = ClusteringCallback(K, label="label"), ClusteringCallback(K, label="label")
+    fit(trainer(first, Save(), max_epochs=2))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+        fit(trainer(resumed, max_epochs=3), ckpt_path=tmp_path / "middle.ckpt", weights_only=True)
+    assert resumed.clustering.samples == first.clustering.samples
+    assert "stability" in resumed.clustering.scores

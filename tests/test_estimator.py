@@ -202,3 +202,55 @@ def test_nan_is_refused(blobs):
     x[3, 2] = np.nan
     with pytest.raises(ValueError, match="contains NaN"):
         CAEClusterer(3).fit(x)
+
+
+FRAMES = {
+    "float64": lambda x: x.astype(np.float64),
+    "tensor": torch.from_numpy,
+    "tensor that trains": lambda x: torch.from_numpy(x).requires_grad_(),
+    "half precision": lambda x: torch.from_numpy(x).half(),
+    "pandas": lambda x: pytest.importorskip("pandas").DataFrame(x, columns=[f"c{i}" for i in range(x.shape[1])]),
+    "polars": lambda x: pytest.importorskip("polars").DataFrame(x),
+    "polars, a column of lists": lambda x: pytest.importorskip("polars").DataFrame({"embedding": x.tolist()}),
+    "polars, a series of arrays": lambda x: pytest.importorskip("polars").Series(x),
+}
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+def test_embeddings_come_in_any_container(kind):
+    x = make_blobs(60, 6, centers=3, random_state=0)[0].astype(np.float16).astype(np.float32)
+    expected = CAEClusterer(3).fit(x)
+    X = FRAMES[kind](x)
+    found = CAEClusterer(3).fit(X)
+    assert (found.labels_ == expected.labels_).all()
+    assert (found.predict(X) == expected.labels_).all()
+    assert (found.transform(X) == expected.transform(x)).all()
+
+
+def test_distances_go_out_as_polars():
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame(make_blobs(60, 6, centers=3, random_state=0)[0])
+    found = CAEClusterer(3).set_output(transform="polars").fit(frame)
+    assert found.feature_names_in_.tolist() == frame.columns
+    assert isinstance(found.transform(frame), polars.DataFrame)
+    with pytest.raises(ValueError, match=r"polars LazyFrame, which is not computed yet; pass X.collect\(\)"):
+        found.fit(frame.lazy())
+    with pytest.raises(ValueError, match="feature names should match"):
+        found.predict(frame.select(frame.columns[::-1]))
+
+
+def test_sparse_embeddings_say_what_to_pass():
+    sparse = torch.eye(6).to_sparse()
+    with pytest.raises(ValueError, match=r"layout torch.sparse_coo; pass X.to_dense\(\)"):
+        CAEClusterer(3).fit(sparse)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, torch.tensor])
+def test_settings_are_numbers_of_any_kind(kind):
+    x = make_blobs(60, 6, centers=3, random_state=0)[0]
+    settings = {"epsilon": kind(0.5), "gamma": kind(0.25), "n_init": np.int64(2)}
+    plain = CAEClusterer(
+        3, banks=text_banks(6), preset="default", settings={"epsilon": 0.5, "gamma": 0.25, "n_init": 2}
+    )
+    found = CAEClusterer(3, banks=text_banks(6), preset="default", settings=settings)
+    assert (found.fit_predict(x) == plain.fit_predict(x)).all()

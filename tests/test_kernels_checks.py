@@ -1,5 +1,8 @@
 """Bad input: one clear error that names argument and remedy, before any work."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from kernel_cases import unit
@@ -27,6 +30,7 @@ BAD_PAIRS = {
     "u: expected the width of x, 8": (X, U[:, :7]),
     "u: expected the dtype of x": (X, U.half()),
     "u: expected the device of x": (X, U.to("meta")),
+    "u: expected a dense matrix, got layout torch.sparse_coo": (X, U.to_sparse()),
 }
 
 
@@ -61,6 +65,9 @@ def test_matrices_of_any_length(message, x, u):
         ("epsilon: expected a finite number above 0, got 0", {"epsilon": 0}),
         ("epsilon: ", {"epsilon": -1.0}),
         ("epsilon: ", {"epsilon": float("nan")}),
+        ("epsilon: expected a number, got '0.1' .str.", {"epsilon": "0.1"}),
+        ("epsilon: expected a number, got tensor.*Tensor", {"epsilon": torch.tensor([0.1, 0.2])}),
+        ("epsilon: expected a finite number above 0, got 10{400}", {"epsilon": 10**400}),
         ("tol: ", {"tol": 0.0}),
         ("balance: ", {"balance": 0.0}),
         ("balance: ", {"balance": 1.5}),
@@ -119,3 +126,44 @@ def test_a_backend_that_cannot_run_says_what_to_do(monkeypatch):
 def test_auto_goes_by_device():
     assert dispatch.resolve("auto", torch.device("cpu")) == "torch"
     assert dispatch.resolve("auto", torch.device("mps")) == "torch"
+
+
+@pytest.mark.parametrize("kind", [Fraction, np.float32, torch.tensor, lambda value: torch.tensor([value])])
+def test_numbers_of_any_kind(kind):
+    quarter, three = kind(0.25), np.int64(3)
+    assert torch.equal(counterparts(X, U, G, epsilon=quarter), counterparts(X, U, G, epsilon=0.25))
+    for value, expected in zip(fuse([X, X.flip(0)], gamma=quarter), fuse([X, X.flip(0)], gamma=0.25), strict=True):
+        assert torch.equal(value, expected)
+    assert torch.equal(
+        transport(X, U, epsilon=quarter, tol=kind(2**-10)).g, transport(X, U, epsilon=0.25, tol=2**-10).g
+    )
+    assert torch.equal(nearest(X, U, k=three).labels, nearest(X, U, k=3).labels)
+    assert torch.equal(retrieve(X, U, top_k=three), retrieve(X, U, top_k=3))
+
+
+DIFFERENTIABLE = {
+    "counterparts": lambda x: counterparts(x, U, G, epsilon=0.1).sum(),
+    "fuse": lambda x: fuse([x, X], gamma=0.1)[0].sum(),
+    "fuse by name": lambda x: fuse(parts=[X, x], gamma=0.1)[0].sum(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward mode uses it
+@pytest.mark.parametrize("op", DIFFERENTIABLE)
+def test_a_gradient_that_is_not_there_is_refused(op):
+    call, name = DIFFERENTIABLE[op], op.split()[0]
+    ask = {
+        "backward": lambda: call(X.clone().requires_grad_()),
+        "grad": lambda: torch.func.grad(call)(X),
+        "mixed loss": lambda: torch.func.grad(lambda x: call(x) + x.sum())(X),
+        "jvp": lambda: torch.func.jvp(call, (X,), (X,)),
+        "jacrev": lambda: torch.func.jacrev(call)(X),
+    }
+    for how, asked in ask.items():
+        with pytest.raises(ValueError, match=rf"{name} has no gradient.*\.detach\(\).*no_grad"):
+            asked()
+            pytest.fail(how)
+    trained = X.clone().requires_grad_()
+    with torch.no_grad():
+        assert call(trained) == call(X)
+    assert call(trained.detach()) == call(X)

@@ -2,6 +2,8 @@
 
 import socket
 import warnings
+from itertools import accumulate, product
+from math import ceil, log
 
 import pytest
 import torch
@@ -182,6 +184,56 @@ def test_acceleration_is_never_worse_than_the_plain_iteration(geometry, epsilon)
             )
             assert accelerated.marginal_error <= 1.05 * plain.marginal_error or accelerated.converged
             assert accelerated.n_iter <= plain.n_iter + 1
+
+
+def errors_of(x: Tensor, u: Tensor, *, max_iter: int, **options) -> list[float]:
+    """The lowest error after each iteration, down to 1e-4; the last one is what a longer run would have, too."""
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        result = cosine_sinkhorn(x, u, tol=1e-4, max_iter=max_iter, callback=lambda _, e: found.append(e), **options)
+    lowest = [max(error, 1e-4) for error in accumulate(found, min)]
+    assert max(result.marginal_error, 1e-4) == pytest.approx(lowest[-1], abs=1e-6)
+    return lowest
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("geometry", ["near", "skewed", "clusters", "random"])
+def test_no_geometry_throws_the_acceleration_off(geometry, noise):
+    """Trials that are undone cost eleven iterations each, and come after 1, 4, 16, … plain steps: no more than that
+    is lost to the plain iteration, and in all far fewer are taken.
+    """
+    plain_total = accelerated_total = 0
+    for seed, (N, M, D) in enumerate([(400, 60, 64), (80, 8, 16), (120, 120, 48), (200, 8, 512)]):
+        generator = torch.Generator().manual_seed(seed)
+        x, u, centers = (normalize(torch.randn(n, D, generator=generator), dim=1).to(DEVICE) for n in (N, M, 5))
+        if geometry == "near":  # images near one of the texts each
+            x = normalize(u[torch.randint(0, M, (N,), generator=generator)] + noise * x, dim=1)
+        elif geometry != "random":  # clusters, with the same or other shares of the images than of the texts
+            shares = torch.rand(N, generator=generator) ** (3 if geometry == "skewed" else 1)
+            x = normalize(centers[(5 * shares).long()] + noise * x, dim=1)
+            u = normalize(centers[torch.arange(M) % 5] + noise * u, dim=1)
+        for epsilon, balance in product([0.002, 0.01, 0.03, 0.1], [1.0, 0.9, 0.3]):
+            options = {"epsilon": epsilon, "balance": balance, "backend": "torch"}
+            plain = errors_of(x, u, max_iter=200, acceleration=False, **options)
+            accelerated = errors_of(x, u, max_iter=300, **options)
+            for n, error in enumerate(plain, start=1):
+                later = n + 11 * ceil(1 + log(3 * n + 1, 4))
+                assert accelerated[min(later, len(accelerated)) - 1] <= 1.05 * error, (seed, options, n)
+            if plain[-1] == 1e-4:
+                plain_total, accelerated_total = plain_total + len(plain), accelerated_total + len(accelerated)
+    assert accelerated_total < 0.75 * plain_total
+
+
+def test_a_wild_step_is_undone_before_plain_steps_go_on_from_it():
+    """One step from an error that barely changes clamps columns; no iterate after it may be built on that."""
+    generator = torch.Generator().manual_seed(0)
+    x, u = (normalize(torch.randn(n, 512, generator=generator), dim=1).to(DEVICE) for n in (2000, 300))
+    x = normalize(x + u[torch.randint(0, 300, (2000,), generator=generator)], dim=1)
+    plain, accelerated = (cosine_sinkhorn(x, u, epsilon=0.03, acceleration=on) for on in (False, True))
+    assert plain.converged
+    assert accelerated.converged
+    assert accelerated.n_iter < plain.n_iter
 
 
 def test_acceleration_gets_across_a_plateau():

@@ -9,7 +9,7 @@ from dataclasses import fields
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.callbacks import BasePredictionWriter, BatchSizeFinder
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
@@ -341,6 +341,19 @@ def test_a_checkpoint_of_a_fit_can_be_loaded(module, blobs, fake_encoder, tmp_pa
     loaded = CAE.load_from_checkpoint(runner.checkpoint_callback.best_model_path, encoder=fake_encoder)
     expected = trainer().predict(module, datamodule=data)
     assert torch.equal(joined(trainer().predict(loaded, datamodule=data)), joined(expected))
+
+
+def test_a_tuner_of_the_batch_size_leaves_a_fitted_module(picture_folder, fake_encoder, text_files, tmp_path):
+    found = []
+    for callbacks in ([], [BatchSizeFinder(steps_per_trial=1, max_trials=2)]):
+        module = CAE(3, encoder=fake_encoder, n_init=3, **text_files)
+        data = ImageFolderData(picture_folder, batch_size=4, num_workers=0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            trainer(max_epochs=1, callbacks=callbacks, default_root_dir=tmp_path).fit(module, datamodule=data)
+        found.append(module.fitted)
+    assert found[0].n_images == found[1].n_images
+    assert torch.equal(found[0].centroids, found[1].centroids)
 
 
 def test_the_constructor_spells_out_every_setting():

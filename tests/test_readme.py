@@ -10,6 +10,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -35,6 +38,14 @@ def at_home(tmp_path, monkeypatch, fake_encoder, picture_folder):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(picture_folder, "photos")
     shutil.copytree(picture_folder / "red", "more-photos")
+    # Embeddings and text vectors made elsewhere.
+    vectors = normalize(torch.randn(60, 16, generator=torch.Generator().manual_seed(0)), dim=1).numpy()
+    paths = sorted(str(path) for path in Path("photos").rglob("*.png"))[:30]
+    pq.write_table(pa.table({"path": paths, "embedding": list(vectors[: len(paths)])}), "embeddings.parquet")
+    np.save("nouns.npy", vectors)
+    Path("nouns.txt").write_text("".join(f"noun {i}\n" for i in range(60)))
+    np.save("dtd.npy", vectors[:40])
+    np.save("dtd.labels.npy", np.arange(40) % 4)
 
 
 def test_the_command_lines_run(at_home, monkeypatch, capfd, picture_folder, text_files):

@@ -5,9 +5,10 @@ from torch import Tensor
 
 from cae.kernels import checks
 from cae.kernels.dispatch import Backend, implementation
+from cae.kernels.gradients import without_gradient
 
 
-@torch.no_grad()
+@without_gradient
 def counterparts(
     x: Tensor,
     u: Tensor,
@@ -22,7 +23,7 @@ def counterparts(
 
         y_i = sum_j t_ij s_ij u_j,    s_ij = x_i·u_j,    t_ij = softmax_j((s_ij + g_j) / epsilon)    (Eq. 7-8)
 
-    The rows of t sum to 1: the plan's rows times N. A row depends on no other row. The result is detached.
+    The rows of t sum to 1: the plan's rows times N. A row depends on no other row. The op has no gradient yet.
 
     Args:
         x: (N, D) image embeddings with unit rows; float32, float16 or bfloat16.
@@ -37,7 +38,7 @@ def counterparts(
         (N, D) in the dtype of x, accumulated in float32; float64 from the reference.
 
     Raises:
-        ValueError: a malformed argument.
+        ValueError: a malformed argument, or one that requires a gradient while gradients are on.
         RuntimeError: a backend that cannot run here.
     """
     checks.matrix("x", x)
@@ -46,7 +47,7 @@ def counterparts(
     for name, matrix in (("x", x), ("u", u)):
         checks.finite(name, matrix)
         checks.unit_rows(name, matrix)
-    checks.positive("epsilon", epsilon)
+    epsilon = checks.positive("epsilon", epsilon)
     run = implementation("counterparts", "counterparts", backend, x.device)
     if g is None:
         g = u.new_zeros(u.shape[0], dtype=torch.float32)

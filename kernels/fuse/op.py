@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from cae.kernels import checks
 from cae.kernels.dispatch import Backend, implementation
+from cae.kernels.gradients import without_gradient
 
 
-@torch.no_grad()
+@without_gradient
 def fuse(parts: Sequence[Tensor], *, gamma: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
     """Weight each modality by how close it is to the mean of all, and add them up.
 
         x^p = mean_m x^(m),    alpha^(m) = cos(x^(m), x^p),    beta = softmax(alpha / gamma)    (Eq. 14-16)
         z = sum_m beta^(m) x^(m)    (Eq. 17)
 
-    The cosine with a zero vector is 0. z is not scaled to unit length. The results are detached.
+    The cosine with a zero vector is 0. z is not scaled to unit length. The op has no gradient yet.
 
     Args:
         parts: m >= 1 modalities (N, D) of one shape, dtype and device; float32, float16 or bfloat16.
@@ -27,7 +27,7 @@ def fuse(parts: Sequence[Tensor], *, gamma: float, backend: Backend = "auto") ->
         z (N, D) in the dtype of the parts and beta (N, m) float32; both float64 from the reference.
 
     Raises:
-        ValueError: a malformed argument.
+        ValueError: a malformed argument, or one that requires a gradient while gradients are on.
         RuntimeError: a backend that cannot run here.
     """
     parts = tuple(parts)
@@ -43,5 +43,5 @@ def fuse(parts: Sequence[Tensor], *, gamma: float, backend: Backend = "auto") ->
             )
     for i, part in enumerate(parts):
         checks.finite(f"parts[{i}]", part)
-    checks.positive("gamma", gamma)
+    gamma = checks.positive("gamma", gamma)
     return implementation("fuse", "fuse", backend, parts[0].device)(parts, gamma=gamma)

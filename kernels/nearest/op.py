@@ -47,7 +47,7 @@ def nearest(
     checks.alike("x", x, "centroids", centroids)
     checks.finite("x", x)
     checks.finite("centroids", centroids)
-    checks.count("k", k)
+    k = checks.count("k", k)
     C = centroids.shape[0]
     if k > C:
         raise ValueError(f"k: expected at most the number of centroids, {C}, got {k}")

@@ -40,7 +40,7 @@ def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: Mode = "all", 
     checks.alike("texts", texts, "centers", centers, dtype=False)
     checks.finite("texts", texts)
     checks.finite("centers", centers)
-    checks.count("top_k", top_k)
+    top_k = checks.count("top_k", top_k)
     if mode not in get_args(Mode):
         raise ValueError(f"mode: expected one of {get_args(Mode)}, got {mode!r}")
     run = implementation("retrieve", "retrieve", backend, texts.device)

@@ -80,12 +80,12 @@ def cosine_sinkhorn(
     for name, matrix in (("x", x), ("u", u)):
         checks.finite(name, matrix)
         checks.unit_rows(name, matrix)
-    checks.positive("epsilon", epsilon)
-    checks.positive("tol", tol)
-    checks.positive("balance", balance)
+    epsilon = checks.positive("epsilon", epsilon)
+    tol = checks.positive("tol", tol)
+    balance = checks.positive("balance", balance)
     if balance > 1:
         raise ValueError(f"balance: expected a number in (0, 1], got {balance!r}")
-    checks.count("max_iter", max_iter)
+    max_iter = checks.count("max_iter", max_iter)
     N, M = x.shape[0], u.shape[0]
     solve = implementation("sinkhorn", "cosine_sinkhorn", backend, x.device)
     # Weights are float64 and summed to 1 again, so that no rounding of theirs is left over as a marginal error.

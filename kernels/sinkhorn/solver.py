@@ -83,7 +83,8 @@ def solve(
     # Without its mean, so that the first target sums to about 1 below balance 1; at 1 a constant makes no difference.
     log_v = b.log() - b.log().mean() if init is None else init.double().cpu() / epsilon
     anderson = Anderson(b)
-    lowest, stale = math.inf, 0
+    lowest = math.inf
+    trial = 0  # steps since Anderson's first from the best potentials; 0 while plain steps alone lead on from them
     plain, penalty = 0, 1  # plain steps to take now, and at the next rejection
     for n_iter in range(1, max_iter + 1):
         log_u, columns = sweep(log_v)
@@ -97,21 +98,22 @@ def solve(
         residual = balance * (target.log() - columns.clamp_min(_TINY).log())
         # A plain step from the best potentials never raises the error, but may leave it where it was for long (a
         # cluster's mass cannot get out): it is progress all the same.
-        if error < lowest or plain:
-            lowest, best, best_residual, stale = error, log_v, residual, 0
-        else:
-            stale += 1
+        if error < lowest or not trial:
+            lowest, best, best_residual, trial = error, log_v, residual, 0
         if error <= tol or n_iter == max_iter:
             break
         plain = max(plain - 1, 0)
-        if plain or not acceleration or lowest > _START or columns.min() <= _TINY:
-            log_v = log_v + residual
-        elif error > _SLACK * lowest or stale > _PATIENCE:
-            # Back to the best potentials, and on from there with more plain steps each time.
+        if trial and (error > min(_SLACK * lowest, _START) or trial > _PATIENCE):
+            # Judged before anything else: no step, plain or not, goes on from potentials that led astray. Back to the
+            # best ones, and on from there with more plain steps each time.
             anderson.forget()
-            log_v = best + best_residual
+            log_v, trial = best + best_residual, 0
             plain, penalty = penalty, 4 * penalty
+        elif plain or not acceleration or lowest > _START or columns.min() <= _TINY:
+            log_v = log_v + residual
+            trial += bool(trial)
         else:
+            trial += bool(trial or anderson.history)  # its first step is a plain one
             log_v = anderson.step(log_v, residual)
     if best is not log_v:
         log_u, _ = sweep(best)
@@ -153,7 +155,7 @@ class Anderson:
 # rejected. A strict safeguard (1) rejects steps that pay off later, none (inf) can diverge. Figures: kernels/README.md.
 _MEMORY = 5
 _SLACK = 2.0
-# Accelerated steps without a new lowest error before the same happens.
+# Steps of a trial without a new lowest error before the same happens.
 _PATIENCE = 10
 # The marginal error, 2 at most, from which on steps are accelerated: while most of the mass is in the wrong place the
 # residual is nothing like linear. Nor is it where a column sum was clamped.
