@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
-from cae.clustering import assign, check_points, order_of_appearance, sample_rows
+from cae.clustering import assign, cell_sums, check_points, order_of_appearance, sample_rows
 from cae.distributed import from_first, is_first, total
 from cae.graph import NEIGHBOURS, neighbour_graph
 from cae.stopwatch import stage
@@ -183,20 +183,18 @@ def discriminants(rows: Tensor, labels: NDArray[np.int64], k: int) -> Discrimina
         labels: (S,) in [0, k). A cluster without rows gets the mean of all as its centroid.
         k: number of clusters.
     """
-    rows, member = rows.double(), torch.from_numpy(labels).to(rows.device)
-    sizes = torch.bincount(member, minlength=k).unsqueeze(1)
-    mean = rows.mean(dim=0)
-    centroids = mean.new_zeros(k, rows.shape[1]).index_add_(0, member, rows) / sizes.clamp_min(1)
-    centroids = torch.where(sizes > 0, centroids, mean)
+    member = torch.from_numpy(labels).to(rows.device)
+    sums, sizes = cell_sums(rows, member, k)
+    rows, mean = rows.double(), sums.sum(dim=0) / len(rows)
+    sizes = sizes.unsqueeze(1)
+    centroids = torch.where(sizes > 0, sums / sizes.clamp_min(1), mean)
     spread = rows - centroids[member]
     within = spread.T @ spread / len(rows)
     within.diagonal().add_(ROUNDNESS * within.diagonal().mean().clamp_min(FLOOR))
-    between = centroids - mean
-    width = min(rows.shape[1], k - 1)
-    # On the CPU, where SciPy gives just the vectors that are wanted.
-    metric = scipy.linalg.eigh(
-        (between.T @ between).cpu().numpy(),
-        within.cpu().numpy(),
-        subset_by_index=(rows.shape[1] - width, rows.shape[1] - 1),
-    )[1]
-    return Discriminants(centroids.float(), torch.from_numpy(metric.copy()).to(centroids).float())
+    # Generalised eigenvectors of the scatter between and inside clusters: where L L^T is the inner one, L^-T times the
+    # left singular vectors of L^-1 (centroids - mean), of which K - 1 are not zero.
+    lower = torch.linalg.cholesky(within)
+    between = torch.linalg.solve_triangular(lower, (centroids - mean).T, upper=False)
+    directions = torch.linalg.svd(between, full_matrices=False).U[:, : min(rows.shape[1], k - 1)]
+    metric = torch.linalg.solve_triangular(lower.T, directions, upper=True)
+    return Discriminants(centroids.float(), metric.float())
