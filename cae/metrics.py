@@ -14,6 +14,7 @@ from torchmetrics import Metric, MetricCollection
 
 from cae.scores import (
     Counts,
+    Labels,
     accuracy_of_counts,
     ari_of_counts,
     cluster_accuracy,
@@ -60,9 +61,9 @@ class CountMetric(Metric):
         super().__init__(**kwargs)
         self.add_state("counts", torch.zeros(n_clusters, n_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Count a batch: (B,) int64 clusters and (B,) int64 classes."""
-        batch = count_matrix(preds, target)
+    def update(self, preds: Labels, target: Labels) -> None:
+        """Count a batch: (B,) clusters and (B,) classes of any integer dtype."""
+        batch = count_matrix(preds, target).to(self.counts.device)
         if batch.shape[0] > self.counts.shape[0] or batch.shape[1] > self.counts.shape[1]:
             raise ValueError(
                 f"labels reach {batch.shape[0]} clusters and {batch.shape[1]} classes, but the metric was made for "

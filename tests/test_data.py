@@ -444,6 +444,27 @@ def test_labels_that_do_not_fit_are_refused():
         EmbeddingData(Y)
 
 
+@pytest.mark.parametrize("dtype", ["bool", "i1", "u1", "u2", "u4", "u8", ">i2", "<U3"])
+def test_labels_of_embeddings_may_be_of_any_integer_type_or_names(tmp_path, dtype):
+    labels = (Y > 0 if dtype == "bool" else Y).astype(dtype)
+    expected = np.unique(labels, return_inverse=True)[1]
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "x.labels.npy", labels)
+    for data in (EmbeddingData(tmp_path / "x.npy"), EmbeddingData(X, labels)):
+        assert data.labels.dtype == torch.int64
+        assert data.labels.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f8", ">f4", "c8"])
+def test_labels_that_are_floats_are_refused_by_name(tmp_path, dtype):
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "x.labels.npy", Y.astype(dtype))
+    with pytest.raises(EmbeddingError, match=r"labels of .*x\.npy are (float|complex).*, not classes: "):
+        EmbeddingData(tmp_path / "x.npy")
+    with pytest.raises(EmbeddingError, match=r"labels must be \(N,\) whole numbers, got .*(float|complex|>f4)"):
+        EmbeddingData(X, Y.astype(dtype))
+
+
 def test_fewer_samples_than_processes_are_refused():
     data = EmbeddingData(torch.eye(2), num_workers=0)
     data.trainer = SimpleNamespace(world_size=3, global_rank=0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cae.data.base import Data
+from cae.scores import as_labels
 
 Arrays = tuple[np.ndarray, np.ndarray | None]
 
@@ -34,7 +35,7 @@ def read_embeddings(path: str | os.PathLike[str], labels: str | os.PathLike[str]
         labels: a .npy file of N classes for a .npy file; STEM.labels.npy beside it by default, if there is one.
 
     Raises:
-        EmbeddingError: no such file, of another kind, or without what is needed.
+        EmbeddingError: no such file, of another kind, or without what is needed; labels that are floats.
     """
     path = Path(path)
     if path.suffix not in READERS:
@@ -49,6 +50,10 @@ def read_embeddings(path: str | os.PathLike[str], labels: str | os.PathLike[str]
         raise EmbeddingError(f"{path} holds {x.dtype} of shape {x.shape}, not embeddings (N, D)")
     if classes is not None and len(classes) != len(x):
         raise EmbeddingError(f"{path} holds {len(x)} embeddings, but there are {len(classes)} labels")
+    if classes is not None and np.issubdtype(classes.dtype, np.inexact):
+        raise EmbeddingError(
+            f"the labels of {path} are {classes.dtype.name}, not classes: give names or whole numbers (.astype(int))"
+        )
     return x, classes
 
 
@@ -105,12 +110,12 @@ class EmbeddingData(Data):
 
     Args:
         source: (N, D) as tensor or array, or a file that `read_embeddings` reads.
-        labels: (N,) classes, whole numbers; or for a .npy file another one.
+        labels: (N,) classes, names or whole numbers of any dtype; or for a .npy file another one.
         batch_size: rows per batch.
         num_workers: processes that read; None for as many as there are cores for, up to 8.
 
     Raises:
-        EmbeddingError: the file cannot be used, or shapes do not fit.
+        EmbeddingError: the file cannot be used, shapes do not fit, or labels are floats.
     """
 
     def __init__(
@@ -131,10 +136,8 @@ class EmbeddingData(Data):
             self.x = torch.as_tensor(source)
         if self.x.ndim != 2 or not self.x.is_floating_point():
             raise EmbeddingError(f"expected embeddings (N, D), got {self.x.dtype} of shape {tuple(self.x.shape)}")
-        if isinstance(labels, np.ndarray) and not np.issubdtype(labels.dtype, np.number):
-            labels = np.unique(labels, return_inverse=True)[1]
         assert not isinstance(labels, str | os.PathLike)
-        self.labels = None if labels is None else torch.as_tensor(labels).long()
+        self.labels = None if labels is None else _numbers(labels)
         if self.labels is not None and self.labels.shape != (len(self.x),):
             raise EmbeddingError(f"{len(self.x)} embeddings, but labels of shape {tuple(self.labels.shape)}")
 
@@ -148,6 +151,18 @@ class EmbeddingData(Data):
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
         )
+
+
+def _numbers(labels: Tensor | np.ndarray) -> Tensor:
+    """Classes as int64; names by their order."""
+    if not isinstance(labels, Tensor):
+        labels = np.asarray(labels)
+        if not np.issubdtype(labels.dtype, np.number):
+            labels = np.unique(labels, return_inverse=True)[1]
+    try:
+        return as_labels(labels)
+    except ValueError as error:
+        raise EmbeddingError(str(error)) from error
 
 
 class _Rows(Dataset[Any]):

@@ -31,6 +31,7 @@ from cae.data.pictures import (
     read_image,
     shown_path,
 )
+from cae.scores import as_labels
 
 if TYPE_CHECKING:
     from cae.embedder import Embedder
@@ -143,7 +144,7 @@ class TorchvisionData(ImageData):
         elif isinstance(data, np.ndarray | Tensor):
             identity = hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()[:32]
         pictures = Pictures(
-            partial(read_item, dataset), paths, None if labels is None else torch.as_tensor(labels).long(), identity
+            partial(read_item, dataset), paths, None if labels is None else as_labels(torch.as_tensor(labels)), identity
         )
         super().__init__(pictures, batch_size=batch_size, num_workers=num_workers)
 
@@ -209,7 +210,7 @@ class HuggingFaceData(ImageData):
         if self.streaming:
             pictures = Pictures(_unread, [])
         else:
-            labels = None if self.label is None else torch.as_tensor(self.rows[self.label][:]).long()
+            labels = None if self.label is None else as_labels(torch.as_tensor(self.rows[self.label][:]), self.label)
             pictures = Pictures(
                 partial(read_row, self.rows, self.image),
                 [str(i) for i in range(len(self.rows))],
