@@ -79,7 +79,8 @@ setup(
         "numpy>=2.0",
         "openTSNE>=1.0.2",
         "open_clip_torch>=3.0",
-        "pillow>=10.3",
+        "pillow>=11.3",  # from there on AVIF is read
+        "pillow-heif>=1.1",
         "pathvalidate>=3.3",
         "platformdirs>=4.0",
         "pyarrow>=17",

@@ -54,6 +54,7 @@ texts_app = typer.Typer(help="Text banks: nouns and captions, embedded once and 
 app.add_typer(texts_app, name="texts")
 app.add_typer(edit_app, name="edit")
 
+
 Folder = Annotated[Path, typer.Argument(help="Pictures, in any depth of sub-folders.", metavar="DIR")]
 EncoderSpec = Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, or lite (no download; not CLIP).")]
 Weights = Annotated[Path | None, typer.Option(help="Local weights for an open_clip encoder, instead of a download.")]
@@ -199,7 +200,7 @@ def predict(
             module, folder, device=find_device(device), batch_size=batch_size, workers=workers, reporter=reporter
         )
     write_assignments(result.assignments(), out)
-    terminal.print_skipped(result)
+    terminal.print_skipped(result.skipped, folder)
     if not quiet:
         terminal.print_clusters(result)
         terminal.out.print(f"assignments: {out / 'assignments.csv'}", soft_wrap=True)
@@ -245,6 +246,8 @@ def update(
     quiet: Quiet = False,
 ) -> None:
     """Add the new pictures of a folder to a result; what was assigned stays. Says what fits no group."""
+    from dataclasses import replace
+
     from cae.devices import find_device
     from cae.folder import run_folder
     from cae.results import MODEL_FOLDER, SavedResult, changing
@@ -268,9 +271,12 @@ def update(
                 reporter=reporter,
                 paths=news.paths,
             )
-        terminal.print_skipped(found)
+        found = replace(found, skipped={**news.left_out, **found.skipped})
+        terminal.print_skipped(found.skipped, folder)
         add_pictures(saved, found)
         saved = SavedResult.load(result, images=images)
+    else:
+        terminal.print_skipped(news.left_out, folder)
     if not quiet:
         terminal.print_added(saved.edited.assignments.slice(before).to_pylist(), news)
     terminal.print_changed(news.changed)
@@ -480,7 +486,7 @@ def _cluster(
         "stages": {name: round(s, 2) for name, s in timing.items()},
     }
     write_result(result, out, run)
-    terminal.print_skipped(result)
+    terminal.print_skipped(result.skipped, folder)
     saved = SavedResult.load(out)
     shown = not quiet and not as_json
     if shown:

@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from cae.data.base import Data
+from cae.data.listing import list_images
 from cae.data.pictures import (
     ImageError,
     PictureDataset,
     Pictures,
     collate_readable,
     files_identity,
-    list_images,
     read_image,
     shown_path,
 )

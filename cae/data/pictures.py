@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
 from typing import IO, NotRequired, TypedDict
 
 import numpy as np
+import pillow_heif
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cae.checksums import json_hash
+from cae.data import raw
 
 PAPER_WHITE = (255, 255, 255)
 
@@ -26,10 +29,23 @@ MOST_OBLONG = 50
 """Sides of a picture for an encoder, at most. Encoders bring the shorter side to theirs and take the middle: of 20,000
 by 10 pixels they would make 500,000 by 250 first, and of a longer one run out of memory."""
 
-REPORT_MARK = "kept.safetensors"
-"""The file by which a report's folder is known (`cae.report.kept`): its thumbnails are nobody's pictures."""
-
-_COMMON = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
+_COMMON = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "HEIF", "AVIF", "JPEG2000", "PSD")
+"""Formats that are looked for first, and under any ending: their first bytes are long enough to know them by."""
+_START = 16
+"""Bytes by which Pillow tells formats apart."""
+_READING = 2
+"""Goes up when files are read as other pictures than before: embeddings in the cache then hold no more."""
+_ORIENTATION = 0x0112
+_TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each orientation of EXIF but 1, upright."""
 
 
 class ImageError(ValueError):
@@ -66,49 +82,38 @@ class ImageBatch(TypedDict):
     label: NotRequired[Tensor]  # (B,) int64, where there are classes
 
 
-def list_images(root: str | os.PathLike[str]) -> list[Path]:
-    """All files below `root` that look like pictures, in a fixed order.
-
-    A file looks like a picture when its ending is one that Pillow reads. Hidden files and folders are passed over, as
-    are pipes and devices, which may never end, and the thumbnails of reports: a result may lie among its pictures.
-    Links to files are followed, wherever they lead; links to folders are not, so that no loop is entered.
-
-    Raises:
-        ImageError: no such folder, a file in its place, or no picture in it.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise ImageError(f"not a folder but a file: {root}" if root.exists() else f"no such folder: {root}")
-    paths = [path for path in _visible_files(root) if has_picture_ending(path) and not _is_special(path)]
-    if not paths:
-        raise ImageError(
-            f"no pictures in {root}: looked through all sub-folders for files that Pillow reads (.jpg, .png, …)"
-        )
-    return sorted(paths)
-
-
 def has_picture_ending(path: PurePath) -> bool:
-    """Whether a file is called like a picture."""
-    Image.init()
-    return Image.EXTENSION.get(path.suffix.lower()) in Image.OPEN
+    """Whether a file is called like a picture, or like a camera's raw file."""
+    ending = path.suffix.lower()
+    return ending in raw.ENDINGS or (bool(_formats()) and Image.EXTENSION.get(ending) in Image.OPEN)
 
 
-def _is_special(path: Path) -> bool:
-    """Whether it is neither a file nor a link to nowhere, which will be told when it is read."""
-    return path.exists() and not path.is_file()
+def is_picture_by_content(path: Path) -> bool:
+    """Whether a file begins as pictures of the common formats do, whatever it is called."""
+    _formats()
+    try:
+        with path.open("rb") as file:
+            start = file.read(_START)
+            return any(_begins_as(name, start) for name in _COMMON) or (
+                start.startswith(b"BM") and image_size(path) > (0, 0)  # two letters alone begin many a text
+            )
+    except (OSError, ImageError):
+        return False
 
 
-def _visible_files(root: Path) -> Iterator[Path]:
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [] if REPORT_MARK in names else [name for name in subfolders if not name.startswith(".")]
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
+def _begins_as(name: str, start: bytes) -> bool:
+    accept = Image.OPEN[name][1] if name in Image.OPEN else None
+    # A text in place of the answer says that it is one, but that Pillow was built without what reads it.
+    return accept is not None and bool(accept(start))
 
 
 def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None) -> Image.Image:
     """A picture as people see it: upright, 8-bit RGB, transparency on white, the first frame of an animation.
 
+    Of a camera's raw file it is the largest preview inside.
+
     Args:
-        path: any file that Pillow opens, by name or opened.
+        path: any file that Pillow or libheif opens, by name or opened.
         side: the side of the square the picture will be shrunk to. A JPEG is then decoded at the smallest of its
             built-in scales that still has twice that side, which saves most of the work on a photograph; and of a
             picture more oblong than `MOST_OBLONG` the ends are left out.
@@ -117,22 +122,68 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None
         ImageError: not a picture, truncated, empty, or so large that it may be a decompression bomb.
     """
     try:
-        with Image.open(path, formats=_formats()) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
-                raise ImageError(f"over the limit of {Image.MAX_IMAGE_PIXELS:,} pixels: {image.width} x {image.height}")
-            if side is not None:
-                image.draft("RGB", (2 * side, 2 * side))
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image if side is None else _less_oblong(image))
+        if not isinstance(path, str | os.PathLike):
+            return _read(path, side)
+        with Path(path).open("rb") as file:
+            inside = _preview(path, file)
+            if inside is None:
+                return _read(file, side, name=os.fspath(path))
+            return _read(inside, side, orientation=raw.orientation(file))
     except ImageError:
         raise
-    except Image.DecompressionBombError as error:  # over twice the limit, before there is an image to ask
-        raise ImageError(f"over the limit of {Image.MAX_IMAGE_PIXELS:,} pixels") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"not a picture in any format that Pillow reads, without {' and '.join(PROGRAMS)}") from error
     except Exception as error:  # Pillow's plugins raise whatever the bytes make them raise
         reason = error.strerror if isinstance(error, OSError) else None  # without the path, which who asks has
         raise ImageError(reason or str(error) or type(error).__name__) from error
+
+
+def _read(file: IO[bytes], side: int | None, *, name: str = "", orientation: int = 1) -> Image.Image:
+    """`read_image` of an open file; `orientation` holds where the file says none."""
+    with _open(file, name) as image:
+        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+            raise ImageError(f"over the limit of {Image.MAX_IMAGE_PIXELS:,} pixels: {image.width} x {image.height}")
+        if side is not None:
+            image.draft("RGB", (2 * side, 2 * side))
+        # Before the orientation: Pillow turns a TIFF as it loads it, and a PNG may say it at its end.
+        image.load()
+        held = _orientation(image)
+        turned = _TURNED.get(held if held in _TURNED else orientation)
+        rgb = _to_rgb(image if side is None else _less_oblong(image))
+    return rgb if turned is None else rgb.transpose(turned)
+
+
+def _preview(path: str | os.PathLike[str], file: IO[bytes]) -> IO[bytes] | None:
+    """The picture inside a camera's raw file; None for other files, and without one."""
+    return raw.preview(file) if Path(path).suffix.lower() in raw.ENDINGS else None
+
+
+def _open(file: IO[bytes], name: str = "") -> Image.Image:
+    """What `Image.open` gives, without its limit of pixels, which does not tell a large photograph from a bomb.
+
+    Args:
+        file: from its beginning on.
+        name: of the file, if Pillow may map it into memory.
+
+    Raises:
+        ImageError: none of the formats.
+    """
+    file.seek(0)
+    start = file.read(_START)
+    for format_name in _formats():
+        if _begins_as(format_name, start):
+            file.seek(0)
+            try:
+                return Image.OPEN[format_name][0](file, name)
+            except (SyntaxError, IndexError, TypeError, struct.error):  # what Pillow takes for: another format
+                continue
+    raise ImageError(f"not a picture in any format that Pillow reads, without {' and '.join(PROGRAMS)}")
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held, by EXIF or XMP; 1, upright, where they do not say, or nothing that can be read."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # what a tag holds is up to who wrote it, and no reason to lose the picture
+        return 1
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -142,8 +193,10 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: not a picture.
     """
     try:
-        with Image.open(path, formats=_formats()) as image:
+        with Path(path).open("rb") as file, _open(_preview(path, file) or file) as image:
             return image.size
+    except ImageError:
+        raise
     except Exception as error:  # as in `read_image`
         raise ImageError(str(error) or type(error).__name__) from error
 
@@ -152,6 +205,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 def _formats() -> tuple[str, ...]:
     """What Pillow may take a file for, the common ones first; the ending says nothing."""
     Image.init()
+    pillow_heif.register_heif_opener()
     return tuple(sorted(set(Image.OPEN) - set(PROGRAMS), key=lambda name: (name not in _COMMON, name)))
 
 
@@ -170,7 +224,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # Pillow clips wide grey values at 255; scale them instead. 16-bit pictures come as I;16 or as I.
         values = np.nan_to_num(np.array(image, dtype=np.float32), copy=False, posinf=0.0, neginf=0.0)
         top = 65535.0 if image.mode != "F" and values.max(initial=0) > 255 else max(float(values.max(initial=0)), 1.0)
-        np.clip(values, 0, top, out=values)  # in place: a picture may have as many as 89 million pixels
+        np.clip(values, 0, top, out=values)
         values *= 255.0 / top
         image = Image.fromarray(values.astype(np.uint8))
     if image.has_transparency_data:
@@ -192,7 +246,7 @@ def files_identity(root: Path, paths: Sequence[Path]) -> str:
     Size and time stand for the content: hashing a million pictures would take as long as embedding them.
     """
     stats = [(os.fspath(path.relative_to(root)), *_size_and_time(path)) for path in paths]
-    return json_hash(stats)[:32]
+    return json_hash([_READING, stats])[:32]
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

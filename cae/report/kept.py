@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cae.checksums import content_hash, tensors_hash
-from cae.data.pictures import REPORT_MARK
+from cae.data.listing import REPORT_MARK
 from cae.report.thumbnails import Thumbnails, sheet_name
 from cae.results import MODEL_FOLDER, SavedResult
 

@@ -23,6 +23,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from numpy.typing import NDArray
 
 from cae.compare import Comparison, compare
+from cae.data.listing import left_out_lines
 from cae.files import committing, tidy
 from cae.report.data import Group, columns, describe_groups, fused
 from cae.report.kept import THUMBNAILS, Kept, fingerprint
@@ -37,6 +38,8 @@ REPORT_FOLDER = "report"
 PAGE = "index.html"
 _FILES = "report_files"
 _TYPES = ("uint8", "int8", "uint16", "int16", "int32")
+_REASONS = 5
+"""How many lines about files that were left out stand at the top of the page."""
 _MOVES = 200
 """How many moves between groups the page lists."""
 _GENERATOR = b'<meta name="generator" content="cae report">'
@@ -240,6 +243,10 @@ def _notes(result: SavedResult, unmatched_edits: Sequence[str], unshown: int) ->
         notes.append(
             f"The folder of the pictures is not there: {_text(result.root)}. The thumbnails are of the last drawing."
         )
+    lines = left_out_lines(result.run.get("skipped", {}))
+    notes += [f"In no group: {line}." for line in lines[:_REASONS]]
+    if len(lines) > _REASONS:
+        notes.append("More files are in no group; all are named under “How it was made”.")
     notes += [f"Edit not applied: {line}" for line in unmatched_edits]
     return notes
 
