@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 import warnings
@@ -55,6 +56,13 @@ app.add_typer(texts_app, name="texts")
 app.add_typer(edit_app, name="edit")
 
 
+def _allow_pixels(n: int | None) -> int | None:
+    """Tell every process that reads pictures how many pixels one may have."""
+    if n is not None:
+        os.environ["CAE_MAX_PIXELS"] = str(n)
+    return n
+
+
 Folder = Annotated[Path, typer.Argument(help="Pictures, in any depth of sub-folders.", metavar="DIR")]
 EncoderSpec = Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, or lite (no download; not CLIP).")]
 Weights = Annotated[Path | None, typer.Option(help="Local weights for an open_clip encoder, instead of a download.")]
@@ -64,6 +72,15 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same groups.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read pictures.")]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        envvar="CAE_MAX_PIXELS",
+        callback=_allow_pixels,
+        help="Leave out larger pictures; by default what takes too much memory.",
+    ),
+]
 Result = Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")]
 Images = Annotated[Path | None, typer.Option(help="Where the pictures lie now, if they have moved.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
@@ -120,6 +137,7 @@ def cluster(
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     workers: Workers = 2,
+    max_pixels: MaxPixels = None,
     report: Report = True,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -180,6 +198,7 @@ def predict(
     device: Device = "auto",
     batch_size: BatchSize = 64,
     workers: Workers = 2,
+    max_pixels: MaxPixels = None,
     quiet: Quiet = False,
 ) -> None:
     """Sort new pictures into the groups of a fitted model, without fitting again."""
@@ -216,6 +235,7 @@ def draw_report(
     compare: Annotated[
         Path | None, typer.Option(help="Another result: show what lies elsewhere there.", metavar="OTHER")
     ] = None,
+    max_pixels: MaxPixels = None,
     quiet: Quiet = False,
 ) -> None:
     """Draw a result as a page that opens from disk: groups, a map, and why each picture is where it is."""
@@ -242,6 +262,7 @@ def update(
     device: Device = "auto",
     batch_size: BatchSize = 64,
     workers: Workers = 2,
+    max_pixels: MaxPixels = None,
     report: Redraw = True,
     quiet: Quiet = False,
 ) -> None:
@@ -368,6 +389,7 @@ def evaluate(
     device: Device = "auto",
     batch_size: BatchSize = 64,
     workers: Workers = 2,
+    max_pixels: MaxPixels = None,
     quiet: Quiet = False,
 ) -> None:
     """Score methods against known classes: NMI, ACC and ARI over seeds, with tables and plots."""

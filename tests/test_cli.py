@@ -344,6 +344,18 @@ def test_what_is_left_out_is_counted_and_named_everywhere(run, picture_folder, t
     assert told in stderr
 
 
+def test_max_pixels_leaves_out_what_is_larger(run, picture_folder, text_files, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAE_MAX_PIXELS", "100")  # what the option changes for the time of the test
+    Image.new("RGB", (90, 90)).save(picture_folder / "red" / "large.png")
+    code, _, stderr = run(
+        "cluster", picture_folder, "-k", K, "--out", tmp_path / "out", "--nouns", text_files["nouns"],
+        "--captions", text_files["captions"], "--workers", 2, "--no-report", "--max-pixels", 8099,
+    )  # fmt: skip
+    assert code == 0
+    assert "skipped red/large.png: over the limit of 8,099 pixels: it has 8,100; allow more with --max-pixels" in stderr
+    assert len(pq.read_table(tmp_path / "out/assignments.parquet")) == 30
+
+
 def test_texts_build_fills_the_cache(run, text_files):
     texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
     code, stdout, _ = run("texts", "build", *texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
@@ -14,6 +15,7 @@ import numpy as np
 import pillow_heif
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -29,8 +31,18 @@ MOST_OBLONG = 50
 """Sides of a picture for an encoder, at most. Encoders bring the shorter side to theirs and take the middle: of 20,000
 by 10 pixels they would make 500,000 by 250 first, and of a longer one run out of memory."""
 
+LARGE = Image.MAX_IMAGE_PIXELS or 89_478_485
+"""Pixels, from which on pictures are made smaller before they are converted: Pillow's own limit."""
+
+MAX_PIXELS = "CAE_MAX_PIXELS"
+"""Environment variable: the most pixels of a picture, for every process that reads."""
+
 _COMMON = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "HEIF", "AVIF", "JPEG2000", "PSD")
 """Formats that are looked for first, and under any ending: their first bytes are long enough to know them by."""
+_BY_ROWS = ("PNG", "BMP", "PPM")
+"""Formats that are decoded with no more memory than the picture itself takes."""
+_REDUCIBLE = ("L", "RGB", "RGBA", "CMYK")
+"""Modes that `Image.reduce` makes smaller."""
 _START = 16
 """Bytes by which Pillow tells formats apart."""
 _READING = 2
@@ -139,15 +151,17 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None
 def _read(file: IO[bytes], side: int | None, *, name: str = "", orientation: int = 1) -> Image.Image:
     """`read_image` of an open file; `orientation` holds where the file says none."""
     with _open(file, name) as image:
-        if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
-            raise ImageError(f"over the limit of {Image.MAX_IMAGE_PIXELS:,} pixels: {image.width} x {image.height}")
+        full = image.width * image.height
         if side is not None:
             image.draft("RGB", (2 * side, 2 * side))
+        _check_size(image, full, side)
         # Before the orientation: Pillow turns a TIFF as it loads it, and a PNG may say it at its end.
         image.load()
         held = _orientation(image)
         turned = _TURNED.get(held if held in _TURNED else orientation)
-        rgb = _to_rgb(image if side is None else _less_oblong(image))
+        rgb = _to_rgb(image if side is None else _less_oblong(_smaller(image, side)))
+    if side is not None:
+        rgb = _smaller(rgb, side)
     return rgb if turned is None else rgb.transpose(turned)
 
 
@@ -176,6 +190,93 @@ def _open(file: IO[bytes], name: str = "") -> Image.Image:
             except (SyntaxError, IndexError, TypeError, struct.error):  # what Pillow takes for: another format
                 continue
     raise ImageError(f"not a picture in any format that Pillow reads, without {' and '.join(PROGRAMS)}")
+
+
+def _check_size(image: Image.Image, full: int, side: int | None) -> None:
+    """Refuse a picture that may be a decompression bomb.
+
+    Args:
+        image: not loaded yet; a JPEG perhaps to be decoded smaller.
+        full: pixels of the whole.
+        side: as for `read_image`.
+
+    Raises:
+        ImageError: it has more pixels than were allowed, or, where nobody has said how many, takes too much memory.
+    """
+    limit = max_pixels()
+    if limit is not None:
+        if full > limit:
+            raise ImageError(f"over the limit of {limit:,} pixels: it has {full:,}; allow more with --max-pixels")
+    elif (needed := _bytes_needed(image, full, side)) > most_memory():
+        raise ImageError(
+            f"over the limit of {most_memory() / 2**30:.1f} GB of memory: its {full:,} pixels take "
+            f"{needed / 2**30:.1f} GB; allow them with --max-pixels"
+        )
+
+
+def _bytes_needed(image: Image.Image, full: int, side: int | None) -> int:
+    """About as much memory as decoding takes."""
+    pixels = image.width * image.height
+    stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
+    # In other modes, or at full size, it is converted as a whole.
+    converted = 0 if side is not None and image.mode in _REDUCIBLE else 8
+    if isinstance(image, JpegImageFile):
+        decoder = 0 if _in_one_scan(image) else 6 * full  # coefficients of 2 bytes for three channels
+    else:
+        decoder = 0 if image.format in _BY_ROWS else stored * pixels
+    return pixels * (stored + converted) + decoder
+
+
+def _in_one_scan(image: JpegImageFile) -> bool:
+    """Whether a JPEG is decoded row by row; else all its coefficients are held, whatever size it is decoded at."""
+    if "progressive" in image.info:
+        return False
+    # Pillow has stopped behind the head of the first scan: its mark, length and number of channels, two bytes for each
+    # channel, and three.
+    head = struct.pack(">HHB", 0xFFDA, 6 + 2 * image.layers, image.layers)
+    assert image.fp is not None  # not loaded yet
+    at = image.fp.tell()
+    image.fp.seek(max(0, at - len(head) - 2 * image.layers - 3))
+    found = image.fp.read(len(head))
+    image.fp.seek(at)
+    return found == head
+
+
+def max_pixels() -> int | None:
+    """The most pixels of a picture: `CAE_MAX_PIXELS`, or a `PIL.Image.MAX_IMAGE_PIXELS` below Pillow's own; or None.
+
+    Raises:
+        ImageError: `CAE_MAX_PIXELS` is no number.
+    """
+    told = os.environ.get(MAX_PIXELS)
+    if told:
+        if not told.isdecimal():
+            raise ImageError(f"{MAX_PIXELS} must be a whole number of pixels, got {told!r}")
+        return int(told)
+    return Image.MAX_IMAGE_PIXELS if (Image.MAX_IMAGE_PIXELS or LARGE) < LARGE else None
+
+
+@cache
+def most_memory() -> int:
+    """Bytes that one picture may take: a quarter of the machine's or the container's memory, and at most 2 GiB.
+
+    No photograph that people take needs as much; what does is a bomb, until somebody says with `max_pixels` that it is
+    none.
+    """
+    most = 2**31
+    with suppress(AttributeError, ValueError, OSError):  # systems that do not tell
+        most = min(most, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+    with suppress(ValueError, OSError):  # no container, or one without a limit
+        most = min(most, int(Path("/sys/fs/cgroup/memory.max").read_text()) // 4)
+    return most
+
+
+def _smaller(image: Image.Image, side: int) -> Image.Image:
+    """A picture of more pixels than `LARGE`, block by block made one pixel, to no less than twice the side."""
+    factor = min(image.size) // (2 * side)
+    if image.width * image.height <= LARGE or factor < 2 or image.mode not in _REDUCIBLE:
+        return image
+    return image.reduce(factor)
 
 
 def _orientation(image: Image.Image) -> int:
