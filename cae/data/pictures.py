@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import IO, NotRequired, TypedDict
 
-import numpy as np
 import pillow_heif
 import torch
 from PIL import Image
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cae.checksums import json_hash
-from cae.data import raw
+from cae.data import deep, raw
 
 PAPER_WHITE = (255, 255, 255)
 
@@ -122,7 +121,8 @@ def _begins_as(name: str, start: bytes) -> bool:
 def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None) -> Image.Image:
     """A picture as people see it: upright, 8-bit RGB, transparency on white, the first frame of an animation.
 
-    Of a camera's raw file it is the largest preview inside.
+    Of a camera's raw file it is the largest preview inside. Deeper greys and colours are brought to 8 bits by
+    `cae.data.deep`.
 
     Args:
         path: any file that Pillow or libheif opens, by name or opened.
@@ -155,10 +155,13 @@ def _read(file: IO[bytes], side: int | None, *, name: str = "", orientation: int
         if side is not None:
             image.draft("RGB", (2 * side, 2 * side))
         _check_size(image, full, side)
+        other = deep.other_byte(_layout(image))
         # Before the orientation: Pillow turns a TIFF as it loads it, and a PNG may say it at its end.
         image.load()
         held = _orientation(image)
         turned = _TURNED.get(held if held in _TURNED else orientation)
+        if other is not None:
+            image = _with_lower_bytes(image, file, other)
         rgb = _to_rgb(image if side is None else _less_oblong(_smaller(image, side)))
     if side is not None:
         rgb = _smaller(rgb, side)
@@ -190,6 +193,23 @@ def _open(file: IO[bytes], name: str = "") -> Image.Image:
             except (SyntaxError, IndexError, TypeError, struct.error):  # what Pillow takes for: another format
                 continue
     raise ImageError(f"not a picture in any format that Pillow reads, without {' and '.join(PROGRAMS)}")
+
+
+def _layout(image: Image.Image) -> str:
+    """How the bytes of a picture lie in its file, in Pillow's words."""
+    arguments = image.tile[0][3] if getattr(image, "tile", None) else ""  # type: ignore[attr-defined]
+    return arguments if isinstance(arguments, str) else str((arguments or ("",))[0])
+
+
+def _with_lower_bytes(image: Image.Image, file: IO[bytes], layout: str) -> Image.Image:
+    """A picture in colours of 16 bits, of which Pillow has read the upper bytes, in 8 bits of its own range."""
+    with _open(file) as again:
+        tiles = again.tile  # type: ignore[attr-defined]
+        again.tile = [  # type: ignore[attr-defined]
+            tile._replace(args=layout if isinstance(tile.args, str) else (layout, *tile.args[1:])) for tile in tiles
+        ]
+        again.load()
+        return deep.colours_in_8_bits(image, again)
 
 
 def _check_size(image: Image.Image, full: int, side: int | None) -> None:
@@ -321,13 +341,8 @@ def _less_oblong(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow clips wide grey values at 255; scale them instead. 16-bit pictures come as I;16 or as I.
-        values = np.nan_to_num(np.array(image, dtype=np.float32), copy=False, posinf=0.0, neginf=0.0)
-        top = 65535.0 if image.mode != "F" and values.max(initial=0) > 255 else max(float(values.max(initial=0)), 1.0)
-        np.clip(values, 0, top, out=values)
-        values *= 255.0 / top
-        image = Image.fromarray(values.astype(np.uint8))
+    if deep.is_deep(image):
+        image = deep.grey_in_8_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*PAPER_WHITE, 255))
