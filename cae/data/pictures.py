@@ -38,6 +38,8 @@ MAX_PIXELS = "CAE_MAX_PIXELS"
 
 _COMMON = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "HEIF", "AVIF", "JPEG2000", "PSD")
 """Formats that are looked for first, and under any ending: their first bytes are long enough to know them by."""
+_MOST_PER_PIXEL = 4 + 8 + 6
+"""Bytes that a pixel takes at most while a picture is read: stored, converted, and in the decoder."""
 _BY_ROWS = ("PNG", "BMP", "PPM")
 """Formats that are decoded with no more memory than the picture itself takes."""
 _REDUCIBLE = ("L", "RGB", "RGBA", "CMYK")
@@ -136,7 +138,8 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None
     try:
         if not isinstance(path, str | os.PathLike):
             return _read(path, side)
-        with Path(path).open("rb") as file:
+        path = path if isinstance(path, Path) else Path(path)
+        with path.open("rb") as file:
             inside = _preview(path, file)
             if inside is None:
                 return _read(file, side, name=os.fspath(path))
@@ -168,9 +171,9 @@ def _read(file: IO[bytes], side: int | None, *, name: str = "", orientation: int
     return rgb if turned is None else rgb.transpose(turned)
 
 
-def _preview(path: str | os.PathLike[str], file: IO[bytes]) -> IO[bytes] | None:
+def _preview(path: Path, file: IO[bytes]) -> IO[bytes] | None:
     """The picture inside a camera's raw file; None for other files, and without one."""
-    return raw.preview(file) if Path(path).suffix.lower() in raw.ENDINGS else None
+    return raw.preview(file) if path.suffix.lower() in raw.ENDINGS else None
 
 
 def _open(file: IO[bytes], name: str = "") -> Image.Image:
@@ -227,7 +230,8 @@ def _check_size(image: Image.Image, full: int, side: int | None) -> None:
     if limit is not None:
         if full > limit:
             raise ImageError(f"over the limit of {limit:,} pixels: it has {full:,}; allow more with --max-pixels")
-    elif (needed := _bytes_needed(image, full, side)) > most_memory():
+    # Nearly all are so small that no closer look is needed.
+    elif full * _MOST_PER_PIXEL > most_memory() < (needed := _bytes_needed(image, full, side)):
         raise ImageError(
             f"over the limit of {most_memory() / 2**30:.1f} GB of memory: its {full:,} pixels take "
             f"{needed / 2**30:.1f} GB; allow them with --max-pixels"
@@ -314,7 +318,8 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: not a picture.
     """
     try:
-        with Path(path).open("rb") as file, _open(_preview(path, file) or file) as image:
+        path = Path(path)
+        with path.open("rb") as file, _open(_preview(path, file) or file) as image:
             return image.size
     except ImageError:
         raise
