@@ -197,6 +197,7 @@ class SavedResult:
     clusters: list[dict[str, Any]]
     run: dict[str, Any]
     edits: tuple[Edit, ...] = ()
+    _unedited: SavedResult | None = None  # has what edits do not change
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, images: str | os.PathLike[str] | None = None) -> Self:
@@ -237,7 +238,8 @@ class SavedResult:
         """The result as people want it: with its edits applied, and none left to apply."""
         if not self.edits:
             return self
-        return replace(self, assignments=self._edited.assignments, clusters=self._edited.clusters, edits=())
+        view = self._edited
+        return replace(self, assignments=view.assignments, clusters=view.clusters, edits=(), _unedited=self)
 
     @property
     def unmatched_edits(self) -> list[str]:
@@ -255,6 +257,8 @@ class SavedResult:
         Raises:
             ResultError: missing, damaged or from a newer version.
         """
+        if self._unedited is not None:
+            return self._unedited.fitted
         try:
             return FittedCAE.load(self.folder / MODEL_FOLDER)
         except ModelError as error:
@@ -267,6 +271,8 @@ class SavedResult:
         Raises:
             ResultError: missing, damaged, or not of these assignments.
         """
+        if self._unedited is not None:
+            return self._unedited.embeddings
         _require(self.folder, _EMBEDDINGS)
         try:
             embeddings = load_file(self.folder / _EMBEDDINGS)["embedding"]
