@@ -378,6 +378,12 @@ def test_embeddings_from_anywhere(attached, tmp_path, write, workers):
         np.testing.assert_array_equal(torch.cat([batch[key] for batch in batches]).numpy(), expected)
 
 
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8", "f2", "f8", "g"])
+def test_embeddings_may_be_floats_of_any_size_and_order_of_bytes(tmp_path, dtype):
+    np.save(tmp_path / "x.npy", np.asfortranarray(X.astype(dtype)))
+    np.testing.assert_allclose(EmbeddingData(tmp_path / "x.npy").x.float().numpy(), X, atol=1e-3)
+
+
 def test_npy_files_are_mapped(tmp_path):
     x, _ = read_embeddings(write_npy(tmp_path))
     assert isinstance(x, np.memmap)

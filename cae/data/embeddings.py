@@ -48,6 +48,12 @@ def read_embeddings(path: str | os.PathLike[str], labels: str | os.PathLike[str]
         raise EmbeddingError(f"{path} cannot be used as embeddings: {error}") from error
     if x.ndim != 2 or not len(x) or not np.issubdtype(x.dtype, np.floating):
         raise EmbeddingError(f"{path} holds {x.dtype} of shape {x.shape}, not embeddings (N, D)")
+    # Torch takes numbers in the machine's own order of bytes alone, and none of more than eight bytes.
+    x = (
+        x
+        if x.dtype.isnative and x.dtype.itemsize <= 8
+        else x.astype(np.float32 if x.dtype.itemsize < 8 else np.float64)
+    )
     if classes is not None and len(classes) != len(x):
         raise EmbeddingError(f"{path} holds {len(x)} embeddings, but there are {len(classes)} labels")
     if classes is not None and np.issubdtype(classes.dtype, np.inexact):
