@@ -366,11 +366,12 @@ def files_identity(root: Path, paths: Sequence[Path]) -> str:
 
     Size and time stand for the content: hashing a million pictures would take as long as embedding them.
     """
-    stats = [(os.fspath(path.relative_to(root)), *_size_and_time(path)) for path in paths]
+    stats = [(os.fspath(path.relative_to(root)), *size_and_time(path)) for path in paths]
     return json_hash([_READING, stats])[:32]
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes of a file, and when it was written to, in nanoseconds; 0 and 0 for none."""
     try:
         stat = path.stat()
     except OSError:  # a link to nowhere, or gone since it was listed

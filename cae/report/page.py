@@ -26,7 +26,7 @@ from cae.compare import Comparison, compare
 from cae.data.listing import left_out_lines
 from cae.files import committing, tidy
 from cae.report.data import Group, columns, describe_groups, fused
-from cae.report.kept import THUMBNAILS, Kept, fingerprint
+from cae.report.kept import THUMBNAILS, Kept, fingerprint, stamps_of
 from cae.report.map import lay_among, lay_out
 from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
 from cae.results import OutputError, ResultError, SavedResult, check_writable
@@ -82,10 +82,10 @@ def write_report(
     groups, order = describe_groups(result, z)
     with committing(out) as draft:
         folder = draft / _FILES
-        thumbnails, position = _draw(result, z.numpy(), order, folder, out / _FILES, kept, reporter)
+        thumbnails, position, stamps = _draw(result, z.numpy(), order, folder, out / _FILES, kept, reporter)
         compared = None if comparison is None else comparison.a
         mark, side = fingerprint(result, len(order)), thumbnail_side(len(order))
-        Kept(mark, side, position, thumbnails, result.root, compared).save(folder)
+        Kept(mark, side, position, thumbnails, stamps, result.root, compared).save(folder)
         size = thumbnails.size
         if result.root.is_dir():  # else nothing can be said of single pictures, as when a disk is not plugged in
             size = np.where([[picture is None] for picture in result.pictures], 0, size)
@@ -180,13 +180,13 @@ def _draw(
     before: Path,
     kept: Kept | None,
     reporter: Reporter,
-) -> tuple[Thumbnails, NDArray[np.float32]]:
-    """Thumbnails into a new folder, and the map, (N, 2): what is kept of the folder before, and the rest anew."""
-    n, side = len(order), thumbnail_side(len(order))
+) -> tuple[Thumbnails, NDArray[np.float32], NDArray[np.int64]]:
+    """Thumbnails into a new folder, the map, (N, 2), and the files' stamps: what is kept, and the rest anew."""
+    n, side, stamps = len(order), thumbnail_side(len(order)), stamps_of(result.pictures)
     if kept is not None and not kept.fits(result):
         kept = None
     if kept is not None and kept.side == side:
-        there = kept.thumbnails.padded(n)
+        there, stamps = kept.still(stamps), kept.stamps_now(stamps)
         shutil.copytree(before / THUMBNAILS, folder / THUMBNAILS)
     else:
         there = Thumbnails.none(n)
@@ -196,7 +196,7 @@ def _draw(
         position = lay_out(z, seed=result.fitted.config.seed, progress=reporter("map"))
     else:
         position = lay_among(z, kept.position)
-    return thumbnails, position
+    return thumbnails, position, stamps
 
 
 def _roots(root: Path, out: Path) -> list[str]:
