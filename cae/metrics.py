@@ -6,6 +6,8 @@ own NMI and ARI keep every label, and its NMI of two constant labelings is 0 whe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -49,16 +51,21 @@ class CountMetric(Metric):
         n_classes: C; the numbers may differ.
 
     Raises:
-        ValueError: from `update`, for labels outside the table or of different length.
+        ValueError: fewer than one cluster or class; from `update`, for labels outside the table or of different length.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
     counts: Tensor
 
     def __init__(self, n_clusters: int, n_classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        for name, value in (("n_clusters", n_clusters), ("n_classes", n_classes)):
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         self.add_state("counts", torch.zeros(n_clusters, n_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Labels, target: Labels) -> None:
@@ -81,6 +88,10 @@ class CountMetric(Metric):
         if not counts.any():
             raise ValueError("there are no images to score; call update first")
         return torch.tensor(self._score(counts), dtype=torch.float32, device=self.counts.device)
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
+        """Draw one or more values, or what `compute` gives, with matplotlib; see torchmetrics' own metrics."""
+        return self._plot(val, ax)
 
     def _score(self, counts: Counts) -> float:
         raise NotImplementedError
@@ -106,6 +117,8 @@ class NormalizedMutualInfo(CountMetric):
 
 class AdjustedRandIndex(CountMetric):
     """ARI."""
+
+    plot_lower_bound = -0.5
 
     def _score(self, counts: Counts) -> float:
         return ari_of_counts(counts)

@@ -1,7 +1,9 @@
 """Scores against scikit-learn and scipy, on one process and on two."""
 
+import pickle
 import socket
 
+import matplotlib.pyplot
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,18 @@ import torch.multiprocessing as mp
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 from sklearn.metrics.cluster import contingency_matrix
+from torchmetrics import MetricCollection
 
 from cae import metrics
-from cae.metrics import ClusterAccuracy, cluster_accuracy, clustering_metrics, clustering_scores, stability
+from cae.metrics import (
+    AdjustedRandIndex,
+    ClusterAccuracy,
+    NormalizedMutualInfo,
+    cluster_accuracy,
+    clustering_metrics,
+    clustering_scores,
+    stability,
+)
 
 
 def labelings(n_clusters: int, n_classes: int, n: int = 500):
@@ -110,6 +121,31 @@ def test_lists_are_told_how_to_become_tensors():
         clustering_scores([0, 1], torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"target must be a torch\.Tensor"):
         ClusterAccuracy(2, 2).update(torch.tensor([0, 1]), [0, 1])
+
+
+@pytest.mark.parametrize("sizes", [(0, 4), (4, -1), (5.0, 4), ("5", 4), (4, None)])
+def test_numbers_of_clusters_and_classes_are_checked(sizes):
+    with pytest.raises(ValueError, match="must be a whole number of at least 1, got"):
+        ClusterAccuracy(*sizes)
+    assert ClusterAccuracy(np.int64(5), np.int32(4)).counts.shape == (5, 4)
+
+
+def test_metrics_do_what_torchmetrics_own_do():
+    preds, target = labelings(5, 4)
+    collection = MetricCollection([ClusterAccuracy(5, 4), NormalizedMutualInfo(5, 4), AdjustedRandIndex(5, 4)])
+    for rows in (slice(0, 1), slice(0, 0), slice(1, None)):  # single, empty, the rest
+        collection.update(preds[rows], target[rows])
+    assert len(collection.compute_groups) == 1
+    found = [
+        float(collection.compute()[name]) for name in ("NormalizedMutualInfo", "ClusterAccuracy", "AdjustedRandIndex")
+    ]
+    assert found == pytest.approx(expected_scores(preds, target), abs=1e-6)
+    for metric in collection.values():
+        for same in (metric.clone(), pickle.loads(pickle.dumps(metric)), metric.double()):
+            assert same.compute() == pytest.approx(float(metric.compute()))
+        figure, _ = metric.plot()
+        assert figure.axes
+        matplotlib.pyplot.close(figure)
 
 
 INTEGERS = [

@@ -80,7 +80,7 @@ class ImageData(Data):
 
 
 class ImageFolderData(ImageData):
-    """A folder of pictures: recursive, sorted by path, unreadable files left out.
+    """A folder of pictures: recursive, sorted by path, unreadable files left out (see `cae.data.list_folder`).
 
     `index` points into `paths`. If all pictures lie in sub-folders, the top one is a picture's `label`, by the order of
     `classes`.
