@@ -193,3 +193,14 @@ def test_nan_is_refused(blobs):
     x[3, 2] = np.nan
     with pytest.raises(ValueError, match="contains NaN"):
         CAEClusterer(3).fit(x)
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e25, 1e-25, 1e-300])
+def test_only_the_directions_of_rows_matter_however_long_they_are(scale):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(3, 8))[np.arange(60) % 3] + 0.1 * generator.normal(size=(60, 8))
+    expected = CAEClusterer(3).fit_predict(x)
+    lengths = np.where(np.arange(60) % 2, scale, 1.0)[:, None]
+    assert (CAEClusterer(3).fit_predict(x * lengths) == expected).all()
+    if 1e-30 < scale < 1e30:
+        assert (CAEClusterer(3).fit_predict((x * lengths).astype(np.float32)) == expected).all()
