@@ -47,6 +47,7 @@ EXTRAS = {
         "matplotlib>=3.9",
         "mypy>=1.11",
         "playwright>=1.65",
+        "pillow-heif>=1.1",
         "polars>=1.20",
         "pytest>=8.0",
         "pytest-timeout>=2.3",
@@ -81,7 +82,8 @@ setup(
         "numpy>=2.0",
         "openTSNE>=1.0.2",
         "open_clip_torch>=3.0",
-        "pillow>=10.3",
+        "pillow>=11.3",  # from there on AVIF is read
+        "pi-heif>=1.1",
         "pathvalidate>=3.3",
         "platformdirs>=4.0",
         "pyarrow>=17",

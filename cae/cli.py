@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 import warnings
@@ -54,6 +55,14 @@ texts_app = typer.Typer(help="Text banks: nouns and captions, embedded once and 
 app.add_typer(texts_app, name="texts")
 app.add_typer(edit_app, name="edit")
 
+
+def _allow_pixels(n: int | None) -> int | None:
+    """Tell every process that reads pictures how many pixels one may have."""
+    if n is not None:
+        os.environ["CAE_MAX_PIXELS"] = str(n)
+    return n
+
+
 Folder = Annotated[Path, typer.Argument(help="Pictures, in any depth of sub-folders.", metavar="DIR")]
 Pictures = Annotated[
     Path,
@@ -85,6 +94,15 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same groups.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that read pictures.")]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        envvar="CAE_MAX_PIXELS",
+        callback=_allow_pixels,
+        help="Leave out larger pictures; by default what takes too much memory.",
+    ),
+]
 Result = Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")]
 Images = Annotated[Path | None, typer.Option(help="Where the pictures lie now, if they have moved.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
@@ -141,6 +159,7 @@ def cluster(
     seed: Seed = 0,
     batch_size: BatchSize = 64,
     workers: Workers = 2,
+    max_pixels: MaxPixels = None,
     report: Report = True,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -201,6 +220,7 @@ def predict(
     device: Device = "auto",
     batch_size: BatchSize = 64,
     workers: Workers = 2,
+    max_pixels: MaxPixels = None,
     quiet: Quiet = False,
 ) -> None:
     """Sort new pictures into the groups of a fitted model, without fitting again."""
@@ -221,7 +241,7 @@ def predict(
             module, folder, device=find_device(device), batch_size=batch_size, workers=workers, reporter=reporter
         )
     write_assignments(result.assignments(), out)
-    terminal.print_skipped(result)
+    terminal.print_skipped(result.skipped, folder)
     if not quiet:
         terminal.print_clusters(result)
         terminal.out.print(f"assignments: {out / 'assignments.csv'}", soft_wrap=True)
@@ -237,6 +257,7 @@ def draw_report(
     compare: Annotated[
         Path | None, typer.Option(help="Another result: show what lies elsewhere there.", metavar="OTHER")
     ] = None,
+    max_pixels: MaxPixels = None,
     quiet: Quiet = False,
 ) -> None:
     """Draw a result as a page that opens from disk: groups, a map, and why each picture is where it is."""
@@ -263,10 +284,13 @@ def update(
     device: Device = "auto",
     batch_size: BatchSize = 64,
     workers: Workers = 2,
+    max_pixels: MaxPixels = None,
     report: Redraw = True,
     quiet: Quiet = False,
 ) -> None:
     """Add the new pictures of a folder to a result; what was assigned stays. Says what fits no group."""
+    from dataclasses import replace
+
     from cae.data.vector_files import holds_vectors
     from cae.devices import find_device
     from cae.folder import run_folder
@@ -293,9 +317,12 @@ def update(
                 reporter=reporter,
                 paths=news.paths,
             )
-        terminal.print_skipped(found)
+        found = replace(found, skipped={**news.left_out, **found.skipped})
+        terminal.print_skipped(found.skipped, folder)
         add_pictures(saved, found)
         saved = SavedResult.load(result, images=images)
+    else:
+        terminal.print_skipped(news.left_out, folder)
     if not quiet:
         terminal.print_added(saved.edited.assignments.slice(before).to_pylist(), news)
     terminal.print_changed(news.changed)
@@ -389,6 +416,7 @@ def evaluate(
     device: Device = "auto",
     batch_size: BatchSize = 64,
     workers: Workers = 2,
+    max_pixels: MaxPixels = None,
     quiet: Quiet = False,
 ) -> None:
     """Score methods against known classes: NMI, ACC and ARI over seeds, with tables and plots."""
@@ -511,7 +539,7 @@ def _cluster(
         "stages": {name: round(s, 2) for name, s in timing.items()},
     }
     write_result(result, out, run)
-    terminal.print_skipped(result)
+    terminal.print_skipped(result.skipped, folder)
     saved = SavedResult.load(out)
     shown = not quiet and not as_json
     if shown:

@@ -351,9 +351,10 @@ def images_of(batch: Any) -> Tensor:
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """The classes (B,) of a batch: `label` or `labels` of a dict, or a tuple's second part; None where it has none."""
+    """The classes (B,) int64 of a batch: `label` or `labels` of a dict, or a tuple's second part; None without any."""
     if isinstance(batch, Mapping):
         found = batch.get("label", batch.get("labels"))
     else:
         found = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-    return found if isinstance(found, Tensor) and found.ndim == 1 and not found.is_floating_point() else None
+    # Torch cannot index or join every narrow dtype.
+    return found.long() if isinstance(found, Tensor) and found.ndim == 1 and not found.is_floating_point() else None

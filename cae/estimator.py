@@ -28,6 +28,9 @@ from cae.state import FittedCAE
 from cae.text import TextBank, load_banks
 from cae.text.vectors import Source, is_vectors, limit_modalities, text_sources
 
+_FAR = 1e15
+"""Rows of numbers beyond this, or below its inverse, are scaled: their squares leave the range of float32."""
+
 
 class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """Cluster embeddings with CAE, or without texts by spherical k-means.
@@ -166,8 +169,12 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _unit_rows(self, X: ArrayLike, **checks: Any) -> Tensor:
-        copied = validate_data(self, _dense(X), dtype=np.float32, order="C", copy=True, **checks)
-        x = torch.from_numpy(copied).to(find_device(self.device))
+        copied = validate_data(self, _dense(X), dtype=[np.float32, np.float64], order="C", copy=True, **checks)
+        peak = np.maximum(copied.max(axis=1), -copied.min(axis=1))
+        far = (peak > _FAR) | ((peak < 1 / _FAR) & (peak > 0))
+        if far.any():
+            copied[far] /= peak[far, None]
+        x = torch.from_numpy(copied.astype(np.float32, copy=False)).to(find_device(self.device))
         return normalize(x, dim=1, out=x)
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from cae.checksums import content_hashes
-from cae.data import ImageError, ImageFolderData, list_images, read_image
+from cae.data import ImageError, ImageFolderData, list_folder, read_image
+from cae.data.listing import check_not_empty
 from cae.data.pictures import shown_path
 from cae.data.vector_files import Vectors, holds_vectors, read_vectors
 from cae.embedder import embed_pictures
@@ -43,7 +44,7 @@ class FolderResult:
         prediction: of the same N pictures, on the CPU.
         fitted: the state behind it, on the CPU.
         sha256: of the files' bytes, by which a picture is known wherever it goes (`cae.checksums.content_hash`).
-        skipped: pictures that could not be read, with the reason.
+        skipped: what looks like a picture but could not be used, with the reason.
     """
 
     root: Path
@@ -281,7 +282,11 @@ def run_folder(
         ValueError: fewer pictures than clusters.
         EncoderError, TextError, ModelError: as the module raises them.
     """
-    paths = list_images(root) if paths is None else paths
+    left_out: dict[Path, str] = {}
+    if paths is None:
+        listing = list_folder(root)
+        check_not_empty(root, listing)
+        paths, left_out = listing.pictures, listing.left_out
     if module.fitted is None:
         _check_enough(module, root, len(paths), "picture")
     module.encoder.to(device)
@@ -298,6 +303,7 @@ def run_folder(
     readable = index.tolist()
     assert module.fitted is not None  # by predicting
     found = [paths[i] for i in readable]
+    unreadable = [paths[i] for i in sorted(set(range(len(paths))) - set(readable))]
     return FolderResult(
         root=root,
         paths=found,
@@ -305,7 +311,7 @@ def run_folder(
         prediction=prediction,
         fitted=module.fitted.to("cpu"),
         sha256=content_hashes(found, reporter("hashes")),
-        skipped={paths[i]: _why_unreadable(paths[i]) for i in sorted(set(range(len(paths))) - set(readable))},
+        skipped=dict(sorted({**left_out, **{path: _why_unreadable(path) for path in unreadable}}.items())),
     )
 
 

@@ -6,6 +6,8 @@ own NMI and ARI keep every label, and its NMI of two constant labelings is 0 whe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torchmetrics import Metric, MetricCollection
 
 from cae.scores import (
     Counts,
+    Labels,
     accuracy_of_counts,
     ari_of_counts,
     cluster_accuracy,
@@ -48,21 +51,26 @@ class CountMetric(Metric):
         n_classes: C; the numbers may differ.
 
     Raises:
-        ValueError: from `update`, for labels outside the table or of different length.
+        ValueError: fewer than one cluster or class; from `update`, for labels outside the table or of different length.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
     counts: Tensor
 
     def __init__(self, n_clusters: int, n_classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        for name, value in (("n_clusters", n_clusters), ("n_classes", n_classes)):
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         self.add_state("counts", torch.zeros(n_clusters, n_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Count a batch: (B,) int64 clusters and (B,) int64 classes."""
-        batch = count_matrix(preds, target)
+    def update(self, preds: Labels, target: Labels) -> None:
+        """Count a batch: (B,) clusters and (B,) classes of any integer dtype."""
+        batch = count_matrix(preds, target).to(self.counts.device)
         if batch.shape[0] > self.counts.shape[0] or batch.shape[1] > self.counts.shape[1]:
             raise ValueError(
                 f"labels reach {batch.shape[0]} clusters and {batch.shape[1]} classes, but the metric was made for "
@@ -80,6 +88,10 @@ class CountMetric(Metric):
         if not counts.any():
             raise ValueError("there are no images to score; call update first")
         return torch.tensor(self._score(counts), dtype=torch.float32, device=self.counts.device)
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
+        """Draw one or more values, or what `compute` gives, with matplotlib; see torchmetrics' own metrics."""
+        return self._plot(val, ax)
 
     def _score(self, counts: Counts) -> float:
         raise NotImplementedError
@@ -105,6 +117,8 @@ class NormalizedMutualInfo(CountMetric):
 
 class AdjustedRandIndex(CountMetric):
     """ARI."""
+
+    plot_lower_bound = -0.5
 
     def _score(self, counts: Counts) -> float:
         return ari_of_counts(counts)

@@ -32,7 +32,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.checksums import check_kinds, content_hash, content_hashes, is_version, json_hash, load_json
-from cae.data.pictures import has_picture_ending, shown_path
+from cae.data.listing import list_folder, looks_like_picture
+from cae.data.pictures import shown_path
 from cae.edits import Edit, Edited, apply_edits, load_edits
 from cae.files import committing, dump_json, holding, tidy
 from cae.state import FittedCAE, ModelError
@@ -197,6 +198,7 @@ class SavedResult:
     clusters: list[dict[str, Any]]
     run: dict[str, Any]
     edits: tuple[Edit, ...] = ()
+    _unedited: SavedResult | None = None  # has what edits do not change
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, images: str | os.PathLike[str] | None = None) -> Self:
@@ -237,7 +239,8 @@ class SavedResult:
         """The result as people want it: with its edits applied, and none left to apply."""
         if not self.edits:
             return self
-        return replace(self, assignments=self._edited.assignments, clusters=self._edited.clusters, edits=())
+        view = self._edited
+        return replace(self, assignments=view.assignments, clusters=view.clusters, edits=(), _unedited=self)
 
     @property
     def has_pictures(self) -> bool:
@@ -260,6 +263,8 @@ class SavedResult:
         Raises:
             ResultError: missing, damaged or from a newer version.
         """
+        if self._unedited is not None:
+            return self._unedited.fitted
         try:
             return FittedCAE.load(self.folder / MODEL_FOLDER)
         except ModelError as error:
@@ -272,6 +277,8 @@ class SavedResult:
         Raises:
             ResultError: missing, damaged, or not of these assignments.
         """
+        if self._unedited is not None:
+            return self._unedited.embeddings
         _require(self.folder, _EMBEDDINGS)
         try:
             tensors = load_file(self.folder / _EMBEDDINGS)
@@ -289,16 +296,17 @@ class SavedResult:
     def pictures(self) -> list[Path | None]:
         """Where each of the N pictures lies now; None where there is no file any more.
 
-        A result may come from anybody, and name any file. Only what is called like a picture counts, and no path leads
-        up, so that no other file is exported or linked.
+        A result may come from anybody, and name any file. Only what is called like a picture counts, or begins like
+        one, and no path leads up, so that no other file is exported or linked.
         """
         paths = self.assignments["path"].to_pylist()
         # A name that is no UTF-8 is shown with a replacement character, and found by listing the folder again.
-        listed = self.root.rglob("*") if any("\ufffd" in path for path in paths) else ()
+        lost = any("\ufffd" in path for path in paths) and _there(self.root.is_dir)
+        listed = list_folder(self.root).pictures if lost else ()
         undecodable = {shown_path(path, self.root): path for path in listed}
         places = (undecodable.get(path, self.root / path) for path in paths)
         return [
-            place if _names_a_picture(path) and _there(place.is_file) else None
+            place if _is_below(path) and _there(place.is_file) and looks_like_picture(place) else None
             for path, place in zip(paths, places, strict=True)
         ]
 
@@ -315,9 +323,8 @@ class SavedResult:
         return [row for (row, _), now in zip(here, found, strict=True) if now != hashes[row]]
 
 
-def _names_a_picture(path: str) -> bool:
-    pure = PurePath(path)
-    return "\0" not in path and ".." not in pure.parts and has_picture_ending(pure)
+def _is_below(path: str) -> bool:
+    return "\0" not in path and ".." not in PurePath(path).parts
 
 
 _TEXTS = pa.list_(pa.string())

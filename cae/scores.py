@@ -18,25 +18,54 @@ from scipy.special import xlogy
 from torch import Tensor
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]
+Labels = Tensor | np.ndarray[Any, Any]
+"""(N,) of any integer dtype, or bool."""
 
 
-def count_matrix(preds: Tensor, target: Tensor) -> Tensor:
+def as_labels(labels: Labels, name: str = "labels") -> Tensor:
+    """Labels as (N,) int64, in which numbers that are computed from them have room.
+
+    Args:
+        labels: (N,) of any integer dtype, or bool.
+        name: what an error calls them.
+
+    Returns:
+        On the device of the labels. Those from 2^63 on become negative, and stay distinct.
+
+    Raises:
+        ValueError: neither a tensor nor an array, of another shape, or not whole numbers by their dtype. Floats are
+            refused even where all are whole: they are embeddings or probabilities more often than classes.
+
+    >>> as_labels(np.array([3, 255], dtype=np.uint8))
+    tensor([  3, 255])
+    """
+    if not isinstance(labels, Tensor | np.ndarray):
+        raise ValueError(
+            f"{name} must be a torch.Tensor or a NumPy array, got {type(labels).__name__}; pass torch.as_tensor({name})"
+        )
+    if isinstance(labels, Tensor):
+        whole = not (labels.is_floating_point() or labels.is_complex())
+    else:
+        whole = labels.dtype.kind in "biu"
+    if labels.ndim != 1 or not whole:
+        raise ValueError(f"{name} must be (N,) whole numbers, got {labels.dtype} of shape {tuple(labels.shape)}")
+    return labels.long() if isinstance(labels, Tensor) else torch.from_numpy(labels.astype(np.int64))
+
+
+def count_matrix(preds: Labels, target: Labels) -> Tensor:
     """How many images lie in each cluster and class.
 
     Args:
-        preds: (N,) int64 cluster labels, at least 0.
-        target: (N,) int64 class labels, at least 0.
+        preds: (N,) cluster labels of any integer dtype, at least 0.
+        target: (N,) class labels, likewise.
 
     Returns:
         (K, C) int64 on the labels' device, K and C one more than the largest labels; (0, 0) for no images.
 
     Raises:
-        ValueError: labels are no tensors, of different length, not whole numbers, or negative.
+        ValueError: labels are no tensors or arrays, of different length, not whole numbers, or negative.
     """
-    for name, labels in (("preds", preds), ("target", target)):
-        _check_tensor(name, labels)
-        if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
-            raise ValueError(f"{name} must be (N,) whole numbers, got {labels.dtype} of shape {tuple(labels.shape)}")
+    preds, target = as_labels(preds, "preds"), as_labels(target, "target")
     if len(preds) != len(target):
         raise ValueError(f"{len(preds)} cluster labels but {len(target)} class labels: give one of each per image")
     if len(preds) == 0:
@@ -46,11 +75,6 @@ def count_matrix(preds: Tensor, target: Tensor) -> Tensor:
     # Labels may be any numbers below 2^63 and the table is dense, so callers with wild labels renumber them first.
     n_clusters, n_classes = int(preds.max()) + 1, int(target.max()) + 1
     return torch.bincount(preds * n_classes + target, minlength=n_clusters * n_classes).reshape(n_clusters, n_classes)
-
-
-def _check_tensor(name: str, labels: object) -> None:
-    if not isinstance(labels, Tensor):
-        raise ValueError(f"{name} must be a torch.Tensor, got {type(labels).__name__}; pass torch.as_tensor({name})")
 
 
 def cluster_to_class(counts: Counts) -> dict[int, int]:
@@ -103,34 +127,39 @@ OF_COUNTS: dict[str, Callable[[Counts], float]] = {
 }
 
 
-def cluster_accuracy(preds: Tensor, target: Tensor) -> float:
+def cluster_accuracy(preds: Labels, target: Labels) -> float:
     """ACC: the share of images in the class that the best one-to-one match gives to their cluster.
 
     Args:
-        preds: (N,) int64 cluster labels, N at least 1.
-        target: (N,) int64 class labels. The numbers of clusters and classes may differ.
+        preds: (N,) cluster labels of any integer dtype, N at least 1.
+        target: (N,) class labels, likewise. The numbers of clusters and classes may differ.
 
     Returns:
         A number in [0, 1].
+
+    Raises:
+        ValueError: no labels, or none that `as_labels` takes.
     """
     return accuracy_of_counts(_counts(preds, target))
 
 
-def clustering_scores(preds: Tensor, target: Tensor) -> dict[str, float]:
+def clustering_scores(preds: Labels, target: Labels) -> dict[str, float]:
     """NMI (arithmetic mean), ACC (Hungarian) and ARI in percent.
 
     Args:
-        preds: (N,) int64 cluster labels, N at least 1.
-        target: (N,) int64 class labels.
+        preds: (N,) cluster labels of any integer dtype, N at least 1.
+        target: (N,) class labels, likewise.
+
+    Raises:
+        ValueError: no labels, or none that `as_labels` takes.
     """
     counts = _counts(preds, target)
     return {name: 100 * score(counts) for name, score in OF_COUNTS.items()}
 
 
-def _counts(preds: Tensor, target: Tensor) -> Counts:
-    """The count table of labels that may be any numbers."""
-    _check_tensor("preds", preds)
-    _check_tensor("target", target)
+def _counts(preds: Labels, target: Labels) -> Counts:
+    """The count table of labels that may be any whole numbers."""
+    preds, target = as_labels(preds, "preds"), as_labels(target, "target")
     if preds.numel() == 0:
         raise ValueError("there are no images to score")
     clusters = torch.unique(preds, return_inverse=True)[1]
@@ -138,12 +167,12 @@ def _counts(preds: Tensor, target: Tensor) -> Counts:
     return count_matrix(clusters, classes).cpu().numpy()
 
 
-def silhouette_score(x: Tensor, labels: Tensor, *, sample: int = 2000, seed: int = 0) -> float:
+def silhouette_score(x: Tensor, labels: Labels, *, sample: int = 2000, seed: int = 0) -> float:
     """Silhouette by cosine distance on a random sample: how much closer images are to their own cluster than the next.
 
     Args:
         x: (N, D) float embeddings, not zero.
-        labels: (N,) int64 clusters.
+        labels: (N,) clusters of any integer dtype.
         sample: images to take; the cost grows with its square.
         seed: of the sample.
 
@@ -151,7 +180,7 @@ def silhouette_score(x: Tensor, labels: Tensor, *, sample: int = 2000, seed: int
         In [-1, 1]; 0 where the sample has one cluster, or as many as images, which scikit-learn refuses.
     """
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:sample]
-    x, labels = x.cpu()[chosen], labels.cpu()[chosen]
+    x, labels = x.cpu()[chosen], as_labels(labels).cpu()[chosen]
     if not 1 < len(labels.unique()) < len(labels):
         return 0.0
     from sklearn.metrics import silhouette_score as sklearn_silhouette  # takes a second
@@ -159,11 +188,11 @@ def silhouette_score(x: Tensor, labels: Tensor, *, sample: int = 2000, seed: int
     return float(sklearn_silhouette(x.float().numpy(), labels.numpy(), metric="cosine"))
 
 
-def stability(labelings: Sequence[Tensor]) -> float:
+def stability(labelings: Sequence[Labels]) -> float:
     """Mean ARI over all pairs of labelings of the same images: over seeds, or over bootstraps seen through `predict`.
 
     Args:
-        labelings: at least two tensors (N,) int64.
+        labelings: at least two, (N,) of any integer dtype.
 
     Returns:
         1 where all agree, about 0 where they are unrelated.

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -174,10 +175,13 @@ def print_weights(result: FolderResult) -> None:
     out.print(f"mean fusion weights: {shares}", highlight=False)
 
 
-def print_skipped(result: FolderResult) -> None:
-    """Name the files that could not be read."""
-    for path, reason in result.skipped.items():
-        warn(f"skipped {result.relative(path)}: {reason}")
+def print_skipped(skipped: Mapping[Path, str], root: Path) -> None:
+    """Count and name what looks like a picture but could not be used, with the reason."""
+    from cae.data.listing import left_out_lines
+    from cae.data.pictures import shown_path
+
+    for line in left_out_lines({shown_path(path, root): reason for path, reason in skipped.items()}):
+        warn(line)
 
 
 def print_missing(paths: Sequence[str]) -> None:

@@ -31,7 +31,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae.checksums import content_hashes
-from cae.data.pictures import list_images, shown_path
+from cae.data.listing import check_not_empty, list_folder
+from cae.data.pictures import shown_path
 from cae.files import committing
 from cae.kernels import nearest
 from cae.results import SavedResult, write_tables
@@ -60,11 +61,13 @@ class News:
         paths: pictures with new content.
         known: how many have content that is already in the result, or in another of `paths`.
         changed: paths, as in the assignments, of pictures that hold other bytes than those that were clustered.
+        left_out: what looks like a picture but cannot be used, with the reason.
     """
 
     paths: list[Path]
     known: int
     changed: list[str]
+    left_out: dict[Path, str]
 
 
 def find_news(result: SavedResult, folder: Path, progress: Progress | None = None) -> News:
@@ -78,7 +81,9 @@ def find_news(result: SavedResult, folder: Path, progress: Progress | None = Non
     Raises:
         ImageError: no such folder, or no picture in it.
     """
-    paths = list_images(folder)
+    listing = list_folder(folder)
+    check_not_empty(folder, listing)
+    paths = listing.pictures
     rows = result.assignments.select(["path", "sha256"]).to_pylist()
     hash_of = {row["path"]: row["sha256"] for row in rows}
     seen = {row["sha256"] for row in rows}
@@ -92,7 +97,7 @@ def find_news(result: SavedResult, folder: Path, progress: Progress | None = Non
         elif sha256 is None or sha256 not in seen:  # what cannot be read is told when it is encoded
             new.append(path)
             seen.add(sha256)
-    return News(new, len(paths) - len(new) - len(changed), changed)
+    return News(new, len(paths) - len(new) - len(changed), changed, listing.left_out)
 
 
 def add_pictures(result: SavedResult, found: FolderResult) -> None:

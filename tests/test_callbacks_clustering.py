@@ -107,6 +107,14 @@ def validate(run, module=None, val=None):
         run.validate(module or Classifier(), loader() if val is None else val, verbose=False)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16, torch.uint64])
+def test_classes_may_be_of_any_integer_type(dtype):
+    x, y = samples().tensors
+    callback = ClusteringCallback(K, label="label")
+    fit(trainer(callback, max_epochs=1), val=loader(TensorDataset(x, (40 * y).to(dtype))))
+    assert callback.clustering.scores["acc"] > 0.9
+
+
 def test_scores_are_those_of_the_clusters():
     callback, logger = ClusteringCallback(K, label="label"), Recorder()
     run = trainer(callback, logger=logger)

@@ -326,6 +326,44 @@ def test_unreadable_pictures_are_listed_and_skipped(run, picture_folder, text_fi
     assert "red/empty.jpg" not in pq.read_table(tmp_path / "out/assignments.parquet")["path"].to_pylist()
 
 
+def test_what_is_left_out_is_counted_and_named_everywhere(run, picture_folder, text_files, tmp_path):
+    for i in range(12):
+        (picture_folder / "red" / f"{i}.svg").write_text("<svg/>")
+    (picture_folder / "blue" / "empty.jpg").write_bytes(b"")
+    (picture_folder / "green" / "0.png").rename(picture_folder / "green" / "noending")
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"], "--workers", 0]
+    code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", tmp_path / "out", *texts)
+    assert code == 0
+    told = "skipped 12 .svg files (red/0.svg, red/1.svg, red/10.svg, …): cae reads no .svg files; export them as PNG"
+    assert told in stderr
+    skipped = json.loads((tmp_path / "out/run.json").read_text())["skipped"]
+    assert len(skipped) == 13
+    assert skipped["red/11.svg"].startswith("cae reads no .svg files")
+    html = (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
+    assert f"In no group: {told}" in html
+    assert "In no group: skipped blue/empty.jpg" in html
+    assert "13 files skipped" in html
+    paths = pq.read_table(tmp_path / "out/assignments.parquet")["path"].to_pylist()
+    assert "green/noending" in paths
+    assert run("export", tmp_path / "out", "--to", "folders", "--out", tmp_path / "sorted")[1].startswith("30 files")
+
+    code, _, stderr = run("update", tmp_path / "out", picture_folder)
+    assert code == 0
+    assert told in stderr
+
+
+def test_max_pixels_leaves_out_what_is_larger(run, picture_folder, text_files, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAE_MAX_PIXELS", "100")  # what the option changes for the time of the test
+    Image.new("RGB", (90, 90)).save(picture_folder / "red" / "large.png")
+    code, _, stderr = run(
+        "cluster", picture_folder, "-k", K, "--out", tmp_path / "out", "--nouns", text_files["nouns"],
+        "--captions", text_files["captions"], "--workers", 2, "--no-report", "--max-pixels", 8099,
+    )  # fmt: skip
+    assert code == 0
+    assert "skipped red/large.png: over the limit of 8,099 pixels: it has 8,100; allow more with --max-pixels" in stderr
+    assert len(pq.read_table(tmp_path / "out/assignments.parquet")) == 30
+
+
 def test_texts_build_fills_the_cache(run, text_files):
     texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
     code, stdout, _ = run("texts", "build", *texts)

@@ -437,6 +437,12 @@ def test_embeddings_from_anywhere(attached, tmp_path, write, workers):
         np.testing.assert_array_equal(torch.cat([batch[key] for batch in batches]).numpy(), expected)
 
 
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8", "f2", "f8", "g"])
+def test_embeddings_may_be_floats_of_any_size_and_order_of_bytes(tmp_path, dtype):
+    np.save(tmp_path / "x.npy", np.asfortranarray(X.astype(dtype)))
+    np.testing.assert_allclose(EmbeddingData(tmp_path / "x.npy").x.float().numpy(), X, atol=1e-3)
+
+
 def test_npy_files_are_mapped(tmp_path):
     x, _ = read_embeddings(write_npy(tmp_path))
     assert isinstance(x, np.memmap)
@@ -501,6 +507,27 @@ def test_labels_that_do_not_fit_are_refused():
         EmbeddingData(X, np.arange(3))
     with pytest.raises(EmbeddingError, match=r"got torch.int64 of shape \(10,\)"):
         EmbeddingData(Y)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "i1", "u1", "u2", "u4", "u8", ">i2", "<U3"])
+def test_labels_of_embeddings_may_be_of_any_integer_type_or_names(tmp_path, dtype):
+    labels = (Y > 0 if dtype == "bool" else Y).astype(dtype)
+    expected = np.unique(labels, return_inverse=True)[1]
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "x.labels.npy", labels)
+    for data in (EmbeddingData(tmp_path / "x.npy"), EmbeddingData(X, labels)):
+        assert data.labels.dtype == torch.int64
+        assert data.labels.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f8", ">f4", "c8"])
+def test_labels_that_are_floats_are_refused_by_name(tmp_path, dtype):
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "x.labels.npy", Y.astype(dtype))
+    with pytest.raises(EmbeddingError, match=r"x\.labels\.npy.*labels are (>f4|float|complex).*, not classes: "):
+        EmbeddingData(tmp_path / "x.npy")
+    with pytest.raises(EmbeddingError, match=r"labels are (>f4|float|complex).*, not classes: "):
+        EmbeddingData(X, Y.astype(dtype))
 
 
 def test_fewer_samples_than_processes_are_refused():

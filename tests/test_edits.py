@@ -292,4 +292,6 @@ def test_a_saved_result_offers_the_edited_view(result_folder):
     assert result.clusters == plain.clusters  # what the fit found stays to be seen
     assert result.edited.clusters[0]["name"] == "mine"
     assert result.edited.edited is result.edited
+    assert result.edited.embeddings is result.embeddings  # once in memory
+    assert result.edited.fitted is result.fitted
     assert len(result.unmatched_edits) == 1

@@ -254,3 +254,14 @@ def test_settings_are_numbers_of_any_kind(kind):
     )
     found = CAEClusterer(3, banks=text_banks(6), preset="default", settings=settings)
     assert (found.fit_predict(x) == plain.fit_predict(x)).all()
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e25, 1e-25, 1e-300])
+def test_only_the_directions_of_rows_matter_however_long_they_are(scale):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(3, 8))[np.arange(60) % 3] + 0.1 * generator.normal(size=(60, 8))
+    expected = CAEClusterer(3).fit_predict(x)
+    lengths = np.where(np.arange(60) % 2, scale, 1.0)[:, None]
+    assert (CAEClusterer(3).fit_predict(x * lengths) == expected).all()
+    if 1e-30 < scale < 1e30:
+        assert (CAEClusterer(3).fit_predict((x * lengths).astype(np.float32)) == expected).all()

@@ -1,7 +1,9 @@
 """Scores against scikit-learn and scipy, on one process and on two."""
 
+import pickle
 import socket
 
+import matplotlib.pyplot
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,18 @@ import torch.multiprocessing as mp
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 from sklearn.metrics.cluster import contingency_matrix
+from torchmetrics import MetricCollection
 
 from cae import metrics
-from cae.metrics import ClusterAccuracy, cluster_accuracy, clustering_metrics, clustering_scores, stability
+from cae.metrics import (
+    AdjustedRandIndex,
+    ClusterAccuracy,
+    NormalizedMutualInfo,
+    cluster_accuracy,
+    clustering_metrics,
+    clustering_scores,
+    stability,
+)
 
 
 def labelings(n_clusters: int, n_classes: int, n: int = 500):
@@ -105,12 +116,110 @@ def test_labels_that_cannot_be_counted_are_named(preds, target, message):
         ClusterAccuracy(3, 2).update(torch.tensor(preds), torch.tensor(target))
 
 
-def test_arrays_are_told_how_to_become_tensors():
-    labels = np.array([0, 1])
-    with pytest.raises(ValueError, match=r"preds must be a torch\.Tensor, got ndarray; pass torch\.as_tensor\(preds\)"):
-        clustering_scores(labels, torch.tensor([0, 1]))
+def test_lists_are_told_how_to_become_tensors():
+    with pytest.raises(ValueError, match=r"preds must be .*, got list; pass torch\.as_tensor\(preds\)"):
+        clustering_scores([0, 1], torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"target must be a torch\.Tensor"):
-        ClusterAccuracy(2, 2).update(torch.tensor([0, 1]), labels)
+        ClusterAccuracy(2, 2).update(torch.tensor([0, 1]), [0, 1])
+
+
+@pytest.mark.parametrize("sizes", [(0, 4), (4, -1), (5.0, 4), ("5", 4), (4, None)])
+def test_numbers_of_clusters_and_classes_are_checked(sizes):
+    with pytest.raises(ValueError, match="must be a whole number of at least 1, got"):
+        ClusterAccuracy(*sizes)
+    assert ClusterAccuracy(np.int64(5), np.int32(4)).counts.shape == (5, 4)
+
+
+def test_metrics_do_what_torchmetrics_own_do():
+    preds, target = labelings(5, 4)
+    collection = MetricCollection([ClusterAccuracy(5, 4), NormalizedMutualInfo(5, 4), AdjustedRandIndex(5, 4)])
+    for rows in (slice(0, 1), slice(0, 0), slice(1, None)):  # single, empty, the rest
+        collection.update(preds[rows], target[rows])
+    assert len(collection.compute_groups) == 1
+    found = [
+        float(collection.compute()[name]) for name in ("NormalizedMutualInfo", "ClusterAccuracy", "AdjustedRandIndex")
+    ]
+    assert found == pytest.approx(expected_scores(preds, target), abs=1e-6)
+    for metric in collection.values():
+        for same in (metric.clone(), pickle.loads(pickle.dumps(metric)), metric.double()):
+            assert same.compute() == pytest.approx(float(metric.compute()))
+        figure, _ = metric.plot()
+        assert figure.axes
+        matplotlib.pyplot.close(figure)
+
+
+INTEGERS = [
+    *(getattr(torch, name) for name in ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64")),
+    *(np.dtype(name) for name in ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", ">i4")),
+]
+BOOLS = [torch.bool, np.dtype("bool")]
+
+
+def of_dtype(labels: torch.Tensor, dtype: torch.dtype | np.dtype):
+    return labels.to(dtype) if isinstance(dtype, torch.dtype) else labels.numpy().astype(dtype)
+
+
+def all_scores(preds, target, n_clusters: int, n_classes: int) -> list[float]:
+    """NMI, ACC and ARI by function, and by metric."""
+    collection = clustering_metrics(n_clusters, n_classes)
+    collection.update(preds, target)
+    found = collection.compute()
+    return [score / 100 for score in clustering_scores(preds, target).values()] + [
+        float(found[name]) for name in ("nmi", "acc", "ari")
+    ]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("k", [2, 12, 17, 100, 127])  # int8 holds no k² from 12 on, uint8 from 16 on
+def test_labels_of_every_integer_type_score_alike(dtype, k):
+    perfect = torch.arange(2000) % k
+    preds, target = labelings(k, k, n=2000)
+    expected = 2 * expected_scores(preds, target)
+    for other in (torch.int64, torch.uint8, np.dtype("uint8")):
+        for ours, theirs in ((dtype, other), (other, dtype), (dtype, dtype)):
+            assert all_scores(of_dtype(perfect, ours), of_dtype(perfect, theirs), k, k) == pytest.approx([1] * 6)
+            assert all_scores(of_dtype(preds, ours), of_dtype(target, theirs), k, k) == pytest.approx(
+                expected, abs=1e-6
+            )
+
+
+@pytest.mark.parametrize("dtype", BOOLS)
+@pytest.mark.parametrize("other", [*BOOLS, torch.uint16, np.dtype("int8")])
+def test_labels_may_be_truth_values(dtype, other):
+    perfect = torch.arange(100) % 2
+    assert all_scores(of_dtype(perfect, dtype), of_dtype(perfect, other), 2, 2) == pytest.approx([1] * 6)
+    assert all_scores(of_dtype(perfect, other), of_dtype(perfect, dtype), 2, 2) == pytest.approx([1] * 6)
+
+
+def test_narrow_labels_fill_the_table_and_its_match():
+    labels = (torch.arange(2000) % 200).to(torch.uint8)
+    assert metrics.count_matrix(labels, labels).equal(10 * torch.eye(200, dtype=torch.int64))
+    metric = ClusterAccuracy(200, 200)
+    metric.update(labels, labels)
+    assert metric.mapping() == {i: i for i in range(200)}
+    assert stability([labels, labels.short(), labels.numpy()]) == 1
+
+
+def test_labels_may_be_views_read_only_or_the_largest_numbers():
+    labels = np.arange(50)[::-2] % 5
+    labels.flags.writeable = False
+    wide = labels.astype(np.uint64) + np.uint64(2**63)
+    assert all_scores(labels, labels, 5, 5) == pytest.approx([1] * 6)
+    assert cluster_accuracy(labels, wide) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64, np.dtype("f4"), np.dtype("f8")])
+def test_floats_are_no_labels_even_where_they_are_whole(dtype):
+    """Random floats are classes of one image each, and would score 100."""
+    whole = torch.arange(6) % 3
+    floats = of_dtype(whole, dtype)
+    for score in (clustering_scores, cluster_accuracy, metrics.count_matrix, ClusterAccuracy(3, 3).update):
+        with pytest.raises(ValueError, match=r"preds must be \(N,\) whole numbers, got .*(float|complex)"):
+            score(floats, whole)
+        with pytest.raises(ValueError, match=r"target must be \(N,\) whole numbers, got .*(float|complex)"):
+            score(whole, floats)
+    with pytest.raises(ValueError, match="labels must be"):
+        metrics.silhouette_score(torch.randn(6, 2), floats)
 
 
 def test_nothing_to_score_is_an_error():
@@ -149,6 +258,7 @@ def test_silhouette_is_scikit_learns():
     x, labels = torch.randn(200, 6, generator=generator), torch.arange(200) % 4
     expected = silhouette_score(x.numpy(), labels.numpy(), metric="cosine")
     assert metrics.silhouette_score(x, labels) == pytest.approx(expected, abs=1e-5)
+    assert metrics.silhouette_score(x, labels.to(torch.uint16)) == metrics.silhouette_score(x, labels)
     assert -1 <= metrics.silhouette_score(x, labels, sample=50) <= 1
     assert metrics.silhouette_score(x, torch.zeros(200, dtype=torch.int64)) == 0
     assert metrics.silhouette_score(x, torch.arange(200)) == 0

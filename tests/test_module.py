@@ -170,6 +170,18 @@ def test_test_logs_scores_against_the_classes(module, blobs):
         assert logged[f"test/{name}"] == pytest.approx(float(joined(batches, name).mean()), abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.uint16])
+def test_test_takes_classes_of_any_integer_type(module, blobs, dtype):
+    x, groups = blobs
+    classes = groups > 0 if dtype == torch.bool else 40 * groups
+    trainer(max_epochs=1).fit(module, datamodule=EmbeddingData(x))
+    batches = [(x, classes.to(dtype)), (x[:5], classes[:5].to(dtype))]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        (logged,) = trainer().test(module, DataLoader(batches, batch_size=None), verbose=False)
+    assert logged["test/acc"] == pytest.approx(2 / 3 if dtype == torch.bool else 1, abs=0.05)
+
+
 def test_a_shuffled_loader_can_be_tested_after_a_fit_and_again(module, blobs):
     data = TensorDataset(*blobs)
     shuffled = DistributedSampler(data, num_replicas=1, rank=0, shuffle=True)

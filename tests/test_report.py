@@ -397,6 +397,15 @@ def test_pictures_that_go_and_come_are_shown_as_they_are(result_folder, picture_
     assert by_path(result_folder / "report")["red/2.png"]["size"] == [24, 20]
 
 
+def test_a_picture_that_has_changed_in_place_is_shown_as_it_is(result_folder, report, picture_folder, drawn):
+    Image.new("RGB", (24, 12), (1, 200, 1)).save(picture_folder / "red/1.png")
+    redraw_report(result_folder, silent)
+    assert drawn == {"maps": 0, "thumbnails": ["red/1.png"]}
+    assert by_path(report)["red/1.png"]["size"] == [24, 12]
+    redraw_report(result_folder, silent)
+    assert drawn["thumbnails"] == ["red/1.png"]  # once
+
+
 def test_thumbnails_stay_while_the_folder_of_the_pictures_is_away(result_folder, report, picture_folder, drawn):
     before = by_path(report)
     picture_folder.rename(picture_folder.with_name("unplugged"))

@@ -264,6 +264,15 @@ def test_cache_that_cannot_be_written(corpus, fake_encoder, tmp_path, monkeypatc
         build_bank(corpus, fake_encoder)
 
 
+def test_a_lock_that_cannot_be_taken_is_told_with_the_remedy(corpus, fake_encoder, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("cae.files.hold", refuse)
+    with pytest.raises(TextError, match=r"cannot write to .*Permission denied.*set CAE_CACHE to a folder with room"):
+        build_bank(corpus, fake_encoder)
+
+
 def test_disk_that_fills_up(corpus, fake_encoder, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")

@@ -5,6 +5,7 @@ The data modules are loaded at first use, so that reading pictures does not wait
 
 from typing import TYPE_CHECKING
 
+from cae.data.listing import Listing, list_folder, list_images
 from cae.data.pictures import (
     ImageBatch,
     ImageError,
@@ -12,7 +13,6 @@ from cae.data.pictures import (
     Pictures,
     collate_readable,
     files_identity,
-    list_images,
     read_image,
 )
 from cae.lazy import lazy
@@ -39,11 +39,13 @@ __all__ = [
     "ImageData",
     "ImageError",
     "ImageFolderData",
+    "Listing",
     "PictureDataset",
     "Pictures",
     "TorchvisionData",
     "collate_readable",
     "files_identity",
+    "list_folder",
     "list_images",
     "read_embeddings",
     "read_image",

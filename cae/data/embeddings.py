@@ -30,7 +30,7 @@ def read_embeddings(path: str | os.PathLike[str], labels: str | os.PathLike[str]
             there is one.
 
     Raises:
-        EmbeddingError: no such file, of another kind, or without what is needed.
+        EmbeddingError: no such file, of another kind, or without what is needed; labels that are floats.
     """
     found = read_vectors(path, labels=None if labels is None else Path(labels))
     return found.x, found.labels
@@ -43,13 +43,13 @@ class EmbeddingData(Data):
         source: (N, D) as tensor or array; a file or folder that `read_embeddings` reads, or a list of files, which are
             read into memory as one; or a table with a column `embedding` and perhaps `label`: a pandas data frame, an
             Arrow table or a split of a Hugging Face data set.
-        labels: (N,) classes, whole numbers or strings; or a .npy file of them.
+        labels: (N,) classes, whole numbers of any dtype or strings; or a .npy file of them.
         batch_size: rows per batch.
         num_workers: processes that read; None for as many as there are cores for, up to 8.
 
     Raises:
-        EmbeddingError: the source cannot be used, or shapes do not fit; from the loader where a row is not finite or
-            zero. The message names the file and the row.
+        EmbeddingError: the source cannot be used, shapes do not fit, or labels are floats; from the loader where a row
+            is not finite or zero. The message names the file and the row.
 
     Example:
         >>> data = EmbeddingData(torch.eye(3), ["ant", "bee", "ant"])

@@ -21,17 +21,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from cae.data.base import Data
+from cae.data.listing import list_images
 from cae.data.pictures import (
     ImageError,
     PictureDataset,
     Pictures,
     collate_readable,
     files_identity,
-    list_images,
     read_image,
     shown_path,
 )
 from cae.data.vector_files import class_numbers
+from cae.scores import as_labels
 
 if TYPE_CHECKING:
     from cae.embedder import Embedder
@@ -80,7 +81,7 @@ class ImageData(Data):
 
 
 class ImageFolderData(ImageData):
-    """A folder of pictures: recursive, sorted by path, unreadable files left out.
+    """A folder of pictures: recursive, sorted by path, unreadable files left out (see `cae.data.list_folder`).
 
     `index` points into `paths`. If all pictures lie in sub-folders, the top one is a picture's `label`, by the order of
     `classes`.
@@ -144,7 +145,7 @@ class TorchvisionData(ImageData):
         elif isinstance(data, np.ndarray | Tensor):
             identity = hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()[:32]
         pictures = Pictures(
-            partial(read_item, dataset), paths, None if labels is None else torch.as_tensor(labels).long(), identity
+            partial(read_item, dataset), paths, None if labels is None else as_labels(torch.as_tensor(labels)), identity
         )
         super().__init__(pictures, batch_size=batch_size, num_workers=num_workers)
 

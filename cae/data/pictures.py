@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import struct
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath
 from typing import IO, NotRequired, TypedDict
 
-import numpy as np
+import pi_heif
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cae.checksums import json_hash
+from cae.data import deep, raw
 
 PAPER_WHITE = (255, 255, 255)
 
@@ -26,10 +30,35 @@ MOST_OBLONG = 50
 """Sides of a picture for an encoder, at most. Encoders bring the shorter side to theirs and take the middle: of 20,000
 by 10 pixels they would make 500,000 by 250 first, and of a longer one run out of memory."""
 
-REPORT_MARK = "kept.safetensors"
-"""The file by which a report's folder is known (`cae.report.kept`): its thumbnails are nobody's pictures."""
+LARGE = Image.MAX_IMAGE_PIXELS or 89_478_485
+"""Pixels, from which on pictures are made smaller before they are converted: Pillow's own limit."""
 
-_COMMON = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
+MAX_PIXELS = "CAE_MAX_PIXELS"
+"""Environment variable: the most pixels of a picture, for every process that reads."""
+
+_COMMON = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "HEIF", "AVIF", "JPEG2000", "PSD")
+"""Formats that are looked for first, and under any ending: their first bytes are long enough to know them by."""
+_MOST_PER_PIXEL = 4 + 8 + 6
+"""Bytes that a pixel takes at most while a picture is read: stored, converted, and in the decoder."""
+_BY_ROWS = ("PNG", "BMP", "PPM")
+"""Formats that are decoded with no more memory than the picture itself takes."""
+_REDUCIBLE = ("L", "RGB", "RGBA", "CMYK")
+"""Modes that `Image.reduce` makes smaller."""
+_START = 16
+"""Bytes by which Pillow tells formats apart."""
+_READING = 2
+"""Goes up when files are read as other pictures than before: embeddings in the cache then hold no more."""
+_ORIENTATION = 0x0112
+_TURNED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each orientation of EXIF but 1, upright."""
 
 
 class ImageError(ValueError):
@@ -66,49 +95,39 @@ class ImageBatch(TypedDict):
     label: NotRequired[Tensor]  # (B,) int64, where there are classes
 
 
-def list_images(root: str | os.PathLike[str]) -> list[Path]:
-    """All files below `root` that look like pictures, in a fixed order.
-
-    A file looks like a picture when its ending is one that Pillow reads. Hidden files and folders are passed over, as
-    are pipes and devices, which may never end, and the thumbnails of reports: a result may lie among its pictures.
-    Links to files are followed, wherever they lead; links to folders are not, so that no loop is entered.
-
-    Raises:
-        ImageError: no such folder, a file in its place, or no picture in it.
-    """
-    root = Path(root)
-    if not root.is_dir():
-        raise ImageError(f"not a folder but a file: {root}" if root.exists() else f"no such folder: {root}")
-    paths = [path for path in _visible_files(root) if has_picture_ending(path) and not _is_special(path)]
-    if not paths:
-        raise ImageError(
-            f"no pictures in {root}: looked through all sub-folders for files that Pillow reads (.jpg, .png, …)"
-        )
-    return sorted(paths)
-
-
 def has_picture_ending(path: PurePath) -> bool:
-    """Whether a file is called like a picture."""
-    Image.init()
-    return Image.EXTENSION.get(path.suffix.lower()) in Image.OPEN
+    """Whether a file is called like a picture, or like a camera's raw file."""
+    ending = path.suffix.lower()
+    return ending in raw.ENDINGS or (bool(_formats()) and Image.EXTENSION.get(ending) in Image.OPEN)
 
 
-def _is_special(path: Path) -> bool:
-    """Whether it is neither a file nor a link to nowhere, which will be told when it is read."""
-    return path.exists() and not path.is_file()
+def is_picture_by_content(path: Path) -> bool:
+    """Whether a file begins as pictures of the common formats do, whatever it is called."""
+    _formats()
+    try:
+        with path.open("rb") as file:
+            start = file.read(_START)
+            return any(_begins_as(name, start) for name in _COMMON) or (
+                start.startswith(b"BM") and image_size(path) > (0, 0)  # two letters alone begin many a text
+            )
+    except (OSError, ImageError):
+        return False
 
 
-def _visible_files(root: Path) -> Iterator[Path]:
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [] if REPORT_MARK in names else [name for name in subfolders if not name.startswith(".")]
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
+def _begins_as(name: str, start: bytes) -> bool:
+    accept = Image.OPEN[name][1] if name in Image.OPEN else None
+    # A text in place of the answer says that it is one, but that Pillow was built without what reads it.
+    return accept is not None and bool(accept(start))
 
 
 def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None) -> Image.Image:
     """A picture as people see it: upright, 8-bit RGB, transparency on white, the first frame of an animation.
 
+    Of a camera's raw file it is the largest preview inside. Deeper greys and colours are brought to 8 bits by
+    `cae.data.deep`.
+
     Args:
-        path: any file that Pillow opens, by name or opened.
+        path: any file that Pillow or libheif opens, by name or opened.
         side: the side of the square the picture will be shrunk to. A JPEG is then decoded at the smallest of its
             built-in scales that still has twice that side, which saves most of the work on a photograph; and of a
             picture more oblong than `MOST_OBLONG` the ends are left out.
@@ -117,22 +136,179 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None
         ImageError: not a picture, truncated, empty, or so large that it may be a decompression bomb.
     """
     try:
-        with Image.open(path, formats=_formats()) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
-                raise ImageError(f"over the limit of {Image.MAX_IMAGE_PIXELS:,} pixels: {image.width} x {image.height}")
-            if side is not None:
-                image.draft("RGB", (2 * side, 2 * side))
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image if side is None else _less_oblong(image))
+        if not isinstance(path, str | os.PathLike):
+            return _read(path, side)
+        path = path if isinstance(path, Path) else Path(path)
+        with path.open("rb") as file:
+            inside = _preview(path, file)
+            if inside is None:
+                return _read(file, side, name=os.fspath(path))
+            return _read(inside, side, orientation=raw.orientation(file))
     except ImageError:
         raise
-    except Image.DecompressionBombError as error:  # over twice the limit, before there is an image to ask
-        raise ImageError(f"over the limit of {Image.MAX_IMAGE_PIXELS:,} pixels") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(f"not a picture in any format that Pillow reads, without {' and '.join(PROGRAMS)}") from error
     except Exception as error:  # Pillow's plugins raise whatever the bytes make them raise
         reason = error.strerror if isinstance(error, OSError) else None  # without the path, which who asks has
         raise ImageError(reason or str(error) or type(error).__name__) from error
+
+
+def _read(file: IO[bytes], side: int | None, *, name: str = "", orientation: int = 1) -> Image.Image:
+    """`read_image` of an open file; `orientation` holds where the file says none."""
+    with _open(file, name) as image:
+        full = image.width * image.height
+        if side is not None:
+            image.draft("RGB", (2 * side, 2 * side))
+        _check_size(image, full, side)
+        other = deep.other_byte(_layout(image))
+        # Before the orientation: Pillow turns a TIFF as it loads it, and a PNG may say it at its end.
+        image.load()
+        held = _orientation(image)
+        turned = _TURNED.get(held if held in _TURNED else orientation)
+        if other is not None:
+            image = _with_lower_bytes(image, file, other)
+        rgb = _to_rgb(image if side is None else _less_oblong(_smaller(image, side)))
+    if side is not None:
+        rgb = _smaller(rgb, side)
+    return rgb if turned is None else rgb.transpose(turned)
+
+
+def _preview(path: Path, file: IO[bytes]) -> IO[bytes] | None:
+    """The picture inside a camera's raw file; None for other files, and without one."""
+    return raw.preview(file) if path.suffix.lower() in raw.ENDINGS else None
+
+
+def _open(file: IO[bytes], name: str = "") -> Image.Image:
+    """What `Image.open` gives, without its limit of pixels, which does not tell a large photograph from a bomb.
+
+    Args:
+        file: from its beginning on.
+        name: of the file, if Pillow may map it into memory.
+
+    Raises:
+        ImageError: none of the formats.
+    """
+    file.seek(0)
+    start = file.read(_START)
+    for format_name in _formats():
+        if _begins_as(format_name, start):
+            file.seek(0)
+            try:
+                return Image.OPEN[format_name][0](file, name)
+            except (SyntaxError, IndexError, TypeError, struct.error):  # what Pillow takes for: another format
+                continue
+    raise ImageError(f"not a picture in any format that Pillow reads, without {' and '.join(PROGRAMS)}")
+
+
+def _layout(image: Image.Image) -> str:
+    """How the bytes of a picture lie in its file, in Pillow's words."""
+    arguments = image.tile[0][3] if getattr(image, "tile", None) else ""  # type: ignore[attr-defined]
+    return arguments if isinstance(arguments, str) else str((arguments or ("",))[0])
+
+
+def _with_lower_bytes(image: Image.Image, file: IO[bytes], layout: str) -> Image.Image:
+    """A picture in colours of 16 bits, of which Pillow has read the upper bytes, in 8 bits of its own range."""
+    with _open(file) as again:
+        tiles = again.tile  # type: ignore[attr-defined]
+        again.tile = [  # type: ignore[attr-defined]
+            tile._replace(args=layout if isinstance(tile.args, str) else (layout, *tile.args[1:])) for tile in tiles
+        ]
+        again.load()
+        return deep.colours_in_8_bits(image, again)
+
+
+def _check_size(image: Image.Image, full: int, side: int | None) -> None:
+    """Refuse a picture that may be a decompression bomb.
+
+    Args:
+        image: not loaded yet; a JPEG perhaps to be decoded smaller.
+        full: pixels of the whole.
+        side: as for `read_image`.
+
+    Raises:
+        ImageError: it has more pixels than were allowed, or, where nobody has said how many, takes too much memory.
+    """
+    limit = max_pixels()
+    if limit is not None:
+        if full > limit:
+            raise ImageError(f"over the limit of {limit:,} pixels: it has {full:,}; allow more with --max-pixels")
+    # Nearly all are so small that no closer look is needed.
+    elif full * _MOST_PER_PIXEL > most_memory() < (needed := _bytes_needed(image, full, side)):
+        raise ImageError(
+            f"over the limit of {most_memory() / 2**30:.1f} GB of memory: its {full:,} pixels take "
+            f"{needed / 2**30:.1f} GB; allow them with --max-pixels"
+        )
+
+
+def _bytes_needed(image: Image.Image, full: int, side: int | None) -> int:
+    """About as much memory as decoding takes."""
+    pixels = image.width * image.height
+    stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
+    # In other modes, or at full size, it is converted as a whole.
+    converted = 0 if side is not None and image.mode in _REDUCIBLE else 8
+    if isinstance(image, JpegImageFile):
+        decoder = 0 if _in_one_scan(image) else 6 * full  # coefficients of 2 bytes for three channels
+    else:
+        decoder = 0 if image.format in _BY_ROWS else stored * pixels
+    return pixels * (stored + converted) + decoder
+
+
+def _in_one_scan(image: JpegImageFile) -> bool:
+    """Whether a JPEG is decoded row by row; else all its coefficients are held, whatever size it is decoded at."""
+    if "progressive" in image.info:
+        return False
+    # Pillow has stopped behind the head of the first scan: its mark, length and number of channels, two bytes for each
+    # channel, and three.
+    head = struct.pack(">HHB", 0xFFDA, 6 + 2 * image.layers, image.layers)
+    assert image.fp is not None  # not loaded yet
+    at = image.fp.tell()
+    image.fp.seek(max(0, at - len(head) - 2 * image.layers - 3))
+    found = image.fp.read(len(head))
+    image.fp.seek(at)
+    return found == head
+
+
+def max_pixels() -> int | None:
+    """The most pixels of a picture: `CAE_MAX_PIXELS`, or a `PIL.Image.MAX_IMAGE_PIXELS` below Pillow's own; or None.
+
+    Raises:
+        ImageError: `CAE_MAX_PIXELS` is no number.
+    """
+    told = os.environ.get(MAX_PIXELS)
+    if told:
+        if not told.isdecimal():
+            raise ImageError(f"{MAX_PIXELS} must be a whole number of pixels, got {told!r}")
+        return int(told)
+    return Image.MAX_IMAGE_PIXELS if (Image.MAX_IMAGE_PIXELS or LARGE) < LARGE else None
+
+
+@cache
+def most_memory() -> int:
+    """Bytes that one picture may take: a quarter of the machine's or the container's memory, and at most 2 GiB.
+
+    No photograph that people take needs as much; what does is a bomb, until somebody says with `max_pixels` that it is
+    none.
+    """
+    most = 2**31
+    with suppress(AttributeError, ValueError, OSError):  # systems that do not tell
+        most = min(most, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+    with suppress(ValueError, OSError):  # no container, or one without a limit
+        most = min(most, int(Path("/sys/fs/cgroup/memory.max").read_text()) // 4)
+    return most
+
+
+def _smaller(image: Image.Image, side: int) -> Image.Image:
+    """A picture of more pixels than `LARGE`, block by block made one pixel, to no less than twice the side."""
+    factor = min(image.size) // (2 * side)
+    if image.width * image.height <= LARGE or factor < 2 or image.mode not in _REDUCIBLE:
+        return image
+    return image.reduce(factor)
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held, by EXIF or XMP; 1, upright, where they do not say, or nothing that can be read."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # what a tag holds is up to who wrote it, and no reason to lose the picture
+        return 1
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -142,8 +318,11 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         ImageError: not a picture.
     """
     try:
-        with Image.open(path, formats=_formats()) as image:
+        path = Path(path)
+        with path.open("rb") as file, _open(_preview(path, file) or file) as image:
             return image.size
+    except ImageError:
+        raise
     except Exception as error:  # as in `read_image`
         raise ImageError(str(error) or type(error).__name__) from error
 
@@ -152,6 +331,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 def _formats() -> tuple[str, ...]:
     """What Pillow may take a file for, the common ones first; the ending says nothing."""
     Image.init()
+    pi_heif.register_heif_opener()
     return tuple(sorted(set(Image.OPEN) - set(PROGRAMS), key=lambda name: (name not in _COMMON, name)))
 
 
@@ -166,13 +346,8 @@ def _less_oblong(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        # Pillow clips wide grey values at 255; scale them instead. 16-bit pictures come as I;16 or as I.
-        values = np.nan_to_num(np.array(image, dtype=np.float32), copy=False, posinf=0.0, neginf=0.0)
-        top = 65535.0 if image.mode != "F" and values.max(initial=0) > 255 else max(float(values.max(initial=0)), 1.0)
-        np.clip(values, 0, top, out=values)  # in place: a picture may have as many as 89 million pixels
-        values *= 255.0 / top
-        image = Image.fromarray(values.astype(np.uint8))
+    if deep.is_deep(image):
+        image = deep.grey_in_8_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*PAPER_WHITE, 255))
@@ -191,11 +366,12 @@ def files_identity(root: Path, paths: Sequence[Path]) -> str:
 
     Size and time stand for the content: hashing a million pictures would take as long as embedding them.
     """
-    stats = [(os.fspath(path.relative_to(root)), *_size_and_time(path)) for path in paths]
-    return json_hash(stats)[:32]
+    stats = [(os.fspath(path.relative_to(root)), *size_and_time(path)) for path in paths]
+    return json_hash([_READING, stats])[:32]
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes of a file, and when it was written to, in nanoseconds; 0 and 0 for none."""
     try:
         stat = path.stat()
     except OSError:  # a link to nowhere, or gone since it was listed

@@ -29,6 +29,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cae.scores import as_labels
+
 Of = Literal["images", "texts"]
 """What the vectors are of: a table may hold both."""
 
@@ -206,7 +208,9 @@ def _joined(parts: Sequence[Vectors]) -> Vectors:
 def _npy(path: Path, of: Of) -> Vectors:
     # Copy on write, as torch wants writable memory; nothing is written.
     x = _array(path, mmap_mode="c")
-    x = x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))  # torch has no other byte order
+    # Torch takes numbers in the machine's own order of bytes alone, and none of more than eight bytes.
+    if not x.dtype.isnative or x.dtype.itemsize > 8:
+        x = x.astype(np.float64 if x.dtype.itemsize >= 8 else np.float32)
     return Vectors(x, None, None, None, ((str(path), len(x) if x.ndim else 0),))
 
 
@@ -340,11 +344,11 @@ def as_classes(labels: np.ndarray) -> np.ndarray:
     missing = [i for i, label in enumerate(labels.tolist()) if label is None or label != label]
     if missing:
         raise ValueError(f"row {missing[0]} (the first is 0) has no label: leave it out, or name its class")
-    if labels.dtype.kind == "f" and (labels % 1 == 0).all():  # as pandas has whole numbers once one was missing
-        return labels.astype(np.int64)
     if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels):
         return labels.astype(str)
-    raise ValueError(f"labels are whole numbers or strings, and these are {labels.dtype}, as {labels[0]!r}")
+    raise ValueError(
+        f"labels are {labels.dtype}, as {labels.tolist()[0]!r}, not classes: give names or whole numbers (.astype(int))"
+    )
 
 
 def class_numbers(labels: Tensor | np.ndarray | Sequence[Any]) -> Tensor:
@@ -353,10 +357,8 @@ def class_numbers(labels: Tensor | np.ndarray | Sequence[Any]) -> Tensor:
     Raises:
         ValueError: as `as_classes`.
     """
-    if isinstance(labels, Tensor) and not labels.is_floating_point():
-        return labels.long()
-    found = as_classes(np.asarray(labels))
-    return torch.as_tensor(np.unique(found, return_inverse=True)[1] if found.dtype.kind == "U" else found).long()
+    found = as_classes(np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels))
+    return as_labels(np.unique(found, return_inverse=True)[1] if found.dtype.kind == "U" else found)
 
 
 def _read_folder(folder: Path, of: Of) -> Vectors:

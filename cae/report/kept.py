@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,11 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cae.checksums import content_hash, tensors_hash
-from cae.data.pictures import REPORT_MARK
+from cae.data.listing import REPORT_MARK
+from cae.data.pictures import size_and_time
 from cae.report.thumbnails import Thumbnails, sheet_name
 from cae.results import MODEL_FOLDER, SavedResult
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""From 3 on there are the stamps of the files."""
 THUMBNAILS = "thumbnails"
 
 
@@ -32,6 +35,7 @@ class Kept:
         side: pixels of a thumbnail's longer side.
         position: (N, 2) float32 on the map.
         thumbnails: of the same N pictures.
+        stamps: of their files, when the thumbnails were made, see `stamps_of`.
         root: the folder in which the pictures were.
         compared: the result that it is compared with.
     """
@@ -40,6 +44,7 @@ class Kept:
     side: int
     position: NDArray[np.float32]
     thumbnails: Thumbnails
+    stamps: NDArray[np.int64]
     root: Path
     compared: Path | None
 
@@ -52,7 +57,7 @@ class Kept:
             "root": os.fspath(self.root.absolute()),
             "compared": None if self.compared is None else os.fspath(self.compared.absolute()),
         }
-        arrays = {"position": self.position, **self.thumbnails._asdict()}
+        arrays = {"position": self.position, "stamps": self.stamps, **self.thumbnails._asdict()}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         about["sha256"] = tensors_hash(tensors, about)
         # One entry: safetensors writes several in no fixed order, and the same report should be the same bytes.
@@ -64,15 +69,16 @@ class Kept:
         try:
             with safe_open(folder / REPORT_MARK, "pt") as file:
                 about = json.loads(file.metadata()["about"])
-                tensors = {name: file.get_tensor(name) for name in ("position", *Thumbnails._fields)}
+                tensors = {name: file.get_tensor(name) for name in ("position", "stamps", *Thumbnails._fields)}
             if about["format_version"] != FORMAT_VERSION or about.pop("sha256") != tensors_hash(tensors, about):
                 return None
-            position, *thumbnails = (tensor.numpy() for tensor in tensors.values())
+            position, stamps, *thumbnails = (tensor.numpy() for tensor in tensors.values())
             kept = cls(
                 about["fingerprint"],
                 about["side"],
                 position,
                 Thumbnails(*thumbnails),
+                stamps,
                 Path(about["root"]),
                 None if about["compared"] is None else Path(about["compared"]),
             )
@@ -81,10 +87,33 @@ class Kept:
         sheets = (folder / THUMBNAILS / sheet_name(i) for i in range(len(kept.thumbnails.sheets)))
         return kept if all(sheet.is_file() for sheet in sheets) else None
 
+    def still(self, stamps: NDArray[np.int64]) -> Thumbnails:
+        """The thumbnails of n pictures that show what their files hold; none yet of those that have come or changed.
+
+        Args:
+            stamps: of the files as they are now, (n, 2), n at least N.
+        """
+        thumbnails, n = self.thumbnails.padded(len(stamps)), len(self.stamps)
+        # Of a file that is away nothing can be said.
+        changed = np.flatnonzero((stamps[:n] != self.stamps).any(axis=1) & stamps[:n].any(axis=1))
+        thumbnails.place[changed], thumbnails.size[changed] = -1, 0
+        return thumbnails
+
+    def stamps_now(self, stamps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of files that are away as they were, the others as they are."""
+        before = np.zeros_like(stamps)
+        before[: len(self.stamps)] = self.stamps
+        return np.where(stamps.any(axis=1, keepdims=True), stamps, before)
+
     def fits(self, result: SavedResult) -> bool:
         """Whether its pictures are the result's first ones, under the same model."""
         n = len(self.position)
         return n <= len(result.assignments) and self.fingerprint == fingerprint(result, n)
+
+
+def stamps_of(pictures: Sequence[Path | None]) -> NDArray[np.int64]:
+    """Size and time of N files, (N, 2), by which one that was written to is known; 0 for one that is away."""
+    return np.array([(0, 0) if path is None else size_and_time(path) for path in pictures], np.int64).reshape(-1, 2)
 
 
 def fingerprint(result: SavedResult, n: int) -> str:

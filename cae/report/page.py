@@ -23,9 +23,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from numpy.typing import NDArray
 
 from cae.compare import Comparison, compare
+from cae.data.listing import left_out_lines
 from cae.files import committing, tidy
 from cae.report.data import Group, columns, describe_groups, fused
-from cae.report.kept import THUMBNAILS, Kept, fingerprint
+from cae.report.kept import THUMBNAILS, Kept, fingerprint, stamps_of
 from cae.report.map import lay_among, lay_out
 from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
 from cae.results import OutputError, ResultError, SavedResult, check_writable
@@ -37,6 +38,8 @@ REPORT_FOLDER = "report"
 PAGE = "index.html"
 _FILES = "report_files"
 _TYPES = ("uint8", "int8", "uint16", "int16", "int32")
+_REASONS = 5
+"""How many lines about files that were left out stand at the top of the page."""
 _MOVES = 200
 """How many moves between groups the page lists."""
 _GENERATOR = b'<meta name="generator" content="cae report">'
@@ -84,10 +87,10 @@ def write_report(
     groups, order = describe_groups(result, z)
     with committing(out) as draft:
         folder = draft / _FILES
-        thumbnails, position = _draw(result, z.numpy(), order, folder, out / _FILES, kept, reporter)
+        thumbnails, position, stamps = _draw(result, z.numpy(), order, folder, out / _FILES, kept, reporter)
         compared = None if comparison is None else comparison.a
         mark, side = fingerprint(result, len(order)), thumbnail_side(len(order))
-        Kept(mark, side, position, thumbnails, result.root, compared).save(folder)
+        Kept(mark, side, position, thumbnails, stamps, result.root, compared).save(folder)
         size = thumbnails.size
         if result.root.is_dir():  # else nothing can be said of single pictures, as when a disk is not plugged in
             size = np.where([[picture is None] for picture in result.pictures], 0, size)
@@ -182,13 +185,13 @@ def _draw(
     before: Path,
     kept: Kept | None,
     reporter: Reporter,
-) -> tuple[Thumbnails, NDArray[np.float32]]:
-    """Thumbnails into a new folder, and the map, (N, 2): what is kept of the folder before, and the rest anew."""
-    n, side = len(order), thumbnail_side(len(order))
+) -> tuple[Thumbnails, NDArray[np.float32], NDArray[np.int64]]:
+    """Thumbnails into a new folder, the map, (N, 2), and the files' stamps: what is kept, and the rest anew."""
+    n, side, stamps = len(order), thumbnail_side(len(order)), stamps_of(result.pictures)
     if kept is not None and not kept.fits(result):
         kept = None
     if kept is not None and kept.side == side:
-        there = kept.thumbnails.padded(n)
+        there, stamps = kept.still(stamps), kept.stamps_now(stamps)
         shutil.copytree(before / THUMBNAILS, folder / THUMBNAILS)
     else:
         there = Thumbnails.none(n)
@@ -198,7 +201,7 @@ def _draw(
         position = lay_out(z, seed=result.fitted.config.seed, progress=reporter("map"))
     else:
         position = lay_among(z, kept.position)
-    return thumbnails, position
+    return thumbnails, position, stamps
 
 
 def _roots(root: Path, out: Path) -> list[str]:
@@ -245,6 +248,10 @@ def _notes(result: SavedResult, unmatched_edits: Sequence[str], unshown: int) ->
         notes.append(
             f"The folder of the pictures is not there: {_text(result.root)}. The thumbnails are of the last drawing."
         )
+    lines = left_out_lines(result.run.get("skipped", {}))
+    notes += [f"In no group: {line}." for line in lines[:_REASONS]]
+    if len(lines) > _REASONS:
+        notes.append("More files are in no group; all are named under “How it was made”.")
     notes += [f"Edit not applied: {line}" for line in unmatched_edits]
     return notes
 

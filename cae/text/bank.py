@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,9 +136,10 @@ def build_bank(
     folder = cache_dir() / "banks" / _key(corpus, encoder, prompt)
     embeddings = _read(folder, corpus, encoder.dim)
     if embeddings is None:
-        with _writing(folder.parent):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        with holding(folder.with_suffix(".lock")):
+        with ExitStack() as held:
+            with _writing(folder.parent):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(holding(folder.with_suffix(".lock")))
             # Another process may have built the bank while this one waited.
             embeddings = _read(folder, corpus, encoder.dim, warn=True)
             if embeddings is None:

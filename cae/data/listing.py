@@ -1,0 +1,195 @@
+"""The pictures of a folder, and what looks like one but is not used: counted and named, with what to do about it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cae.data.pictures import ImageError, has_picture_ending, is_picture_by_content, shown_path
+from cae.words import counted
+
+logger = logging.getLogger("cae")
+
+REPORT_MARK = "kept.safetensors"
+"""The file by which a report's folder is known (`cae.report.kept`): its thumbnails are nobody's pictures."""
+
+UNREAD = frozenset({
+    ".ai", ".afphoto", ".cdr", ".clip", ".czi", ".dcm", ".dicom", ".djvu", ".exr", ".fig", ".hdr", ".jxl", ".jxr",
+    ".kra", ".lif", ".nd2", ".oib", ".ora", ".psb", ".sketch", ".svg", ".svgz", ".vsi", ".wdp", ".xcf",
+})  # fmt: skip
+"""Endings of pictures that nothing here reads."""
+
+_SHOWN = 3
+"""How many of the files that are left out for one reason are named in a line."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder holds.
+
+    Attributes:
+        pictures: files that will be read as pictures, in a fixed order.
+        left_out: what looks like a picture or may hold some, but is not used, with the reason and the remedy.
+    """
+
+    pictures: list[Path]
+    left_out: dict[Path, str]
+
+
+def list_folder(root: str | os.PathLike[str]) -> Listing:
+    """All files below `root` that look like pictures, and those of them that cannot be used.
+
+    A file looks like a picture when its ending is one of a picture or of a camera's raw file, or, with another ending
+    or none, when its first bytes are those of a common format. Hidden files and folders are passed over, as are the
+    thumbnails of reports: a result may lie among its pictures.
+
+    Links are followed, inside the folder and out of it, each folder and each linked file once: so loops end. Links to
+    a folder that holds `root` are not; they would bring in everything around it.
+
+    Args:
+        root: the folder, itself perhaps a link.
+
+    Raises:
+        ImageError: no such folder, or a file in its place.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ImageError(f"not a folder but a file: {root}" if root.exists() else f"no such folder: {root}")
+    pictures: list[Path] = []
+    left_out: dict[Path, str] = {}
+    links: list[Path] = []
+    for entry in _visible_files(root, left_out):
+        path = Path(entry.path)
+        if entry.is_symlink() and path.exists():
+            links.append(path)
+        elif reason := _why_left_out(path, is_special=not (entry.is_symlink() or entry.is_file())):
+            left_out[path] = reason
+        elif looks_like_picture(path):
+            pictures.append(path)
+    pictures += _linked_once(links, pictures, left_out)
+    return Listing(sorted(pictures), dict(sorted(left_out.items())))
+
+
+def list_images(root: str | os.PathLike[str]) -> list[Path]:
+    """The pictures of `list_folder`; what it leaves out is told as a warning of the logger `cae`.
+
+    Raises:
+        ImageError: no such folder, a file in its place, or no picture in it.
+    """
+    listing = list_folder(root)
+    for line in left_out_lines({shown_path(path, Path(root)): why for path, why in listing.left_out.items()}):
+        logger.warning("%s", line)
+    check_not_empty(root, listing)
+    return listing.pictures
+
+
+def check_not_empty(root: str | os.PathLike[str], listing: Listing) -> None:
+    """Refuse a folder without pictures.
+
+    Raises:
+        ImageError: says also what was left out.
+    """
+    if listing.pictures:
+        return
+    lines = left_out_lines({shown_path(path, Path(root)): why for path, why in listing.left_out.items()})
+    raise ImageError(
+        f"no pictures in {root}: looked through all sub-folders for files that Pillow reads (.jpg, .png, …)"
+        + "".join(f"; {line}" for line in lines)
+    )
+
+
+def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
+    """A line for each reason and ending that pictures were left out for, the commonest first.
+
+    Args:
+        left_out: reasons by path, both for people.
+
+    >>> left_out_lines({"a.svg": "export it as PNG", "b/c.svg": "export it as PNG", "d.jpg": "it is empty"})
+    ['skipped 2 .svg files (a.svg, b/c.svg): export it as PNG', 'skipped d.jpg: it is empty']
+    """
+    groups: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for path, reason in left_out.items():
+        groups[os.path.splitext(path)[1], reason].append(path)  # noqa: PTH122 (text, which need not be a path)
+    lines = []
+    for (ending, reason), paths in sorted(groups.items(), key=lambda group: -len(group[1])):
+        few = ", ".join(paths[:_SHOWN]) + (", …" if len(paths) > _SHOWN else "")
+        what = paths[0] if len(paths) == 1 else f"{counted(len(paths), f'{ending} file'.strip())} ({few})"
+        lines.append(f"skipped {what}: {reason}")
+    return lines
+
+
+def looks_like_picture(path: Path) -> bool:
+    """Whether a file is called like a picture, or begins like one. Pipes, which may never begin, are not opened."""
+    return has_picture_ending(path) or (path.is_file() and is_picture_by_content(path))
+
+
+def _why_left_out(path: Path, *, is_special: bool) -> str | None:
+    """The reason, for what looks like a picture but will not be opened."""
+    if path.suffix.lower() in UNREAD:
+        return f"cae reads no {path.suffix} files; export them as PNG, JPEG or TIFF"
+    if is_special and has_picture_ending(path):
+        return "a pipe or a device, not a file"
+    return None
+
+
+def _visible_files(root: Path, left_out: dict[Path, str]) -> Iterator[os.DirEntry[str]]:
+    """Files, pipes, devices, links to them and broken links: folder by folder, real ones before linked ones.
+
+    Args:
+        root: where to begin.
+        left_out: takes the folders that are not entered, with the reason.
+    """
+    seen = set[tuple[int, int]]()
+    above = {_identity(folder) for folder in root.resolve().parents}
+    waiting, linked = [root], list[Path]()
+    while waiting or linked:
+        folder = waiting.pop() if waiting else linked.pop(0)
+        try:
+            identity = _identity(folder)
+            if identity in seen:
+                continue
+            if identity in above:
+                left_out[folder] = "a link to a folder around this one, which is not followed; link to what is needed"
+                continue
+            seen.add(identity)
+            entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        except OSError as error:
+            left_out[folder] = f"a folder that cannot be listed ({error.strerror or error}); see to its permissions"
+            continue
+        is_report = any(entry.name == REPORT_MARK for entry in entries)
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not _is_folder(entry):
+                yield entry
+            elif not is_report:
+                (linked if entry.is_symlink() else waiting).append(Path(entry.path))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or one that may not be looked at
+        return False
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What two names of the same file or folder have in common."""
+    stat = path.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def _linked_once(links: Iterable[Path], pictures: Iterable[Path], left_out: dict[Path, str]) -> Iterator[Path]:
+    """The links to pictures that bring in a file which no other name does."""
+    links = sorted(links)
+    if not links:  # as nearly always: then no file need be looked at
+        return
+    seen = {_identity(path) for path in pictures if path.exists()}
+    for link in links:
+        if reason := _why_left_out(link, is_special=not link.is_file()):
+            left_out[link] = reason
+        elif looks_like_picture(link) and (identity := _identity(link)) not in seen:
+            seen.add(identity)
+            yield link
