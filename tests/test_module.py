@@ -365,7 +365,7 @@ def test_a_tuner_of_the_batch_size_leaves_a_fitted_module(picture_folder, fake_e
             trainer(max_epochs=1, callbacks=callbacks, default_root_dir=tmp_path).fit(module, datamodule=data)
         found.append(module.fitted)
     assert found[0].n_images == found[1].n_images
-    assert torch.equal(found[0].centroids, found[1].centroids)
+    assert torch.equal(found[0].partition.centroids, found[1].partition.centroids)
 
 
 def test_the_constructor_spells_out_every_setting():
