@@ -153,10 +153,11 @@ def print_choices(result: FolderResult) -> None:
     if "cluster_count" in provenance:
         count = provenance["cluster_count"]
         curve = count["curves"][count["from"]]
-        around = ", ".join(
-            f"{k}: {curve[k]:.3f}" for k in curve if abs(int(k) - count["chosen"]) <= 2 and int(k) != count["chosen"]
-        )
-        chosen = f"{count['chosen']}, modularity {curve[str(count['chosen'])]:.3f}"
+        # The counts that were tried next to it: beyond 20 they lie a tenth apart.
+        tried, k = list(curve), str(count["chosen"])
+        place = tried.index(k)
+        around = ", ".join(f"{j}: {curve[j]:.3f}" for j in tried[max(place - 2, 0) : place + 3] if j != k)
+        chosen = f"{k}, modularity {curve[k]:.3f}"
         why = f"{chosen}, the most of those about as good (with {around})"
         out.print(f"number of groups: {why}", highlight=False)
     if "auto" in provenance:

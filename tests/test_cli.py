@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import numpy
 import pyarrow.csv as pacsv
@@ -16,6 +17,7 @@ from PIL import Image
 
 from cae import cli
 from cae.encoders import EncoderError
+from cae.terminal import print_choices
 
 K = 3
 
@@ -492,3 +494,12 @@ def test_python_runs_the_package():
 
 def test_help_does_not_load_torch():
     assert_not_loaded("from cae import cli", "torch", "lightning")
+
+
+def test_the_counts_next_to_the_chosen_one_are_told_however_far_they_lie(capfd):
+    curve = {"46": 0.8794, "51": 0.8875, "56": 0.8859, "62": 0.8798}
+    count = {"chosen": 56, "from": "fused", "curves": {"fused": curve}}
+    print_choices(SimpleNamespace(fitted=SimpleNamespace(provenance={"cluster_count": count})))
+    assert "56, modularity 0.886, the most of those about as good (with 46: 0.879, 51: 0.887, 62: 0.880)" in " ".join(
+        capfd.readouterr().out.split()
+    )
