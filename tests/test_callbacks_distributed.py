@@ -12,7 +12,9 @@ import torch
 import torch.multiprocessing as mp
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import ModelParallelStrategy
 from test_callbacks_clustering import Classifier, K, fit, loader, samples, validate
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from cae.callbacks import ClusteringCallback, ClusteringError, PredictionWriter
@@ -20,11 +22,10 @@ from cae.callbacks.ranks import gather, on_rank_zero
 
 
 def trainer(*callbacks, **options):
-    options = {"max_epochs": 2, "num_sanity_val_steps": 0, **options}
+    options = {"max_epochs": 2, "num_sanity_val_steps": 0, "strategy": "ddp", **options}
     return pl.Trainer(
         accelerator="cpu",
         devices=2,
-        strategy="ddp",
         plugins=[LightningEnvironment()],
         callbacks=list(callbacks),
         logger=False,
@@ -35,9 +36,9 @@ def trainer(*callbacks, **options):
     )
 
 
-def identity():
+def identity(module=None):
     """A model whose embeddings are its samples, so that one process can tell what two should find."""
-    module = Classifier()
+    module = module or Classifier()
     torch.nn.init.eye_(module.body.weight)
     torch.nn.init.zeros_(module.body.bias)
     return module
@@ -60,6 +61,25 @@ def validated(rank, folder):
     run = trainer(callback)
     validate(run, identity())
     return plain(run.callback_metrics)
+
+
+class Sharded(Classifier):
+    """Its weights are shared out between the ranks, by PyTorch's FSDP."""
+
+    def configure_model(self):
+        for layer in (self.body, self.head):
+            fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+
+
+def sharded(rank, folder):
+    """The embeddings of a module whose weights no rank has whole, as it returns them and by calling it."""
+    heard = []
+    for source in ({}, {"method": "embed"}):
+        callback = ClusteringCallback(K, label=None if source else "label", strict=True, **source)
+        run = trainer(callback, strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1))
+        validate(run, identity(Sharded()))
+        heard.append(plain(run.callback_metrics))
+    return heard
 
 
 def fitted(rank, folder):
@@ -134,7 +154,7 @@ def spoken(rank, folder):
     return {"gathered": gather(run, "r" * rank), "given": on_rank_zero(run, lambda: 7 + rank), "failure": failure}
 
 
-SCENES = (validated, fitted, empty_rank, failing_rank, written, spoken)
+SCENES = (validated, sharded, fitted, empty_rank, failing_rank, written, spoken)
 
 
 def play(rank, port, folder):
@@ -175,6 +195,14 @@ def test_both_ranks_log_the_scores_of_one_process(ranks, alone, scene):
     assert first == second
     assert first == pytest.approx(alone)
     assert first["cluster_acc"] > 0.9
+
+
+def test_a_module_that_is_sharded_has_the_scores_of_one_process(ranks, alone):
+    (first, second), _ = ranks["sharded"]
+    assert first == second
+    returned, called = first
+    assert returned == pytest.approx(alone)
+    assert called["cluster_silhouette"] == pytest.approx(alone["cluster_silhouette"])
 
 
 def test_monitors_agree(ranks):
