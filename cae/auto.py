@@ -46,6 +46,9 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 }
 """What is tried, as changes to the settings that were asked for; in case of a tie the first wins."""
 
+NEED_IMAGE = ("image alone", "a little text")
+"""Candidates that are none, or one that is there already, where the image takes no part: a weight that all share."""
+
 PREFERRED = "prototype"
 """The candidate that stays unless another one is clearly better: the settings that were asked for."""
 
@@ -138,7 +141,11 @@ def _weigh(
     probe: Probe, config: CAEConfig, trial: Trial, group: ProcessGroup | None
 ) -> tuple[CAEConfig, dict[str, Any]]:
     """How much the texts may weigh."""
-    configs = {name: replace(config, **changes) for name, changes in CANDIDATES.items()}
+    configs = {
+        name: replace(config, **changes)
+        for name, changes in CANDIDATES.items()
+        if config.image or name not in NEED_IMAGE
+    }
     scores = {}
     for name, candidate in configs.items():
         z = trial.fused(candidate)
@@ -146,7 +153,7 @@ def _weigh(
         glance = replace(candidate, n_init=-(-candidate.n_init // 5), kmeans_iter=min(candidate.kmeans_iter, GLANCE))
         scores[name] = probe.score(partition(z, glance).assign(z).labels, candidate.n_clusters)
     best = max(scores, key=lambda name: scores[name])
-    undecided = not any(scores.values())  # and then texts should not weigh: the first is the images alone
+    undecided = not any(scores.values())  # and then texts should weigh as little as they may: the first
     clear = undecided or scores[best] - scores[PREFERRED] > MARGIN
     chosen = list(configs)[_agreed(list(configs).index(best if clear else PREFERRED), group)]
     percent = {name: round(100 * score, 2) for name, score in scores.items()}

@@ -75,6 +75,15 @@ def test_the_image_alone_by_kmeans_is_image_kmeans():
     assert torch.equal(prediction.cluster, image_kmeans(images, K, n_init=20, max_iter=300, seed=0))
 
 
+def test_without_the_image_no_candidate_is_there_twice():
+    images, labels, banks = world(texts_know=True)
+    config = CAEConfig(n_clusters=K, fusion="auto", images_per_center=50, image=False)
+    fitted, prediction = pipeline.fit(images, banks, config)
+    assert list(fitted.provenance["auto"]["scores"]) == ["some text", "prototype", "prototype, texts as they come"]
+    assert not fitted.config.image
+    assert clustering_scores(prediction.cluster, labels)["acc"] > 95
+
+
 def test_what_was_chosen_is_what_is_fitted_and_said():
     images, _, banks = world(texts_know=True)
     config = CAEConfig(n_clusters=K, fusion="auto", images_per_center=50, epsilon=0.02, n_init=4)
