@@ -274,10 +274,7 @@ def assign(z: Tensor, centroids: Tensor, metric: Tensor | None = None, *, spheri
         metric: (D, d) float32; distances are Euclidean between rows times this matrix. Not with `spherical`.
         spherical: compare by cosine, else by Euclidean distance.
     """
-    rows, targets = z, centroids
-    if metric is not None:
-        with exact_products(z.device):
-            rows, targets = z @ metric, centroids @ metric
+    rows, targets = compared(z, centroids, metric)
     labels, score = nearest(rows, targets, k=2, bias=_bias(targets, spherical))
     distance = 1 - score if spherical else rows.square().sum(dim=1, keepdim=True) - 2 * score
     first, second = distance.clamp_min(0).unbind(dim=1)
@@ -287,6 +284,14 @@ def assign(z: Tensor, centroids: Tensor, metric: Tensor | None = None, *, spheri
     else:
         similarity = score[:, 0] if spherical else -first
     return Assignment(labels[:, 0], labels[:, 1], confidence, similarity)
+
+
+def compared(z: Tensor, centroids: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows (N, D) and centroids (K, D) as distances are taken between them: times the metric (D, d) if there is one."""
+    if metric is None:
+        return z, centroids
+    with exact_products(z.device):
+        return z @ metric, centroids @ metric
 
 
 def warn_of_empty(sizes: Tensor) -> None:

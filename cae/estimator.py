@@ -33,7 +33,7 @@ _FAR = 1e15
 
 
 class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
-    """Cluster embeddings with CAE, or without texts by spherical k-means.
+    """Cluster embeddings with CAE, or without texts by its last step alone.
 
     CAE needs nouns and captions embedded in the same space as the images: give them as `banks`, or give the `encoder`
     that embeds them. With neither, the estimator clusters the directions of the rows of `X`: CAE's last step alone,

@@ -210,9 +210,7 @@ def run_embeddings(module: CAE, source: Path, *, device: torch.device, reporter:
             f"{source} holds embeddings of width {x.shape[1]}, those of {whose} have width {expected}: both must come "
             "from the same encoder"
         )
-    if module.fitted is None:
-        with stage("texts"):
-            module.load_banks(reporter)
+    _load_texts(module, reporter)
     prediction = _place(module, x, device, reporter)
     root = _root_of_pictures(source, vectors.paths)
     if vectors.paths is not None:
@@ -290,9 +288,7 @@ def run_folder(
     if module.fitted is None:
         _check_enough(module, root, len(paths), "picture")
     module.encoder.to(device)
-    if module.fitted is None:
-        with stage("texts"):
-            module.load_banks(reporter)
+    _load_texts(module, reporter)
     data = ImageFolderData(root, batch_size=batch_size, num_workers=workers, paths=paths)
     report = reporter("pictures")
     report(0, len(data.paths))
@@ -313,6 +309,13 @@ def run_folder(
         sha256=content_hashes(found, reporter("hashes")),
         skipped=dict(sorted({**left_out, **{path: _why_unreadable(path) for path in unreadable}}.items())),
     )
+
+
+def _load_texts(module: CAE, reporter: Reporter) -> None:
+    """The texts that a fit needs; a fitted module has its own."""
+    if module.fitted is None:
+        with stage("texts"):
+            module.load_banks(reporter)
 
 
 def _place(module: CAE, x: Tensor, device: torch.device, reporter: Reporter) -> Prediction:

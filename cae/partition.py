@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cae.clustering import Assignment, assign, kmeans
+from cae.clustering import Assignment, assign, compared, kmeans
 from cae.config import CAEConfig
 from cae.spectral import spectral
 
@@ -37,10 +37,7 @@ class Partition:
         """(N, K) float32 distances of z (N, D) float32 to the centroids: 1 - cosine, or Euclidean if not spherical."""
         if self.spherical:
             return 1 - z @ self.centroids.T
-        centroids = self.centroids
-        if self.metric is not None:
-            z, centroids = z @ self.metric, centroids @ self.metric
-        return torch.cdist(z, centroids)
+        return torch.cdist(*compared(z, self.centroids, self.metric))
 
     def assign(self, z: Tensor) -> Assignment:
         """The cluster of each row of z (N, D) float32, with how sure that is."""

@@ -116,12 +116,12 @@ def spectral(
         graph = neighbour_graph(rows, min(NEIGHBOURS, max(2, len(sample) // k)))
         vectors = leading_eigenvectors(graph, rows, k, seed)
         found = discriminants(sample, cluster_qr(vectors), k)
-        told_apart = torch.tensor(len(assign(sample, *found).labels.unique()) == k)
+        labels = assign(sample, *found).labels
+        found = found._replace(centroids=found.centroids[order_of_appearance(labels, k)])
+        told_apart = torch.tensor(len(labels.unique()) == k)
     if not from_first(told_apart, group):
         return None
-    found = Discriminants(*(from_first(part.contiguous(), group) for part in found))
-    order = order_of_appearance(assign(sample, *found).labels, k)
-    return found._replace(centroids=found.centroids[order])
+    return Discriminants(*(from_first(part.contiguous(), group) for part in found))
 
 
 def whitened(rows: Tensor) -> Tensor:

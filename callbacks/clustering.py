@@ -91,7 +91,7 @@ class ClusteringCallback(Callback):
     the least they can be, while loggers get measured values only. `clustering` holds the last result, in which clusters
     keep their ids from one run to the next.
 
-    Without texts the clusters are those of spherical k-means; with `banks` or an `encoder` of the same space they are
+    Without texts the embeddings alone are clustered; with `banks` or an `encoder` of the same space they are
     CAE's. On several processes rank 0 clusters a sample of all ranks' embeddings; rows that a DistributedSampler
     repeats to even out the ranks, at most one a rank, are part of it. Several validation loaders are clustered as one.
 

@@ -122,3 +122,20 @@ def result_folder(tmp_path: Path, picture_folder: Path, text_files: dict[str, st
     (tmp_path / "result").mkdir()
     write_result(result, tmp_path / "result", {})
     return tmp_path / "result"
+
+
+def run_cae(monkeypatch, capfd, *arguments):
+    """Run `cae …` in this process; returns (exit code, stdout, stderr)."""
+    from cae import cli  # not before Triton's interpreter is asked for
+
+    monkeypatch.setattr(sys, "argv", ["cae", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    return stopped.value.code or 0, *capfd.readouterr()
+
+
+def with_row(rows, row, value):
+    """A copy of (N, D) rows in which one row is another value."""
+    rows = rows.clone()
+    rows[row] = value
+    return rows

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import version
 from types import SimpleNamespace
 
@@ -12,10 +13,9 @@ import numpy
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-from conftest import assert_not_loaded
+from conftest import assert_not_loaded, run_cae
 from PIL import Image
 
-from cae import cli
 from cae.encoders import EncoderError
 from cae.terminal import print_choices
 
@@ -28,13 +28,7 @@ def run(monkeypatch, fake_encoder, capfd):
     for home in ("cae.embedder", "cae.encoders"):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: fake_encoder)
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cae", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return stopped.value.code or 0, *capfd.readouterr()
-
-    return run
+    return partial(run_cae, monkeypatch, capfd)
 
 
 @pytest.fixture

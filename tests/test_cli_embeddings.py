@@ -2,7 +2,7 @@
 
 import json
 import os
-import sys
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -10,12 +10,12 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import FakeEncoder
+from conftest import FakeEncoder, run_cae, with_row
 from lightning import Trainer
 from PIL import Image
 from torch.nn.functional import normalize
 
-from cae import CAE, cli
+from cae import CAE
 from cae.callbacks import PredictionWriter
 from cae.data import EmbeddingData, list_images, read_embeddings
 from cae.evaluation import load_dataset
@@ -36,13 +36,7 @@ def run(monkeypatch, capfd, tmp_path):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: pytest.fail("an encoder is loaded"))
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["cae", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        return stopped.value.code or 0, *capfd.readouterr()
-
-    return run
+    return partial(run_cae, monkeypatch, capfd)
 
 
 @pytest.fixture
@@ -167,10 +161,7 @@ def test_a_folder_of_clip_retrieval_is_images_and_texts_at_once(run, tmp_path):
     assert (tmp_path / "out/report/index.html").is_file()
 
 
-def broken(row, value):
-    x = X.clone()
-    x[row] = value
-    return x
+broken = partial(with_row, X)
 
 
 @pytest.mark.parametrize(

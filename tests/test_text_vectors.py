@@ -1,6 +1,7 @@
 """Text vectors made elsewhere: read with their texts, clustered with, and refused by file and row."""
 
 import json
+from functools import partial
 
 import lightning.pytorch as pl
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import FakeEncoder
+from conftest import FakeEncoder, with_row
 from safetensors.torch import save_file
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
@@ -101,10 +102,7 @@ def test_a_text_that_is_there_twice_counts_once(tmp_path):
     assert load_vectors("caption", tmp_path / "nouns.npy").texts == ["ant", "Ant", "bee", *TEXTS[4:]]
 
 
-def broken(row, value):
-    vectors = VECTORS.clone()
-    vectors[row] = value
-    return vectors
+broken = partial(with_row, VECTORS)
 
 
 @pytest.mark.parametrize(

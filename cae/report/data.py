@@ -38,7 +38,7 @@ class Group:
         size: its pictures.
         nouns: typical ones, best first.
         captions: typical ones, best first.
-        cohesion: mean cosine of its pictures to their centre, where the last k-means saw them; 1 if all are alike.
+        cohesion: mean cosine of its pictures to their centre, where they were clustered; 1 if all are alike.
         first: number of its most typical picture; the others follow.
         representatives: the pictures nearest to its centre.
         borderline: the least sure of the others: nearly in another group.
@@ -59,7 +59,7 @@ class Group:
 
 
 def fused(result: SavedResult) -> Tensor:
-    """What the last k-means saw of each picture, as unit rows (N, D) float32."""
+    """What was clustered of each picture, as unit rows (N, D) float32."""
     blocks = result.embeddings.float().split(_BLOCK_ROWS)
     return torch.cat([normalize(representations(block, result.fitted)["fused"], dim=1) for block in blocks])
 

@@ -30,7 +30,7 @@ def lay_out(z: NDArray[np.float32], *, seed: int, progress: Progress | None = No
     """Positions by t-SNE (openTSNE; Poličar et al. 2024), started from the first two principal components.
 
     Args:
-        z: (N, D) unit rows, what the last k-means saw; N at least 2.
+        z: (N, D) unit rows, what was clustered; N at least 2.
         seed: same seed, same map.
         progress: hears of (done, total) iterations.
 
