@@ -70,7 +70,7 @@ setup(
         "cae": ["py.typed"],
         "cae.encoders.lite": ["hypernyms.tsv", "LICENSE.wordnet"],
         "cae.report": ["templates/*", "static/*"],
-        "cae.demo": ["images/**/*", "*.csv", "*.md"],
+        "cae.data.demo": ["images/**/*", "*.csv", "*.md"],
     },
     install_requires=[
         "datasets>=4.0",
@@ -99,5 +99,5 @@ setup(
         "typer>=0.19",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["cae = cae.cli:main"]},
+    entry_points={"console_scripts": ["cae = cae.cli.commands:main"]},
 )

@@ -21,15 +21,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cae import evaluation, pipeline
-from cae.devices import find_device
+from cae import evaluation
 from cae.encoders import load_encoder
 from cae.encoders.deferred import deferred
 from cae.evaluation.datasets import LabelledEmbeddings
 from cae.evaluation.study import command, machine
 from cae.evaluation.tables import percent
-from cae.files import write_json
+from cae.method import pipeline
 from cae.metrics import clustering_scores
+from cae.utils.devices import find_device
+from cae.utils.files import write_json
 
 MAIN = ("kmeans", "zero-shot", "spectral", "image-only", "ntk-sc", "tac", "paper", "default-kmeans", "default", "auto")
 ABLATIONS = ("noun-only", "caption-only", "texts-only", "concat", "sum", "softmax")

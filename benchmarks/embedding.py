@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from timm.data.imagenet_info import ImageNetInfo
 from torch.utils.data import DataLoader
 
-from cae.data import ImageFolderData, PictureDataset, collate_readable
+from cae.data import ImageDataset, ImageFolderData, collate_readable
 from cae.encoders import Encoder, load_encoder
 
 RESULTS = Path(__file__).parent / "results"
@@ -145,7 +145,7 @@ def ratios(name: str, baseline: np.ndarray, ours: np.ndarray) -> dict[str, float
 def encode_files(encoder: Encoder, paths: list[Path]) -> None:
     """Read in worker processes, encode here."""
     pictures = ImageFolderData(paths[0].parent, paths=paths).pictures
-    dataset = PictureDataset(pictures, encoder.preprocess, encoder.image_size)
+    dataset = ImageDataset(pictures, encoder.preprocess, encoder.image_size)
     collate = partial(collate_readable, pictures, encoder.image_size)
     for batch in DataLoader(dataset, batch_size=32, num_workers=os.cpu_count() or 1, collate_fn=collate):
         encoder.encode_images(batch["image"])

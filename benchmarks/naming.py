@@ -22,9 +22,9 @@ from torch.nn.functional import normalize
 from cae import evaluation
 from cae.encoders import load_encoder
 from cae.evaluation.naming import NamedCluster, name_clusters
-from cae.naming import assign_names, name_scores, transport_mass, typicality
-from cae.results import SavedResult
-from cae.state import FittedCAE
+from cae.method.fitted import FittedCAE
+from cae.method.naming import assign_names, name_scores, transport_mass, typicality
+from cae.results.saved import SavedResult
 from cae.text import TextBank
 
 N_NOUNS = 5
@@ -33,12 +33,12 @@ Scores = Callable[[Tensor, Tensor, FittedCAE, Banks], tuple[Tensor, list[str]]]
 
 
 def by_our_rule(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[Tensor, list[str]]:
-    """The project's rule for names, over the whole bank (cae/naming.py)."""
+    """The project's rule for names, over the whole bank (cae/method/naming.py)."""
     return name_scores(mean_images(x, labels, fitted), banks["noun"], banks["caption"]), banks["noun"].texts
 
 
 def by_typicality(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[Tensor, list[str]]:
-    """The transport mass that goes to a selected noun from this cluster and not from others (cae/naming.py)."""
+    """The transport mass that goes to a selected noun from this cluster and not from others (cae/method/naming.py)."""
     selected = fitted.selected["noun"]
     return typicality(transport_mass(x, labels, selected, fitted.config)), selected.texts
 

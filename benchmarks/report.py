@@ -21,8 +21,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from cae.evaluation.study import machine
 from cae.report import write_report
-from cae.report.kept import Kept
-from cae.results import SavedResult
+from cae.report.kept import ReportCache
+from cae.results.saved import SavedResult
 
 FRAMES = """async () => {
   const canvas = document.getElementById("canvas");
@@ -82,7 +82,9 @@ def main() -> None:
         page = write_report(result, Path(folder), lambda _: lambda *_: None)
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         start = time.perf_counter()
-        write_report(result, Path(folder), lambda _: lambda *_: None, kept=Kept.load(Path(folder, "report_files")))
+        write_report(
+            result, Path(folder), lambda _: lambda *_: None, kept=ReportCache.load(Path(folder, "report_files"))
+        )
         again = time.perf_counter() - start
         files = [path for path in Path(folder).rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)

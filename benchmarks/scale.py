@@ -1,7 +1,7 @@
 """A fit on more embeddings than fit in memory: `python benchmarks/scale.py` writes results/scale_<rows>.{json,md}.
 
-Synthetic embeddings go to a store on disk (`cae.store`), block by block. Then processes of their own, 1 and more by
-`--ranks`, open it, fit (`cae.pipeline.fit`) and say how much memory they had at most, how long each stage took, how
+Synthetic embeddings go to a store on disk (`cae.models.embedding_store`), block by block. Then processes of their own, 1 and more by
+`--ranks`, open it, fit (`cae.method.pipeline.fit`) and say how much memory they had at most, how long each stage took, how
 many bytes they handed to collective operations, and whether all counts of processes gave the same labels. Memory is
 the resident set; `anonymous` is what a process cannot give back, the rest is the mapped store and code, which the
 system can drop.
@@ -32,13 +32,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cae import pipeline
 from cae.config import CAEConfig
 from cae.kernels.sinkhorn import solver
+from cae.method import pipeline
 from cae.metrics import clustering_scores
-from cae.stopwatch import stopwatch
-from cae.store import EmbeddingStore
+from cae.models.embedding_store import EmbeddingStore
 from cae.text import Corpus, TextBank
+from cae.utils.progress import stopwatch
 
 RESULTS = Path(__file__).parent / "results"
 TEXTS = 20_000

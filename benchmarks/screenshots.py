@@ -15,7 +15,8 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from rich.console import Console
 
-from cae import cli, terminal
+from cae.cli import commands as cli
+from cae.cli import terminal
 
 OUT = Path(__file__).parent / "results" / "screenshots"
 

@@ -7,27 +7,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cae.lazy import lazy
+from cae.utils.lazy import lazy
 
 if TYPE_CHECKING:
     from cae.config import CAEConfig
     from cae.data import ImageFolderData
-    from cae.estimator import CAEClusterer
-    from cae.module import CAE
-    from cae.results import SavedResult
-    from cae.state import FittedCAE
-    from cae.trained import MCA, TAC, CAEHeads
+    from cae.method.fitted import FittedCAE
+    from cae.models.cae import CAE
+    from cae.models.estimator import CAEClusterer
+    from cae.models.trained import MCA, TAC, CAEHeads
+    from cae.results.saved import SavedResult
 
 _HOMES = {
-    "CAE": "cae.module",
-    "CAEClusterer": "cae.estimator",
+    "CAE": "cae.models.cae",
+    "CAEClusterer": "cae.models.estimator",
     "CAEConfig": "cae.config",
-    "CAEHeads": "cae.trained",
-    "FittedCAE": "cae.state",
+    "CAEHeads": "cae.models.trained",
+    "FittedCAE": "cae.method.fitted",
     "ImageFolderData": "cae.data",
-    "MCA": "cae.trained",
-    "SavedResult": "cae.results",
-    "TAC": "cae.trained",
+    "MCA": "cae.models.trained",
+    "SavedResult": "cae.results.saved",
+    "TAC": "cae.models.trained",
 }
 
 __all__ = ["CAE", "MCA", "TAC", "CAEClusterer", "CAEConfig", "CAEHeads", "FittedCAE", "ImageFolderData", "SavedResult"]

@@ -1,5 +1,5 @@
 """`python -m cae`, where the `cae` command is not on the path."""
 
-from cae.cli import main
+from cae.cli.commands import main
 
 main()

@@ -11,10 +11,10 @@ Modality = Literal["noun", "caption"]
 Fusion = Literal["auto", "prototype", "concat", "sum"]
 Clustering = Literal["spectral", "kmeans"]
 
-UNKNOWN = 0
+AUTO_N_CLUSTERS = 0
 """The number of clusters that stands for: find it out."""
 
-LEAST, MOST = 1e-30, 1e6
+MIN_POSITIVE, MAX_FINITE = 1e-30, 1e6
 """Of a positive number: what float32 can still divide by, and what it can still add to."""
 
 DEFAULT_ENCODER = "open_clip:ViT-B-32/openai"
@@ -26,7 +26,7 @@ class CAEConfig:
     """Every setting of the method; symbols as in the paper (arXiv 2512.00904).
 
     Attributes:
-        n_clusters: K of Eq. 18, at least 2; or `UNKNOWN` to find it out (`cae.cluster_count`).
+        n_clusters: K of Eq. 18, at least 2; or `AUTO_N_CLUSTERS` to find it out (`cae.method.cluster_count`).
         images_per_center: the semantic centers of Eq. 1 number N / images_per_center (the paper and TAC: 300).
         top_k: texts retrieved per center, K of Eq. 3. The paper sweeps 1-30 without stating its choice; TAC uses 5.
         retrieval: `all` ranks every text for every center (Eq. 2-3); `assigned` gives each text to its best center
@@ -45,12 +45,12 @@ class CAEConfig:
             out the gap between images and texts, which would otherwise dominate the prototype of Eq. 14.
         fusion: `prototype` is Eq. 14-17; `concat` puts the modalities side by side, as TAC does; `sum` adds them up
             with equal weights (Table 4); `auto` lets the data decide how the texts take part, down to not at all
-            (`cae.auto`), starting from the other settings.
+            (`cae.method.auto`), starting from the other settings.
         text_weight: what a counterpart counts for beside the image in the fusion; 1 is the letter, 0 leaves the image
             embeddings alone.
         gamma: temperature of the modality weights, Eq. 16.
         clustering: how Eq. 18 finds the clusters of z: `spectral` cuts the graph of nearest neighbours
-            (`cae.spectral`), `kmeans` is the paper's.
+            (`cae.method.spectral`), `kmeans` is the paper's.
         spherical: bring z to unit length; k-means then goes by cosine. False is Euclidean k-means.
         n_init: restarts of the last k-means; the best objective wins.
         kmeans_iter: most iterations of one k-means run.
@@ -95,7 +95,7 @@ class CAEConfig:
             "sinkhorn_iter": 1,
             "seed": 0,
         }
-        if self.n_clusters == UNKNOWN:
+        if self.n_clusters == AUTO_N_CLUSTERS:
             del minima["n_clusters"]
         for name, least in minima.items():
             value = getattr(self, name)
@@ -103,15 +103,15 @@ class CAEConfig:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
             if value >= 2**31:
                 raise ValueError(f"{name} must be below 2^31, got {value!r}")
-        for name, most in {"epsilon": MOST, "gamma": MOST, "sinkhorn_tol": 1}.items():
-            if not _is_number(getattr(self, name), LEAST, most):
+        for name, most in {"epsilon": MAX_FINITE, "gamma": MAX_FINITE, "sinkhorn_tol": 1}.items():
+            if not _is_number(getattr(self, name), MIN_POSITIVE, most):
                 raise ValueError(f"{name} must be a positive number of at most {most:g}, got {getattr(self, name)!r}")
-        if self.balance != 0 and not _is_number(self.balance, LEAST, 1):
+        if self.balance != 0 and not _is_number(self.balance, MIN_POSITIVE, 1):
             raise ValueError(f"balance must be a number from 0 to 1, got {self.balance!r}")
         if not _is_number(self.text_weight, 0, float("inf")):
             raise ValueError(f"text_weight must be a number of at least 0, got {self.text_weight!r}")
-        if self.text_weight > MOST:
-            raise ValueError(f"text_weight must be at most {MOST:g}, got {self.text_weight!r}")
+        if self.text_weight > MAX_FINITE:
+            raise ValueError(f"text_weight must be at most {MAX_FINITE:g}, got {self.text_weight!r}")
         for name in ("image", "similarity_weight", "unit_counterparts", "center_modalities", "spherical"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -138,13 +138,13 @@ class CAEConfig:
             preset: `auto` decides from the data, without labels, what the texts may weigh; `default` is our fixed
                 setting; `paper` is the letter of the equations; `tac` is the training-free baseline of Li et al. 2024
                 (arXiv 2310.11989).
-            n_clusters: K, or `auto` for `UNKNOWN`.
+            n_clusters: K, or `auto` for `AUTO_N_CLUSTERS`.
             overrides: any other field of this class.
 
         Raises:
             ValueError: unknown preset or setting, or a value out of range.
         """
-        if n_clusters == UNKNOWN or (isinstance(n_clusters, str) and n_clusters != "auto"):
+        if n_clusters == AUTO_N_CLUSTERS or (isinstance(n_clusters, str) and n_clusters != "auto"):
             raise ValueError(f"n_clusters must be a whole number of at least 2, or auto, got {n_clusters!r}")
         if not isinstance(preset, str) or preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
@@ -154,7 +154,9 @@ class CAEConfig:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; settings are {', '.join(known)}"
                 raise ValueError(f"unknown setting {name!r}{hint}")
-        return cls(n_clusters=UNKNOWN if n_clusters == "auto" else n_clusters, **{**PRESETS[preset], **overrides})
+        return cls(
+            n_clusters=AUTO_N_CLUSTERS if n_clusters == "auto" else n_clusters, **{**PRESETS[preset], **overrides}
+        )
 
 
 def _is_number(value: Any, least: float, most: float) -> bool:

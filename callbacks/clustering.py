@@ -23,11 +23,11 @@ from cae.callbacks.matching import cluster_centers, match_clusters, overlap
 from cae.callbacks.outputs import describe, look_up
 from cae.callbacks.ranks import gather, on_rank_zero
 from cae.callbacks.reservoir import Reservoir, smallest
-from cae.cluster_count import count_clusters
-from cae.config import UNKNOWN, CAEConfig, Preset
+from cae.config import AUTO_N_CLUSTERS, CAEConfig, Preset
 from cae.encoders import Encoder
-from cae.estimator import CAEClusterer, text_banks
-from cae.scores import clustering_scores, silhouette_score, stability
+from cae.method.cluster_count import count_clusters
+from cae.metrics.functional import clustering_scores, silhouette_score, stability
+from cae.models.estimator import CAEClusterer, text_banks
 from cae.text import TextBank
 from cae.text.vectors import Source, limit_modalities, text_sources
 
@@ -399,7 +399,7 @@ class ClusteringCallback(Callback):
         return clustering
 
     def _cluster_count(self, x: Tensor) -> int:
-        if self.config.n_clusters != UNKNOWN:
+        if self.config.n_clusters != AUTO_N_CLUSTERS:
             return self.config.n_clusters
         if self.clustering is not None:
             return len(self.clustering.centers)

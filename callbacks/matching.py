@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from cae.scores import count_matrix
+from cae.metrics.functional import contingency_matrix
 
 
 def overlap(labels: Tensor, previous: Tensor, n_clusters: int) -> Tensor:
@@ -18,7 +18,7 @@ def overlap(labels: Tensor, previous: Tensor, n_clusters: int) -> Tensor:
         previous: (N,) int64 previous clusters of the same samples.
         n_clusters: K.
     """
-    counts = count_matrix(labels, previous)
+    counts = contingency_matrix(labels, previous)
     return pad(counts, (0, n_clusters - counts.shape[1], 0, n_clusters - counts.shape[0]))
 
 

@@ -20,8 +20,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from cae.callbacks.columns import to_table
 from cae.callbacks.ranks import on_rank_zero
-from cae.files import replacing
-from cae.module import CAE
+from cae.models.cae import CAE
+from cae.utils.files import replacing
 
 GROUP_BYTES = 32 << 20
 """Predictions that are held before they are written as one row group."""
@@ -66,14 +66,14 @@ class PredictionWriter(BasePredictionWriter):
         if self.path.is_dir():
             raise IsADirectoryError(f"{self.path} is a folder; give the name of a file, such as predictions.parquet")
         self._folder = self.path.parent / f".{self.path.name}.parts"
-        self._part: Part | None = None
+        self._part: ParquetShard | None = None
         self._stale: Sequence[int] | None = None
         self._held: list[tuple[Any, list[int], str, int | None]] | None = None
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make room for the parts, which also finds out whether anything can be written there."""
         on_rank_zero(trainer, self._make_folder)
-        self._part = Part(self._folder / f"rank-{trainer.global_rank:05d}.00000.parquet")
+        self._part = ParquetShard(self._folder / f"rank-{trainer.global_rank:05d}.00000.parquet")
         self._stale = trainer.predict_loop.current_batch_indices
         self._held = [] if isinstance(pl_module, CAE) and pl_module.fitted is None else None
 
@@ -157,7 +157,7 @@ class PredictionWriter(BasePredictionWriter):
         shutil.rmtree(self._folder)
 
 
-class Part:
+class ParquetShard:
     """One process's rows in Parquet files, a new one whenever a column's type widens.
 
     Args:

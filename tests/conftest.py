@@ -101,7 +101,7 @@ def assert_not_loaded(statement: str, *heavy: str) -> None:
 
 def rewrite_assignments(folder: Path, table: pa.Table) -> None:
     """Put another table into a result, checksums and all."""
-    from cae.results import SavedResult, write_tables
+    from cae.results.saved import SavedResult, write_tables
 
     result = SavedResult.load(folder)
     write_tables(folder, table, result.embeddings, result.clusters, result.run)
@@ -110,9 +110,9 @@ def rewrite_assignments(folder: Path, table: pa.Table) -> None:
 @pytest.fixture
 def result_folder(tmp_path: Path, picture_folder: Path, text_files: dict[str, str]) -> Path:
     """What `cae cluster` leaves of `picture_folder` in three clusters."""
-    from cae.folder import run_folder
-    from cae.module import CAE
-    from cae.results import write_result
+    from cae.models.cae import CAE
+    from cae.results.folder import run_folder
+    from cae.results.saved import write_result
 
     module = CAE(3, encoder=FakeEncoder(), return_embeddings=True, **text_files)
     device = torch.device("cpu")
@@ -126,7 +126,7 @@ def result_folder(tmp_path: Path, picture_folder: Path, text_files: dict[str, st
 
 def run_cae(monkeypatch, capfd, *arguments):
     """Run `cae …` in this process; returns (exit code, stdout, stderr)."""
-    from cae import cli  # not before Triton's interpreter is asked for
+    from cae.cli import commands as cli
 
     monkeypatch.setattr(sys, "argv", ["cae", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:

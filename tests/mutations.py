@@ -187,7 +187,7 @@ DAMAGES = (
 
 def verdict(path: Path, side: int | None) -> str:
     """`picture`, `refused`, or what must not happen."""
-    from cae.cli import quiet_libraries
+    from cae.cli.commands import quiet_libraries
     from cae.data import ImageError, read_image
 
     with warnings.catch_warnings(record=True) as said:

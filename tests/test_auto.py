@@ -6,10 +6,10 @@ import torch
 from sklearn.linear_model import Ridge
 from torch.nn.functional import normalize
 
-from cae import auto, pipeline
-from cae.auto import CANDIDATES, MARGIN, PREFERRED, Probe
-from cae.clustering import image_kmeans
 from cae.config import CAEConfig
+from cae.method import auto, pipeline
+from cae.method.auto import CANDIDATES, MARGIN, PREFERRED, Probe
+from cae.method.kmeans import image_kmeans
 from cae.metrics import clustering_scores
 from cae.text import Corpus, TextBank
 

@@ -68,13 +68,13 @@ def test_every_prediction_is_written_with_its_index(path):
 def test_row_groups_come_as_predictions_do(path, monkeypatch, limit):
     monkeypatch.setattr(prediction_writer, limit, 1)
     held = []
-    write = prediction_writer.Part.write
+    write = prediction_writer.ParquetShard.write
 
     def watched(self, table, where):
         write(self, table, where)
         held.append(len(self._held))
 
-    monkeypatch.setattr(prediction_writer.Part, "write", watched)
+    monkeypatch.setattr(prediction_writer.ParquetShard, "write", watched)
     predict(PredictionWriter(path))
     assert held == [0, 0, 0]
     assert pq.read_table(path)["index"].to_pylist() == list(range(10))

@@ -6,7 +6,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cae.checksums import check_kinds, content_hash, content_hashes, json_hash, load_tensors, parse_json, save_tensors
+from cae.utils.checksums import (
+    check_kinds,
+    content_hash,
+    content_hashes,
+    json_hash,
+    load_tensors,
+    parse_json,
+    save_tensors,
+)
 
 
 def test_files_are_known_by_their_bytes(tmp_path):

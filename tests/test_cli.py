@@ -16,8 +16,8 @@ import pytest
 from conftest import assert_not_loaded, run_cae
 from PIL import Image
 
+from cae.cli.terminal import print_choices
 from cae.encoders import EncoderError
-from cae.terminal import print_choices
 
 K = 3
 
@@ -25,7 +25,7 @@ K = 3
 @pytest.fixture
 def run(monkeypatch, fake_encoder, capfd):
     """Run `cae …` in this process with the fake encoder; returns (exit code, stdout, stderr)."""
-    for home in ("cae.embedder", "cae.encoders"):
+    for home in ("cae.models.embedder", "cae.encoders"):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: fake_encoder)
 
     return partial(run_cae, monkeypatch, capfd)
@@ -100,7 +100,7 @@ def test_json_is_one_document_and_the_report_can_be_left_out(run, picture_folder
 
 
 def test_a_folder_without_sub_folders_has_no_scores(run, monkeypatch, picture_folder, text_files, tmp_path):
-    monkeypatch.setattr("cae.clustering.image_kmeans", lambda *_, **__: pytest.fail("a baseline that nobody sees"))
+    monkeypatch.setattr("cae.method.kmeans.image_kmeans", lambda *_, **__: pytest.fail("a baseline that nobody sees"))
     texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
     code, stdout, stderr = run(
         "cluster", picture_folder / "red", "-k", 2, "--out", tmp_path / "out", "--workers", 0, *texts
@@ -264,7 +264,7 @@ def test_edits_that_cannot_be_made_say_why(clustered, run, arguments, message):
 def test_broken_edits_stop_a_run_before_its_work(clustered, run, picture_folder, monkeypatch):
     out, *_ = clustered
     (out / "edits.json").write_text("{")
-    monkeypatch.setattr("cae.folder.run_folder", lambda *_, **__: pytest.fail("work that would be lost"))
+    monkeypatch.setattr("cae.results.folder.run_folder", lambda *_, **__: pytest.fail("work that would be lost"))
     code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", out)
     assert code == 1
     assert "mend it, or remove it" in stderr
@@ -424,7 +424,7 @@ def test_a_row_of_a_table_is_one_line_where_there_is_no_screen(clustered, run):
 def test_a_choice_that_nothing_decided_is_told_as_such(clustered, run, monkeypatch, picture_folder, text_files):
     out, stdout, _ = clustered
     assert "undecided" not in stdout
-    monkeypatch.setattr("cae.auto.Probe.score", lambda *_: 0.0)
+    monkeypatch.setattr("cae.method.auto.Probe.score", lambda *_: 0.0)
     texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"], "--workers", 0]
     code, stdout, stderr = run("cluster", picture_folder, "-k", K, "-o", out, "--no-report", *texts)
     assert code == 0, stderr
@@ -436,7 +436,7 @@ def test_an_unreachable_hub_is_one_clear_line(run, monkeypatch, picture_folder, 
     def unreachable(*_, **__):
         raise EncoderError("weights cannot be downloaded; use --encoder lite or --encoder-weights FILE")
 
-    monkeypatch.setattr("cae.embedder.load_encoder", unreachable)
+    monkeypatch.setattr("cae.models.embedder.load_encoder", unreachable)
     code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", tmp_path / "out")
     assert code == 1
     assert stderr.count("\n") == 1
@@ -477,7 +477,7 @@ def test_help_on_an_edit_needs_no_result(run, verb):
 
 
 def test_an_edit_does_not_wait_for_what_only_a_fit_needs():
-    statement = "import cae.edits, cae.export, cae.compare, cae.report, cae.results"
+    statement = "import cae.results.edits, cae.results.export, cae.results.compare, cae.report, cae.results.saved"
     assert_not_loaded(statement, "lightning", "torchmetrics", "torchvision", "sklearn", "open_clip")
 
 

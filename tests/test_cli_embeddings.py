@@ -19,7 +19,7 @@ from cae import CAE
 from cae.callbacks import PredictionWriter
 from cae.data import EmbeddingData, list_images, read_embeddings
 from cae.evaluation import load_dataset
-from cae.results import ResultError, SavedResult
+from cae.results.saved import ResultError, SavedResult
 
 K, D = 3, FakeEncoder.dim
 GENERATOR = torch.Generator().manual_seed(0)
@@ -32,7 +32,7 @@ Y = [WORDS[i // 10] for i in range(30)]
 @pytest.fixture
 def run(monkeypatch, capfd, tmp_path):
     """Run `cae …` where loading an encoder fails the test; returns (exit code, stdout, stderr)."""
-    for home in ("cae.embedder", "cae.encoders", "cae.encoders.deferred"):
+    for home in ("cae.models.embedder", "cae.encoders", "cae.encoders.deferred"):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: pytest.fail("an encoder is loaded"))
     monkeypatch.chdir(tmp_path)
 
@@ -208,8 +208,8 @@ def test_a_result_that_lies_about_its_rows_is_refused(run, nouns, tmp_path):
 
 def written_by_a_result(folder, nouns):
     module = CAE(K, nouns=nouns, n_init=2, return_embeddings=True)
-    from cae.folder import run_embeddings
-    from cae.results import write_result
+    from cae.results.folder import run_embeddings
+    from cae.results.saved import write_result
 
     np.save(folder / "source.npy", X.numpy())
     found = run_embeddings(

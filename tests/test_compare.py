@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from cae.compare import compare
-from cae.results import SavedResult
+from cae.results.compare import compare
+from cae.results.saved import SavedResult
 
 NAMES = {0: "cat", 1: "dog", 4: "tree"}
 

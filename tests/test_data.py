@@ -29,8 +29,8 @@ from cae.data import (
     read_embeddings,
     read_image,
 )
-from cae.data.pictures import image_size
-from cae.embedder import Embedder
+from cae.data.images import image_size
+from cae.models.embedder import Embedder
 
 
 def gradient(mode: str, size=(40, 30)) -> Image.Image:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cae.data import ImageError, pictures, read_image
-from cae.data.pictures import LARGE, MAX_PIXELS, image_size, max_pixels, most_memory
+from cae.data.images import LARGE, MAX_PIXELS, image_size, max_pixels, most_memory
 
 
 def ramp(width: int, height: int, mode: str = "RGB") -> Image.Image:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cae.data import ImageError, list_images, read_image
-from cae.data.pictures import image_size
+from cae.data.images import image_size
 
 
 def jpeg(width: int, height: int, orientation: int | None = None) -> bytes:

@@ -9,8 +9,9 @@ from PIL import Image
 from test_cli import run  # noqa: F401 (a fixture)
 from torch.nn.functional import normalize
 
-from cae import CAEClusterer, pipeline
+from cae import CAEClusterer
 from cae.config import CAEConfig
+from cae.method import pipeline
 from cae.text import Corpus, TextBank
 
 PRESETS = ("auto", "default", "paper", "tac")

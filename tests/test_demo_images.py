@@ -5,7 +5,7 @@ from collections import Counter
 
 from PIL import Image
 
-from cae.demo import demo_images
+from cae.data.demo import demo_images
 
 PICTURES = sorted(demo_images().rglob("*.webp"))
 

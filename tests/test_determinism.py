@@ -8,9 +8,9 @@ import torch
 from conftest import FakeEncoder
 
 from cae.data import ImageFolderData
-from cae.embedder import embed_pictures
-from cae.folder import run_folder
-from cae.module import CAE
+from cae.models.cae import CAE
+from cae.models.embedder import embed_images
+from cae.results.folder import run_folder
 
 
 @pytest.fixture(params=["auto", "default", "paper", "tac"])
@@ -44,7 +44,7 @@ def interrupted(folder: Path) -> None:
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        embed_pictures(ImageFolderData(folder, batch_size=4, num_workers=0), FakeEncoder(), progress=stop)
+        embed_images(ImageFolderData(folder, batch_size=4, num_workers=0), FakeEncoder(), progress=stop)
 
 
 def test_the_same_run_twice_gives_the_same_bytes(run):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cae.devices import find_device
+from cae.utils.devices import find_device
 
 
 def test_a_device_that_is_not_there_is_named():

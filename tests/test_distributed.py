@@ -7,10 +7,11 @@ import torch
 import torch.distributed as dist
 from test_pipeline import K, toy_world
 
-from cae import clustering, pipeline
-from cae.clustering import cell_sums, kmeans
 from cae.config import CAEConfig
-from cae.distributed import from_first, gathered, total, unrepeated
+from cae.method import kmeans as clustering
+from cae.method import pipeline
+from cae.method.kmeans import cluster_sums, kmeans
+from cae.utils.distributed import all_gather_rows, all_reduce_count, broadcast_from_first, first_occurrence_mask
 
 WORLDS = (2, 3)
 CONFIG = CAEConfig(n_clusters=K, images_per_center=50, n_init=3)
@@ -61,13 +62,13 @@ def fit_everything(rank, world):
     clustering.SAMPLE = clustering.SAMPLE_PER_CENTROID = 50
     options = {"spherical": True, "n_init": 3, "max_iter": 100, "seed": 0}
     found["sampled"] = kmeans(images[rows], K, **options, index=rows, group=group)
-    found["sums"] = cell_sums(images[rows], rows % 5, 5, group)[0]
+    found["sums"] = cluster_sums(images[rows], rows % 5, 5, group)[0]
     # Collective operations.
     share = torch.arange(3 * rank).reshape(-1, 1)
-    found["gathered"] = gathered(share, group)
-    found["total"] = total(rank, group)
-    found["first"] = from_first(torch.tensor([rank + 7]), group)
-    found["unrepeated"] = unrepeated(torch.tensor([10 * rank, 3, 10 * rank + 1, 4]), group)
+    found["gathered"] = all_gather_rows(share, group)
+    found["total"] = all_reduce_count(rank, group)
+    found["first"] = broadcast_from_first(torch.tensor([rank + 7]), group)
+    found["unrepeated"] = first_occurrence_mask(torch.tensor([10 * rank, 3, 10 * rank + 1, 4]), group)
     # One row that nobody can use, on one rank.
     if rank == 1:
         images[rows[0]] = float("nan")
@@ -116,7 +117,7 @@ def test_kmeans_on_a_sample_and_all_points_gives_the_same_bits(groups, world, mo
     monkeypatch.setattr(clustering, "SAMPLE", 50)
     monkeypatch.setattr(clustering, "SAMPLE_PER_CENTROID", 50)
     expected = kmeans(images, K, spherical=True, n_init=3, max_iter=100, seed=0)
-    sums = cell_sums(images, torch.arange(len(images)) % 5, 5)[0]
+    sums = cluster_sums(images, torch.arange(len(images)) % 5, 5)[0]
     for rank in groups[world]:
         assert torch.equal(rank["sampled"], expected)
         assert torch.equal(rank["sums"], sums)
@@ -143,7 +144,7 @@ def test_what_one_rank_cannot_use_stops_all_with_the_reason(groups, world):
 
 
 def test_repeats_are_found_without_a_group():
-    assert unrepeated(torch.tensor([5, 2, 5, 7, 2]), None).tolist() == [True, True, False, True, False]
+    assert first_occurrence_mask(torch.tensor([5, 2, 5, 7, 2]), None).tolist() == [True, True, False, True, False]
 
 
 def test_a_group_needs_to_know_which_image_is_which():

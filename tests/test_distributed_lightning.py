@@ -17,7 +17,7 @@ import torch
 from conftest import FakeEncoder
 from torch.nn.functional import normalize
 
-import cae.store
+import cae.models.embedding_store
 from cae import CAE, ImageFolderData
 from cae.data import EmbeddingData
 
@@ -122,7 +122,7 @@ def test_verbs_give_what_one_process_gives(picture_folder, text_files, tmp_path,
 
 
 class Counting(FakeEncoder):
-    """Counts the images that it has encoded, and at some number calls `end`."""
+    """ContingencyMatrix the images that it has encoded, and at some number calls `end`."""
 
     def __init__(self, last=None, end=None):
         self.count, self.last, self.end = 0, last, end
@@ -138,7 +138,7 @@ def _store(rank, world, port, folder, texts, store, out, killed):
     """A fit with a store on disk, in which the last rank is killed once each has blocks of 6 images."""
     _join(rank, world, port)
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
-    cae.store.BLOCK = 6
+    cae.models.embedding_store.BLOCK = 6
 
     def end():
         blocks = [store / f"{other}-of-{world}/blocks.jsonl" for other in range(world)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from cae.edits import (
+from cae.results.edits import (
     Anchors,
     EditError,
     Merge,
@@ -23,7 +23,7 @@ from cae.edits import (
     save_edits,
     split_into,
 )
-from cae.results import SavedResult
+from cae.results.saved import SavedResult
 
 SIZES = {0: 8, 1: 6, 2: 10}
 NAMES = {0: "cat", 1: "harbor", 2: "tree"}

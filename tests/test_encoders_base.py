@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from cae.cache import cache_dir
 from cae.encoders import EncoderError, load_encoder
+from cae.utils.cache import cache_dir
 
 
 @pytest.mark.parametrize("spec", ["", "clip", "open_clip", "open_clip:", "lite:2"])

@@ -14,9 +14,10 @@ from sklearn.preprocessing import Normalizer
 from sklearn.utils.estimator_checks import check_estimator
 from torch.nn.functional import normalize
 
-from cae import CAEClusterer, pipeline
+from cae import CAEClusterer
 from cae.config import CAEConfig
-from cae.pipeline import Prediction
+from cae.method import pipeline
+from cae.method.pipeline import Prediction
 from cae.text import Corpus, TextBank
 
 ONE_CLUSTER = "asks for n_clusters=1, which is no clustering; CAE needs two"
@@ -151,7 +152,7 @@ def test_the_state_goes_to_whatever_device_is_worked_on(blobs, monkeypatch):
         devices.append((rows.device.type, fitted.partition.centroids.device.type))
         return Prediction(*[torch.zeros(len(rows), dtype=torch.int64)] * 5)
 
-    monkeypatch.setattr("cae.pipeline.predict", predict)
+    monkeypatch.setattr("cae.method.pipeline.predict", predict)
     found.predict(x)
     found.set_params(device="meta").predict(x)
     assert devices == [("cpu", "cpu"), ("meta", "meta")]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from cae import pipeline
 from cae.config import CAEConfig
 from cae.evaluation import METHODS, parse_method, run_method
+from cae.method import pipeline
 from cae.metrics import clustering_scores
-from cae.stopwatch import stage, stopwatch
+from cae.utils.progress import stage, stopwatch
 
 
 @pytest.fixture(scope="module")

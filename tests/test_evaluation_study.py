@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cae import cli, evaluation
+from cae import evaluation
+from cae.cli import commands as cli
 from cae.evaluation import DatasetError, embed, load_dataset
 from cae.evaluation.paper import PAPER
 from cae.evaluation.tables import markdown, sweeps

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cae.edits import Merge, Rename, anchors_of, save_edits
-from cae.export import TARGETS, ExportError, export
-from cae.export.names import MAX_BYTES, distinct_names, safe_name
-from cae.results import SavedResult
+from cae.results.edits import Merge, Rename, anchors_of, save_edits
+from cae.results.export import TARGETS, ExportError, export
+from cae.results.export.names import MAX_BYTES, distinct_names, safe_name
+from cae.results.saved import SavedResult
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_an_interrupted_export_holds_whole_files_and_goes_on(result, picture_fol
             raise KeyboardInterrupt
         return shutil.copyfile(source, target) and shutil.copystat(source, target)
 
-    monkeypatch.setattr("cae.export.tree.shutil.copy2", interrupted)
+    monkeypatch.setattr("cae.results.export.tree.shutil.copy2", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(result, "folders", out)
     assert len(list(out.rglob("*.png"))) == 11
@@ -254,7 +254,7 @@ def test_links_that_a_disk_cannot_hold_say_what_to_do(result, tmp_path, monkeypa
     def across_disks(*_):
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr("cae.export.tree.os.link", across_disks)
+    monkeypatch.setattr("cae.results.export.tree.os.link", across_disks)
     with pytest.raises(ExportError, match="use --by copy"):
         export(result, "folders", tmp_path / "out", by="hardlink")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cae import files
-from cae.files import committing, drafting, holding, replacing, tidy, write_json
+from cae.utils import files
+from cae.utils.files import committing, drafting, holding, replacing, tidy, write_json
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -193,7 +193,7 @@ def test_labels_may_be_truth_values(dtype, other):
 
 def test_narrow_labels_fill_the_table_and_its_match():
     labels = (torch.arange(2000) % 200).to(torch.uint8)
-    assert metrics.count_matrix(labels, labels).equal(10 * torch.eye(200, dtype=torch.int64))
+    assert metrics.contingency_matrix(labels, labels).equal(10 * torch.eye(200, dtype=torch.int64))
     metric = ClusterAccuracy(200, 200)
     metric.update(labels, labels)
     assert metric.mapping() == {i: i for i in range(200)}
@@ -213,7 +213,7 @@ def test_floats_are_no_labels_even_where_they_are_whole(dtype):
     """Random floats are classes of one image each, and would score 100."""
     whole = torch.arange(6) % 3
     floats = of_dtype(whole, dtype)
-    for score in (clustering_scores, cluster_accuracy, metrics.count_matrix, ClusterAccuracy(3, 3).update):
+    for score in (clustering_scores, cluster_accuracy, metrics.contingency_matrix, ClusterAccuracy(3, 3).update):
         with pytest.raises(ValueError, match=r"preds must be \(N,\) whole numbers, got .*(float|complex)"):
             score(floats, whole)
         with pytest.raises(ValueError, match=r"target must be \(N,\) whole numbers, got .*(float|complex)"):
@@ -250,7 +250,7 @@ def test_two_processes_agree_with_one(tmp_path):
 
 def test_the_table_of_no_images_is_where_the_labels_are():
     labels = torch.empty(0, dtype=torch.int64, device="meta")
-    assert metrics.count_matrix(labels, labels).device == labels.device
+    assert metrics.contingency_matrix(labels, labels).device == labels.device
 
 
 def test_silhouette_is_scikit_learns():

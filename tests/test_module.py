@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 
 from cae import CAE, CAEConfig, ImageFolderData
 from cae.data import EmbeddingData
-from cae.embedder import Embedder, embed_pictures
+from cae.method.fitted import ModelError
 from cae.metrics import clustering_scores
-from cae.state import ModelError
+from cae.models.embedder import Embedder, embed_images
 
 K = 3
 
@@ -339,7 +339,7 @@ def test_a_trainer_goes_from_one_run_to_the_next_without_a_notice(module, blobs,
 def test_embedding_pictures_says_nothing_and_leaves_lightning_its_voice(fake_encoder, picture_folder, caplog):
     log = logging.getLogger("lightning.pytorch")
     level = log.level
-    embed_pictures(ImageFolderData(picture_folder, num_workers=0), fake_encoder)
+    embed_images(ImageFolderData(picture_folder, num_workers=0), fake_encoder)
     assert log.level == level
     assert not caplog.records
 

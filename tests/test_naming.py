@@ -5,7 +5,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from cae.config import CAEConfig
-from cae.naming import (
+from cae.method.fitted import SelectedTexts
+from cae.method.naming import (
     CANDIDATES,
     assign_names,
     commonness,
@@ -14,7 +15,6 @@ from cae.naming import (
     transport_mass,
     typicality,
 )
-from cae.state import SelectedTexts
 from cae.text import Corpus, TextBank
 
 

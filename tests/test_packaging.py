@@ -45,11 +45,11 @@ def test_every_module_is_in_the_wheel_once_and_under_cae(wheel):
 
 def test_data_is_in_the_wheel(wheel):
     assert "cae/py.typed" in wheel
-    assert "cae/demo/SOURCES.csv" in wheel
+    assert "cae/data/demo/SOURCES.csv" in wheel
     assert {"cae/report/templates/report.html", "cae/report/static/report.js", "cae/report/static/report.css"} <= set(
         wheel
     )
-    assert sum(name.startswith("cae/demo/images/") for name in wheel) >= 240
+    assert sum(name.startswith("cae/data/demo/images/") for name in wheel) >= 240
 
 
 def test_the_links_lead_to_the_packages():

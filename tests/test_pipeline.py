@@ -8,15 +8,15 @@ import torch
 from scipy.special import logsumexp, softmax
 from torch.nn.functional import normalize
 
-from cae import pipeline
-from cae.clustering import image_kmeans, kmeans
 from cae.config import CAEConfig
-from cae.fusion import fuse_modalities
 from cae.kernels import nearest
+from cae.method import pipeline
+from cae.method.fusion import fuse_modalities
+from cae.method.kmeans import image_kmeans, kmeans
+from cae.method.semantic_space import n_centers, select_texts, semantic_centers
+from cae.method.transport import column_potentials
 from cae.metrics import clustering_scores
-from cae.semantic_space import n_centers, select_texts, semantic_centers
 from cae.text import Corpus, TextBank
-from cae.transport import column_potentials
 
 N, D, K = 700, 24, 4
 

@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from cae import CAE, TAC, cli
+from cae import CAE, TAC
+from cae.cli import commands as cli
 from cae.evaluation.datasets import NAMED
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ BLOCKS = {
 @pytest.fixture
 def at_home(tmp_path, monkeypatch, fake_encoder, picture_folder):
     """A folder with the pictures that the README speaks of, and the fake encoder in the place of CLIP."""
-    for home in ("cae.embedder", "cae.encoders", "cae.evaluation.run"):
+    for home in ("cae.models.embedder", "cae.encoders", "cae.evaluation.run"):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: fake_encoder)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(picture_folder, "photos")

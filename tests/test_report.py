@@ -15,17 +15,17 @@ import torch
 from conftest import rewrite_assignments
 from PIL import Image
 
-from cae.compare import compare
-from cae.edits import Anchors, Merge, Move, Rename, anchors_of, find_pictures, save_edits
-from cae.files import write_json
-from cae.naming import N_REPRESENTATIVES
+from cae.method.naming import N_REPRESENTATIVES
 from cae.report import redraw_report, thumbnails, write_report
 from cae.report.data import N_DOUBTFUL, columns, describe_groups, fused
-from cae.report.kept import Kept
+from cae.report.kept import ReportCache
 from cae.report.map import lay_among, lay_out
 from cae.report.page import _packed
 from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
-from cae.results import OutputError, ResultError, SavedResult
+from cae.results.compare import compare
+from cae.results.edits import Anchors, Merge, Move, Rename, anchors_of, find_images, save_edits
+from cae.results.saved import OutputError, ResultError, SavedResult
+from cae.utils.files import write_json
 
 NASTY = "<script>alert(1)</script>\"'&amp;<img src=x onerror=alert(1)>"
 
@@ -360,7 +360,7 @@ def move(result_folder, path, name="elsewhere"):
     result = SavedResult.load(result_folder)
     home = next(row["cluster"] for row in result.assignments.to_pylist() if row["path"] == path)
     other = next(record["id"] for record in result.clusters if record["id"] != home)
-    edits = [Rename(anchors_of(result, other), name), Move(anchors_of(result, other), find_pictures(result, [path]))]
+    edits = [Rename(anchors_of(result, other), name), Move(anchors_of(result, other), find_images(result, [path]))]
     save_edits(edits, result_folder)
 
 
@@ -451,7 +451,7 @@ def test_only_a_report_is_drawn_again(result_folder):
     (result_folder / "report").mkdir()
     (result_folder / "report/index.html").write_text("<p>my home page</p>")
     assert redraw_report(result_folder, silent) is None
-    assert Kept.load(result_folder / "report") is None
+    assert ReportCache.load(result_folder / "report") is None
 
 
 def test_new_pictures_come_among_their_neighbours_on_the_map_and_the_others_stay():
@@ -489,7 +489,7 @@ def test_a_comparison_shows_what_moved(result_folder, tmp_path, monkeypatch):
     save_edits([], result_folder)
     redraw_report(result_folder, silent)
     assert "Nothing: every group" in (result_folder / "report/index.html").read_text(encoding="utf-8")
-    monkeypatch.setattr("cae.compare._same_pictures", lambda *_: (np.empty(0, np.int64), np.empty(0, np.int64)))
+    monkeypatch.setattr("cae.results.compare._same_images", lambda *_: (np.empty(0, np.int64), np.empty(0, np.int64)))
     shutil.copytree(result_folder, tmp_path / "again")
     redraw_report(tmp_path / "again", silent)
     html = (tmp_path / "again/report/index.html").read_text(encoding="utf-8")

@@ -13,11 +13,11 @@ from axe_playwright_python.sync_playwright import Axe
 from conftest import rewrite_assignments
 from playwright.sync_api import expect, sync_playwright
 
-from cae.compare import compare
-from cae.edits import Move, Rename, anchors_of, find_pictures, save_edits
-from cae.files import write_json
 from cae.report import write_report
-from cae.results import SavedResult
+from cae.results.compare import compare
+from cae.results.edits import Move, Rename, anchors_of, find_images, save_edits
+from cae.results.saved import SavedResult
+from cae.utils.files import write_json
 
 pytestmark = pytest.mark.browser
 
@@ -191,8 +191,8 @@ def compared(result_folder, tmp_path):
     second = [path for path, home in homes.items() if home == 1][:1]
     edits = [
         Rename(anchors_of(before, 2), NASTY),
-        Move(anchors_of(before, 2), find_pictures(before, first)),
-        Move(anchors_of(before, 2), find_pictures(before, second)),
+        Move(anchors_of(before, 2), find_images(before, first)),
+        Move(anchors_of(before, 2), find_images(before, second)),
     ]
     save_edits(edits, result_folder)
     after = SavedResult.load(result_folder)

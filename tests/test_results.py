@@ -12,10 +12,10 @@ import torch
 from conftest import rewrite_assignments
 from safetensors.torch import save_file
 
-from cae import pipeline
-from cae.export import export
-from cae.files import committing
-from cae.results import FORMAT_VERSION, ResultError, SavedResult, write_tables
+from cae.method import pipeline
+from cae.results.export import export
+from cae.results.saved import FORMAT_VERSION, ResultError, SavedResult, write_tables
+from cae.utils.files import committing
 
 
 def test_what_was_written_comes_back(result_folder, picture_folder):
@@ -218,7 +218,7 @@ def test_embeddings_of_something_else_are_refused(result_folder, damage, message
 
 
 def test_an_interrupted_write_leaves_the_old_result(result_folder, monkeypatch):
-    from cae import results
+    from cae.results import saved as results
 
     before = {path.name: path.read_bytes() for path in result_folder.iterdir() if path.is_file()}
     old = SavedResult.load(result_folder)

@@ -22,12 +22,12 @@ from cae import CAE
 from cae.data import EmbeddingData, EmbeddingError, ImageError, read_image
 from cae.encoders import EncoderError
 from cae.encoders.open_clip import OpenCLIPEncoder
-from cae.export import ExportError, export
+from cae.models.embedding_store import EmbeddingStore
+from cae.models.trained import load_pretrained
 from cae.report import write_report
-from cae.results import SavedResult
-from cae.store import EmbeddingStore
+from cae.results.export import ExportError, export
+from cae.results.saved import SavedResult
 from cae.text import Corpus, TextError, build_bank, load_corpus
-from cae.trained import load_pretrained
 
 
 class Evil:
@@ -247,8 +247,9 @@ WORK = """
 import sys
 sys.path.insert(0, {tests!r})
 from conftest import FakeEncoder
-import cae, cae.callbacks, cae.data, cae.encoders, cae.evaluation, cae.trained, cae.encoders.open_clip, timm, datasets
-from cae import cli, embedder
+import cae, cae.callbacks, cae.data, cae.encoders, cae.evaluation, cae.models.trained, cae.encoders.open_clip, timm, datasets
+from cae.cli import commands as cli
+from cae.models import embedder
 embedder.load_encoder = lambda *_, **__: FakeEncoder()
 for words in {commands!r}:
     sys.argv = ["cae", *words]

@@ -9,10 +9,10 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.neighbors import kneighbors_graph
 from torch.nn.functional import normalize
 
-from cae import spectral as module
-from cae.clustering import assign, image_kmeans
-from cae.graph import neighbour_graph
-from cae.spectral import cluster_qr, discriminants, leading_eigenvectors, spectral, whitened
+from cae.method import spectral as module
+from cae.method.graph import neighbour_graph
+from cae.method.kmeans import assign, image_kmeans
+from cae.method.spectral import cluster_qr, discriminants, leading_eigenvectors, spectral, whitened
 
 K, D = 5, 20
 

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import normalize
 
 from cae.config import CAEConfig
-from cae.partition import Partition
-from cae.state import FORMAT_VERSION, ClusterDescription, FittedCAE, ModelError, SelectedTexts
+from cae.method.fitted import FORMAT_VERSION, ClusterDescription, FittedCAE, ModelError, SelectedTexts
+from cae.method.partition import Partition
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_damaged_or_foreign_folders_are_refused(fitted, tmp_path, damage, messag
 def test_a_failed_save_leaves_the_old_model(fitted, tmp_path, monkeypatch):
     fitted.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr("cae.state.dump_json", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("cae.method.fitted.dump_json", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fitted.save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

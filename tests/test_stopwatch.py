@@ -1,18 +1,18 @@
 """Stages: their time adds up, and whoever watches hears of them and of what they tell."""
 
-from cae.stopwatch import stage, stopwatch, tell, watching
+from cae.utils.progress import listen_to_progress, report_progress, stage, stopwatch
 
 
 @stage("outer")
 def outer():
-    tell(0.5, "half")
+    report_progress(0.5, "half")
     with stage("inner"):
-        tell(0.9, "nearly")
+        report_progress(0.9, "nearly")
 
 
 def test_a_watcher_hears_of_stages_and_of_what_they_tell():
     heard = []
-    with watching(lambda *news: heard.append(news)):
+    with listen_to_progress(lambda *news: heard.append(news)):
         outer()
     # What an inner stage tells belongs to the outer one, as its time does.
     assert heard == [("outer", 0, ""), ("outer", 0.5, "half"), ("outer", 0.9, "nearly"), ("outer", 1, "")]
@@ -21,11 +21,11 @@ def test_a_watcher_hears_of_stages_and_of_what_they_tell():
 def test_time_is_counted_once_whether_watched_or_not():
     with stopwatch() as seconds:
         outer()
-        with watching(lambda *_: None):
+        with listen_to_progress(lambda *_: None):
             outer()
     assert set(seconds) == {"outer"}
 
 
 def test_nobody_has_to_watch():
     outer()
-    tell(1, "to nobody")
+    report_progress(1, "to nobody")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from cae import store as store_module
 from cae.data import list_images, read_image
-from cae.store import EmbeddingStore, StoreError
+from cae.models import embedding_store as store_module
+from cae.models.embedding_store import EmbeddingStore, StoreError
 
 DIM = 6
 IDENTITY = {"data": "a", "encoder": "b"}
@@ -175,7 +175,7 @@ def test_rows_beyond_a_number_can_be_dropped(tmp_path, on_disk, last):
 
 def test_a_second_run_waits_for_the_first(tmp_path, caplog):
     first = EmbeddingStore(DIM, folder=tmp_path, identity=IDENTITY)
-    script = "import sys; from cae.store import EmbeddingStore; EmbeddingStore(6, folder=sys.argv[1]).close()"
+    script = "import sys; from cae.models.embedding_store import EmbeddingStore; EmbeddingStore(6, folder=sys.argv[1]).close()"
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.PIPE, text=True) as second:
         assert "waiting for it" in second.stderr.readline()
         first.close()
@@ -189,8 +189,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 KILLED = """
-import sys, cae.store
-from cae.embedder import Embedder
+import sys, cae.models.embedding_store
+from cae.models.embedder import Embedder
 from cae.data import ImageFolderData
 from conftest import FakeEncoder
 import lightning.pytorch as pl
@@ -200,7 +200,7 @@ class Told(FakeEncoder):
         print("batch", flush=True)
         return super().encode_images(images)
 
-cae.store.BLOCK = 6
+cae.models.embedding_store.BLOCK = 6
 trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
                      enable_progress_bar=False, enable_model_summary=False)
 trainer.fit(Embedder(Told(), store=sys.argv[2]), datamodule=ImageFolderData(sys.argv[1], batch_size=2, num_workers=0))

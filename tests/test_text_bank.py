@@ -268,7 +268,7 @@ def test_a_lock_that_cannot_be_taken_is_told_with_the_remedy(corpus, fake_encode
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("cae.files.hold", refuse)
+    monkeypatch.setattr("cae.utils.files.hold", refuse)
     with pytest.raises(TextError, match=r"cannot write to .*Permission denied.*set CAE_CACHE to a folder with room"):
         build_bank(corpus, fake_encoder)
 

@@ -18,8 +18,8 @@ from cae import CAE, CAEClusterer
 from cae.callbacks import ClusteringCallback
 from cae.data import EmbeddingData, ImageFolderData
 from cae.encoders import EncoderError
+from cae.models.trained import TAC
 from cae.text import TextError, bank_of_vectors, build_bank, load_banks, load_corpus, load_vectors
-from cae.trained import TAC
 
 D, T = 16, 40
 GENERATOR = torch.Generator().manual_seed(0)
@@ -179,7 +179,7 @@ def test_a_cached_bank_can_be_taken_elsewhere(text_files, isolated_cache):
 @pytest.fixture
 def no_encoder(monkeypatch):
     """Loading an encoder fails the test."""
-    for home in ("cae.embedder", "cae.encoders", "cae.encoders.deferred", "cae.estimator"):
+    for home in ("cae.models.embedder", "cae.encoders", "cae.encoders.deferred", "cae.models.estimator"):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: pytest.fail("an encoder is loaded"))
 
 

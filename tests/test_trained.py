@@ -14,12 +14,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from cae import CAE, ImageFolderData
 from cae.callbacks import ClusteringCallback
 from cae.data import EmbeddingData
+from cae.method.fitted import ModelError
 from cae.metrics import clustering_scores
-from cae.state import ModelError
-from cae.trained import TRAINED, load_pretrained
-from cae.trained import losses as loss_functions
-from cae.trained.mca import has_hyponym, smaller_space
-from cae.trained.neighbours import draw_neighbours, nearest_neighbours
+from cae.models.trained import TRAINED, load_pretrained
+from cae.models.trained import losses as loss_functions
+from cae.models.trained.mca import has_hyponym, smaller_space
+from cae.models.trained.neighbours import draw_neighbours, nearest_neighbours
 
 K = 3
 
@@ -299,7 +299,7 @@ def test_the_smaller_space_drops_duplicates_and_unwanted_nouns(fake_encoder, tex
     module = TRAINED["mca"](K, encoder=fake_encoder, **text_files)
     bank = module.load_banks()["noun"]
     x, _ = toy()
-    from cae.state import SelectedTexts
+    from cae.method.fitted import SelectedTexts
 
     centres = normalize(torch.stack([x[i::K].mean(dim=0) for i in range(K)]), dim=1)
     twin = normalize(centres[:1] + 0.01 * centres[1:2], dim=1)

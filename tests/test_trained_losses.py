@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from cae.trained import losses
-from cae.trained.heads import Adapter, cluster_head
-from cae.trained.mca import pseudo_label_loss, text_prototypes
+from cae.models.trained import losses
+from cae.models.trained.heads import Adapter, cluster_head
+from cae.models.trained.mca import pseudo_label_loss, text_prototypes
 
 B, K, M, T = 12, 4, 7, 0.5
 

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from cae.checksums import content_hash
-from cae.folder import run_folder
-from cae.module import CAE
+from cae.models.cae import CAE
 from cae.report import redraw_report, write_report
-from cae.results import SavedResult
-from cae.update import add_pictures, find_news, fits_no_cluster, outliers, why_refit
+from cae.results.folder import run_folder
+from cae.results.saved import SavedResult
+from cae.results.update import add_images, diff_folder, is_outlier, outliers, refit_reasons
+from cae.utils.checksums import content_hash
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ def update(result_folder, fake_encoder):
 
     def update(folder):
         result = SavedResult.load(result_folder)
-        news = find_news(result, folder)
+        news = diff_folder(result, folder)
         module = CAE.from_pretrained(result_folder / "model", encoder=fake_encoder, return_embeddings=True)
         found = run_folder(
             module, folder, device=torch.device("cpu"), batch_size=4, workers=0, reporter=lambda _: lambda *_: None,
             paths=news.paths,
         )  # fmt: skip
-        add_pictures(result, found)
+        add_images(result, found)
         return SavedResult.load(result_folder).assignments.slice(len(result.assignments)).to_pylist()
 
     return update
@@ -75,7 +75,7 @@ def test_old_rows_stay_byte_for_byte_and_new_ones_follow(result_folder, picture_
 def test_updates_add_up_and_the_same_again_adds_nothing(result_folder, picture_folder, paint, update, tmp_path):
     paint(picture_folder / "green/new.png", 1, 77)
     assert len(update(picture_folder)) == 1
-    assert find_news(SavedResult.load(result_folder), picture_folder).paths == []
+    assert diff_folder(SavedResult.load(result_folder), picture_folder).paths == []
     elsewhere = paint(tmp_path / "elsewhere/x.png", 2, 78)
     assert [row["path"] for row in update(elsewhere.parent)] == [str(elsewhere)]
     result = SavedResult.load(result_folder)
@@ -89,7 +89,7 @@ def test_content_decides_what_is_new(result_folder, picture_folder, paint):
     (picture_folder / "red/2.png").write_bytes((picture_folder / "red/3.png").read_bytes())
     first = paint(picture_folder / "new 1.png", 0, 99)
     (picture_folder / "new 2.png").write_bytes(first.read_bytes())
-    news = find_news(SavedResult.load(result_folder), picture_folder)
+    news = diff_folder(SavedResult.load(result_folder), picture_folder)
     assert news.paths == [first]
     assert news.changed == ["red/2.png"]
     assert news.known == 28 + 1 + 1 + 1  # in place, copied, moved, and the twin of the new one
@@ -130,10 +130,10 @@ def test_outliers_are_unlike_all_that_was_fitted():
         return normalize(torch.eye(32)[[axes[i % len(axes)] for i in range(n)]] + 0.1 * noise, dim=1)
 
     fitted = around([0, 1, 2], 900, seed=0)
-    assert fits_no_cluster(around([5], 50, seed=1), fitted.half()).all()
+    assert is_outlier(around([5], 50, seed=1), fitted.half()).all()
     # The share that the quantile promises, on fresh pictures of the same kind.
-    assert 0.003 < fits_no_cluster(around([0, 1, 2], 3000, seed=2), fitted.half()).mean() < 0.03
-    assert fits_no_cluster(fitted[:0], fitted.half()).tolist() == []
+    assert 0.003 < is_outlier(around([0, 1, 2], 3000, seed=2), fitted.half()).mean() < 0.03
+    assert is_outlier(fitted[:0], fitted.half()).tolist() == []
 
 
 def with_added(result, outliers):
@@ -147,9 +147,9 @@ def with_added(result, outliers):
 
 def test_a_refit_is_due_when_pictures_stop_fitting_or_there_are_many(result_folder):
     result = SavedResult.load(result_folder)
-    assert why_refit(result, 0) == []
-    assert why_refit(with_added(result, [False] * 9 + [True]), 0) == []
-    assert "20% of the pictures" in why_refit(with_added(result, [False] * 8 + [True] * 2), 0)[0]
-    assert why_refit(with_added(result, [True] * 3), 0) == []  # too few to tell
-    assert "11 pictures are new or changed, to 19" in why_refit(with_added(result, [False] * 11), 0)[0]
-    assert "16 pictures are new or changed, to 30" in why_refit(result, 16)[0]
+    assert refit_reasons(result, 0) == []
+    assert refit_reasons(with_added(result, [False] * 9 + [True]), 0) == []
+    assert "20% of the pictures" in refit_reasons(with_added(result, [False] * 8 + [True] * 2), 0)[0]
+    assert refit_reasons(with_added(result, [True] * 3), 0) == []  # too few to tell
+    assert "11 pictures are new or changed, to 19" in refit_reasons(with_added(result, [False] * 11), 0)[0]
+    assert "16 pictures are new or changed, to 30" in refit_reasons(result, 16)[0]

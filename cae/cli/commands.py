@@ -1,4 +1,4 @@
-"""The command line: a command each, thin. `cae.cli_edit` has the commands below `cae edit`."""
+"""The command line: a command each, thin. `cae.cli.edit` has the commands below `cae edit`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from cae import terminal
-from cae.cli_edit import Redraw, edit_app, redraw
+from cae.cli import terminal
+from cae.cli.edit import Redraw, edit_app, redraw
 from cae.config import DEFAULT_ENCODER
-from cae.words import counted
+from cae.utils.words import counted
 
 # Whatever needs torch is imported inside the commands: `cae --help` answers at once.
 
@@ -201,7 +201,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Cluster the pictures that come with cae: public-domain drawings in folders by subject."""
-    from cae.demo import demo_images
+    from cae.data.demo import demo_images
 
     images = demo_images()
     n_clusters = sum(entry.is_dir() for entry in images.iterdir())
@@ -224,11 +224,11 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Sort new pictures into the groups of a fitted model, without fitting again."""
-    from cae.devices import find_device
-    from cae.files import tidy
-    from cae.folder import run_source
-    from cae.results import MODEL_FOLDER, check_writable, write_assignments
-    from cae.trained import load_pretrained
+    from cae.models.trained import load_pretrained
+    from cae.results.folder import run_source
+    from cae.results.saved import MODEL_FOLDER, check_writable, write_assignments
+    from cae.utils.devices import find_device
+    from cae.utils.files import tidy
 
     check_writable(out)
     tidy(model)
@@ -261,9 +261,9 @@ def draw_report(
     quiet: Quiet = False,
 ) -> None:
     """Draw a result as a page that opens from disk: groups, a map, and why each picture is where it is."""
-    from cae.compare import compare as compare_results
     from cae.report import REPORT_FOLDER, write_report
-    from cae.results import SavedResult
+    from cae.results.compare import compare as compare_results
+    from cae.results.saved import SavedResult
 
     saved = SavedResult.load(result, images=images)
     comparison = None if compare is None else compare_results(SavedResult.load(compare), saved)
@@ -292,11 +292,11 @@ def update(
     from dataclasses import replace
 
     from cae.data.vector_files import holds_vectors
-    from cae.devices import find_device
-    from cae.folder import run_folder
-    from cae.results import MODEL_FOLDER, SavedResult, changing
-    from cae.trained import load_pretrained
-    from cae.update import add_pictures, find_news, why_refit
+    from cae.models.trained import load_pretrained
+    from cae.results.folder import run_folder
+    from cae.results.saved import MODEL_FOLDER, SavedResult, changing
+    from cae.results.update import add_images, diff_folder, refit_reasons
+    from cae.utils.devices import find_device
 
     if holds_vectors(folder, "images"):
         raise ValueError(f"{folder} holds embeddings, and only pictures can be added: `cae predict` sorts embeddings")
@@ -304,7 +304,7 @@ def update(
     saved = SavedResult.load(result, images=images)
     before = len(saved.assignments)
     with terminal.progress_bars(quiet=quiet) as reporter:
-        news = find_news(saved, folder, reporter("hashes"))
+        news = diff_folder(saved, folder, reporter("hashes"))
     if news.paths:
         module = load_pretrained(result / MODEL_FOLDER, encoder_weights=encoder_weights, return_embeddings=True)
         with terminal.progress_bars(quiet=quiet) as reporter:
@@ -319,14 +319,14 @@ def update(
             )
         found = replace(found, skipped={**news.left_out, **found.skipped})
         terminal.print_skipped(found.skipped, folder)
-        add_pictures(saved, found)
+        add_images(saved, found)
         saved = SavedResult.load(result, images=images)
     else:
         terminal.print_skipped(news.left_out, folder)
     if not quiet:
         terminal.print_added(saved.edited.assignments.slice(before).to_pylist(), news)
     terminal.print_changed(news.changed)
-    terminal.print_refit(why_refit(saved, len(news.changed)))
+    terminal.print_refit(refit_reasons(saved, len(news.changed)))
     if news.paths:
         redraw(result, report=report, images=images, quiet=quiet)
 
@@ -340,8 +340,8 @@ def compare(
     """Say how far two results agree, and what lies elsewhere in the second."""
     from dataclasses import asdict
 
-    from cae.compare import compare
-    from cae.results import SavedResult
+    from cae.results.compare import compare
+    from cae.results.saved import SavedResult
 
     comparison = compare(SavedResult.load(a), SavedResult.load(b))
     if as_json:
@@ -369,8 +369,8 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Take a result away: pictures in folders named by meaning, tables, or a data set for other tools."""
-    from cae.export import export
-    from cae.results import SavedResult
+    from cae.results.export import export
+    from cae.results.saved import SavedResult
 
     saved = SavedResult.load(result, images=images)
     place = out or Path("cae-export") / to
@@ -421,9 +421,9 @@ def evaluate(
 ) -> None:
     """Score methods against known classes: NMI, ACC and ARI over seeds, with tables and plots."""
     from cae import evaluation
-    from cae.checksums import load_json
-    from cae.devices import find_device
-    from cae.results import check_writable
+    from cae.results.saved import check_writable
+    from cae.utils.checksums import load_json
+    from cae.utils.devices import find_device
 
     check_writable(out)
     with terminal.progress_bars(quiet=quiet) as reporter:
@@ -463,10 +463,10 @@ def texts_build(
     quiet: Quiet = False,
 ) -> None:
     """Embed the nouns and captions ahead of time; `cae cluster` then finds them in the cache."""
-    from cae.devices import find_device
     from cae.encoders import load_encoder
     from cae.text import load_bank
     from cae.text.vectors import is_vectors, text_sources
+    from cae.utils.devices import find_device
 
     sources = text_sources(nouns, captions)
     if given := [str(source) for source in sources.values() if is_vectors(source)]:
@@ -504,15 +504,15 @@ def _cluster(
     as_json: bool,
 ) -> None:
     """Fit on a folder, write down what came out, draw it and print it."""
-    from cae.clustering import image_kmeans
-    from cae.devices import find_device
-    from cae.edits import load_edits
-    from cae.folder import run_source
-    from cae.module import CAE
+    from cae.method.kmeans import image_kmeans
+    from cae.models.cae import CAE
+    from cae.models.trained import TRAINED
     from cae.report import REPORT_FOLDER, write_report
-    from cae.results import SavedResult, check_writable, write_result
-    from cae.stopwatch import stopwatch
-    from cae.trained import TRAINED
+    from cae.results.edits import load_edits
+    from cae.results.folder import run_source
+    from cae.results.saved import SavedResult, check_writable, write_result
+    from cae.utils.devices import find_device
+    from cae.utils.progress import stopwatch
 
     check_writable(out)
     load_edits(out)  # if they cannot be read, now is the time to say so
@@ -553,7 +553,7 @@ def _cluster(
             terminal.print_weights(result)
         if result.fitted.provenance["encoder"]["spec"] == "lite":
             terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")
-        what = counted(len(result.embeddings), "picture" if saved.has_pictures else "embedding")
+        what = counted(len(result.embeddings), "picture" if saved.has_images else "embedding")
         terminal.out.print(f"{what} in {seconds:.0f} s; result: {out}", soft_wrap=True)
     if shown and saved.edits:
         terminal.out.print("\nwith the edits beside the result")
@@ -561,12 +561,12 @@ def _cluster(
     else:
         terminal.print_unmatched_edits(saved)
     page = None
-    if report and saved.has_pictures:
+    if report and saved.has_images:
         with terminal.progress_bars(quiet=quiet) as reporter:
             page = write_report(saved, out / REPORT_FOLDER, reporter)
         if shown:
             terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
-    elif saved.has_pictures:
+    elif saved.has_images:
         redraw(out, report=False)
     elif shown:
         terminal.out.print("no page: the embeddings name no pictures (a column `path` of a .parquet file does)")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cae import terminal
+from cae.cli import terminal
 
 if TYPE_CHECKING:
-    from cae.edits import Edit
-    from cae.results import SavedResult
+    from cae.results.edits import Edit
+    from cae.results.saved import SavedResult
 
 Cluster = Annotated[str, typer.Argument(help="A group's name or number.", metavar="GROUP")]
 Clusters = Annotated[list[str], typer.Argument(help="Names or numbers of groups.", metavar="GROUP")]
@@ -33,7 +33,7 @@ def edit(
     result: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")],
 ) -> None:
     """Without a command: show the groups as edited, and the edits."""
-    from cae.results import SavedResult
+    from cae.results.saved import SavedResult
 
     context.obj = result  # opened by the command: its --help needs none
     if context.invoked_subcommand is None:
@@ -48,7 +48,7 @@ def rename(
     report: Redraw = True,
 ) -> None:
     """Call a group something else."""
-    from cae.edits import Rename, anchors_of, check_name, find_cluster
+    from cae.results.edits import Rename, anchors_of, check_name, find_cluster
 
     result = _open(context)
     view = result.edited
@@ -64,7 +64,7 @@ def merge(
     report: Redraw = True,
 ) -> None:
     """Make several groups one."""
-    from cae.edits import EditError, Merge, anchors_of, check_name, find_cluster
+    from cae.results.edits import EditError, Merge, anchors_of, check_name, find_cluster
 
     result = _open(context)
     view = result.edited
@@ -83,7 +83,7 @@ def split(
     report: Redraw = True,
 ) -> None:
     """Take a group apart by what its pictures look like."""
-    from cae.edits import Split, anchors_of, find_cluster, split_into
+    from cae.results.edits import Split, anchors_of, find_cluster, split_into
 
     result = _open(context)
     view = result.edited
@@ -94,7 +94,7 @@ def split(
 @edit_app.command()
 def pin(context: typer.Context, clusters: Clusters, report: Redraw = True) -> None:
     """Keep the pictures and the name of groups, whatever the next fit finds."""
-    from cae.edits import Pin, anchors_of, find_cluster
+    from cae.results.edits import Pin, anchors_of, find_cluster
 
     result = _open(context)
     view = result.edited
@@ -113,17 +113,17 @@ def move(
     report: Redraw = True,
 ) -> None:
     """Put single pictures into another group."""
-    from cae.edits import Move, anchors_of, find_cluster, find_pictures
+    from cae.results.edits import Move, anchors_of, find_cluster, find_images
 
     result = _open(context)
     view = result.edited
-    _add(result, [Move(anchors_of(view, find_cluster(view, to)), find_pictures(view, pictures))], report)
+    _add(result, [Move(anchors_of(view, find_cluster(view, to)), find_images(view, pictures))], report)
 
 
 @edit_app.command()
 def undo(context: typer.Context, report: Redraw = True) -> None:
     """Take the last edit back."""
-    from cae.edits import EditError, save_edits
+    from cae.results.edits import EditError, save_edits
 
     result = _open(context)
     if not result.edits:
@@ -135,7 +135,7 @@ def undo(context: typer.Context, report: Redraw = True) -> None:
 
 def _open(context: typer.Context) -> SavedResult:
     """The result to be changed, which nobody else changes until the command has ended."""
-    from cae.results import SavedResult, changing
+    from cae.results.saved import SavedResult, changing
 
     context.with_resource(changing(context.obj))
     return SavedResult.load(context.obj)
@@ -143,8 +143,8 @@ def _open(context: typer.Context) -> SavedResult:
 
 def _add(result: SavedResult, edits: list[Edit], report: bool) -> None:
     """Keep edits after those that there are, and show the groups as they are now."""
-    from cae.edits import save_edits
-    from cae.results import SavedResult
+    from cae.results.edits import save_edits
+    from cae.results.saved import SavedResult
 
     save_edits([*result.edits, *edits], result.folder)
     terminal.print_edits(SavedResult.load(result.folder))

@@ -15,14 +15,14 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
-from cae.words import counted
+from cae.utils.words import counted
 
 if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
-    from cae.compare import Comparison
-    from cae.folder import FolderResult
-    from cae.results import SavedResult
-    from cae.stopwatch import Report, Reporter
-    from cae.update import News
+    from cae.results.compare import Comparison
+    from cae.results.folder import FolderResult
+    from cae.results.saved import SavedResult
+    from cae.results.update import FolderDiff
+    from cae.utils.progress import Report, Reporter
 
 WIDE = 10_000
 """Columns where no screen sets them: a row of a table stays one line in a file or a pipe."""
@@ -178,8 +178,8 @@ def print_weights(result: FolderResult) -> None:
 
 def print_skipped(skipped: Mapping[Path, str], root: Path) -> None:
     """Count and name what looks like a picture but could not be used, with the reason."""
+    from cae.data.images import shown_path
     from cae.data.listing import left_out_lines
-    from cae.data.pictures import shown_path
 
     for line in left_out_lines({shown_path(path, root): reason for path, reason in skipped.items()}):
         warn(line)
@@ -191,7 +191,7 @@ def print_missing(paths: Sequence[str]) -> None:
         warn(f"{counted(len(paths), 'picture')} missing and left out ({_few(paths)}); moved? give --images DIR")
 
 
-def print_added(rows: Sequence[Mapping[str, Any]], news: News) -> None:
+def print_added(rows: Sequence[Mapping[str, Any]], news: FolderDiff) -> None:
     """Where new pictures went, and which of them fit nowhere."""
     table = _table()
     table.add_column("added to", style="cyan")

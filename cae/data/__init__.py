@@ -1,21 +1,21 @@
-"""Pictures and embeddings as LightningDataModules, and reading them.
+"""Images and embeddings as LightningDataModules, and reading them.
 
-The data modules are loaded at first use, so that reading pictures does not wait for Lightning.
+The data modules are loaded at first use, so that reading images does not wait for Lightning.
 """
 
 from typing import TYPE_CHECKING
 
-from cae.data.listing import Listing, list_folder, list_images
-from cae.data.pictures import (
+from cae.data.images import (
     ImageBatch,
+    ImageDataset,
     ImageError,
-    PictureDataset,
-    Pictures,
+    Images,
     collate_readable,
     files_identity,
     read_image,
 )
-from cae.lazy import lazy
+from cae.data.listing import Listing, list_folder, list_images
+from cae.utils.lazy import lazy
 
 if TYPE_CHECKING:
     from cae.data.embeddings import EmbeddingData, EmbeddingError, read_embeddings
@@ -40,7 +40,7 @@ __all__ = [
     "ImageError",
     "ImageFolderData",
     "Listing",
-    "PictureDataset",
+    "ImageDataset",
     "Pictures",
     "TorchvisionData",
     "collate_readable",

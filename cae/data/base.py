@@ -9,7 +9,7 @@ from lightning.fabric.utilities import suggested_max_num_workers
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset
 
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 """Processes that read, unless told otherwise, where there are that many cores."""
 
 
@@ -64,7 +64,7 @@ class Data(pl.LightningDataModule):
         """Processes that read and prepare."""
         if self._num_workers is not None:
             return self._num_workers
-        return min(MOST_WORKERS, suggested_max_num_workers(self.attached.num_devices))
+        return min(MAX_WORKERS, suggested_max_num_workers(self.attached.num_devices))
 
     @property
     def attached(self) -> pl.Trainer:

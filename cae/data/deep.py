@@ -1,15 +1,15 @@
-"""Pictures of more than 8 bits, as of microscopes, depth and thermal cameras, scanners and radiographs, in 8 bits.
+"""Images of more than 8 bits, as of microscopes, depth and thermal cameras, scanners and radiographs, in 8 bits.
 
 What such values mean, hardly any file tells: 12 bits of a sensor lie in 16, heights begin anywhere, and -9999 stands
 for no value at all. So there is one rule, by the values alone. White is the highest value; black is zero, or the lowest
 value where values lie below zero or fill less than half of what is between zero and the highest. Between them shades
-are linear, and all channels of a picture in colour share one range. What is not of the scene does not count for it:
+are linear, and all channels of an image in colour share one range. What is not of the scene does not count for it:
 
 - values that are no numbers or infinite; they are black;
 - the lowest and the highest thousandth, as of hot pixels;
 - a value at either end that is farther from all others than they are from each other, as one that stands for no value.
 
-A picture that is all alike keeps its shade of the range from 0 to what its type holds, or to 1 for floats.
+An image that is all alike keeps its shade of the range from 0 to what its type holds, or to 1 for floats.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _SAMPLE = 1 << 18
-"""Values that the range is found on: every so manieth of the picture."""
+"""Values that the range is found on: every so manieth of the image."""
 _HOT = 1000
 """One in so many, at either end, is left out of the range."""
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether a picture is of one channel of more than 8 bits."""
+    """Whether an image is of one channel of more than 8 bits."""
     return image.mode.startswith("I") or image.mode == "F"
 
 
 def grey_in_8_bits(image: Image.Image) -> Image.Image:
-    """A picture for which `is_deep` holds, in mode L."""
+    """An image for which `is_deep` holds, in mode L."""
     values = np.asarray(image)
     if values.dtype == np.int32 and _is_unsigned(image):
         values = values.view(np.uint32)
@@ -43,7 +43,7 @@ def grey_in_8_bits(image: Image.Image) -> Image.Image:
 def other_byte(rawmode: str) -> str | None:
     """How Pillow calls the layout of 16-bit colours that has for the upper byte what `rawmode` has for the lower.
 
-    Pillow keeps the upper byte alone of colours of 16 bits, and None is what it says of all others: reading a picture
+    Pillow keeps the upper byte alone of colours of 16 bits, and None is what it says of all others: reading an image
     once more with this in place of `rawmode` gives the lower.
     """
     colours, _, layout = rawmode.partition(";16")
@@ -52,7 +52,7 @@ def other_byte(rawmode: str) -> str | None:
 
 
 def colours_in_8_bits(upper: Image.Image, lower: Image.Image) -> Image.Image:
-    """A picture in colours of 16 bits from its upper and lower bytes, in the mode of both, RGB or RGBA."""
+    """An image in colours of 16 bits from its upper and lower bytes, in the mode of both, RGB or RGBA."""
     channels = [np.asarray(image)[..., :3].astype(np.uint16) for image in (upper, lower)]
     found = Image.fromarray(in_8_bits((channels[0] << 8) | channels[1]))
     if upper.mode == "RGBA":
@@ -71,14 +71,14 @@ def in_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     # A float of four bytes holds 24 bits exactly; of numbers with more, the range may be the last few.
     wide = values.dtype.itemsize > 2 and values.dtype.newbyteorder("=") != np.float32
     found: NDArray[np.floating[Any]] = values.astype(np.float64 if wide else np.float32)
-    found -= low  # in place from here on: pictures may be large
+    found -= low  # in place from here on: images may be large
     found *= 255 / (high - low)
     np.nan_to_num(found, copy=False, posinf=0.0, neginf=0.0)
     return np.clip(found, 0, 255, out=found).astype(np.uint8)
 
 
 def value_range(values: NDArray[Any]) -> tuple[float, float]:
-    """What is black and what is white in a picture; the second is the larger."""
+    """What is black and what is white in an image; the second is the larger."""
     flat = values.reshape(-1)
     sample = flat[:: max(1, len(flat) // _SAMPLE)].astype(np.float64)
     sample = np.sort(sample[np.isfinite(sample)])

@@ -1,4 +1,4 @@
-"""Pictures, read so that nothing a folder holds can stop a run."""
+"""Images, read so that nothing a folder holds can stop a run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cae.checksums import json_hash
 from cae.data import deep, raw
+from cae.utils.checksums import json_hash
 
 PAPER_WHITE = (255, 255, 255)
 
@@ -27,27 +27,27 @@ PROGRAMS = ("EPS", "WMF")
 """Formats that are programs, which Pillow hands to Ghostscript and to Windows to be run: they are refused."""
 
 MOST_OBLONG = 50
-"""Sides of a picture for an encoder, at most. Encoders bring the shorter side to theirs and take the middle: of 20,000
+"""Sides of an image for an encoder, at most. Encoders bring the shorter side to theirs and take the middle: of 20,000
 by 10 pixels they would make 500,000 by 250 first, and of a longer one run out of memory."""
 
 LARGE = Image.MAX_IMAGE_PIXELS or 89_478_485
-"""Pixels, from which on pictures are made smaller before they are converted: Pillow's own limit."""
+"""Pixels, from which on images are made smaller before they are converted: Pillow's own limit."""
 
 MAX_PIXELS = "CAE_MAX_PIXELS"
-"""Environment variable: the most pixels of a picture, for every process that reads."""
+"""Environment variable: the most pixels of an image, for every process that reads."""
 
 _COMMON = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "HEIF", "AVIF", "JPEG2000", "PSD")
 """Formats that are looked for first, and under any ending: their first bytes are long enough to know them by."""
 _MOST_PER_PIXEL = 4 + 8 + 6
-"""Bytes that a pixel takes at most while a picture is read: stored, converted, and in the decoder."""
+"""Bytes that a pixel takes at most while an image is read: stored, converted, and in the decoder."""
 _BY_ROWS = ("PNG", "BMP", "PPM")
-"""Formats that are decoded with no more memory than the picture itself takes."""
+"""Formats that are decoded with no more memory than the image itself takes."""
 _REDUCIBLE = ("L", "RGB", "RGBA", "CMYK")
 """Modes that `Image.reduce` makes smaller."""
 _START = 16
 """Bytes by which Pillow tells formats apart."""
 _READING = 2
-"""Goes up when files are read as other pictures than before: embeddings in the cache then hold no more."""
+"""Goes up when files are read as other images than before: embeddings in the cache then hold no more."""
 _ORIENTATION = 0x0112
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,18 +62,18 @@ _TURNED = {
 
 
 class ImageError(ValueError):
-    """A file cannot be read as a picture; the message says why."""
+    """A file cannot be read as an image; the message says why."""
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """N pictures in a fixed order, wherever they lie.
+class Images:
+    """N images in a fixed order, wherever they lie.
 
     Attributes:
-        read: (index, side) to an RGB picture, see `read_image`; picklable, so that workers can read.
+        read: (index, side) to an RGB image, see `read_image`; picklable, so that workers can read.
         paths: N names for people, a path below the root where there is one.
         labels: (N,) int64 classes, or None.
-        identity: differs where the pictures do; None where that cannot be told without reading them all.
+        identity: differs where the images do; None where that cannot be told without reading them all.
     """
 
     read: Callable[[int, int | None], Image.Image]
@@ -87,7 +87,7 @@ class Pictures:
 
 
 class ImageBatch(TypedDict):
-    """Some pictures as the data modules yield them; unreadable ones are left out, so a batch may be short or empty."""
+    """Some images as the data modules yield them; unreadable ones are left out, so a batch may be short or empty."""
 
     image: Tensor  # (B, 3, H, W) float32
     index: Tensor  # (B,) int64, position in the data
@@ -95,14 +95,14 @@ class ImageBatch(TypedDict):
     label: NotRequired[Tensor]  # (B,) int64, where there are classes
 
 
-def has_picture_ending(path: PurePath) -> bool:
-    """Whether a file is called like a picture, or like a camera's raw file."""
+def has_image_ending(path: PurePath) -> bool:
+    """Whether a file is called like an image, or like a camera's raw file."""
     ending = path.suffix.lower()
     return ending in raw.ENDINGS or (bool(_formats()) and Image.EXTENSION.get(ending) in Image.OPEN)
 
 
-def is_picture_by_content(path: Path) -> bool:
-    """Whether a file begins as pictures of the common formats do, whatever it is called."""
+def is_image_by_content(path: Path) -> bool:
+    """Whether a file begins as images of the common formats do, whatever it is called."""
     _formats()
     try:
         with path.open("rb") as file:
@@ -121,19 +121,19 @@ def _begins_as(name: str, start: bytes) -> bool:
 
 
 def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None) -> Image.Image:
-    """A picture as people see it: upright, 8-bit RGB, transparency on white, the first frame of an animation.
+    """An image as people see it: upright, 8-bit RGB, transparency on white, the first frame of an animation.
 
     Of a camera's raw file it is the largest preview inside. Deeper greys and colours are brought to 8 bits by
     `cae.data.deep`.
 
     Args:
         path: any file that Pillow or libheif opens, by name or opened.
-        side: the side of the square the picture will be shrunk to. A JPEG is then decoded at the smallest of its
-            built-in scales that still has twice that side, which saves most of the work on a photograph; and of a
-            picture more oblong than `MOST_OBLONG` the ends are left out.
+        side: the side of the square the image will be shrunk to. A JPEG is then decoded at the smallest of its
+            built-in scales that still has twice that side, which saves most of the work on a photograph; and of an
+            image more oblong than `MOST_OBLONG` the ends are left out.
 
     Raises:
-        ImageError: not a picture, truncated, empty, or so large that it may be a decompression bomb.
+        ImageError: not an image, truncated, empty, or so large that it may be a decompression bomb.
     """
     try:
         if not isinstance(path, str | os.PathLike):
@@ -172,7 +172,7 @@ def _read(file: IO[bytes], side: int | None, *, name: str = "", orientation: int
 
 
 def _preview(path: Path, file: IO[bytes]) -> IO[bytes] | None:
-    """The picture inside a camera's raw file; None for other files, and without one."""
+    """The image inside a camera's raw file; None for other files, and without one."""
     return raw.preview(file) if path.suffix.lower() in raw.ENDINGS else None
 
 
@@ -199,13 +199,13 @@ def _open(file: IO[bytes], name: str = "") -> Image.Image:
 
 
 def _layout(image: Image.Image) -> str:
-    """How the bytes of a picture lie in its file, in Pillow's words."""
+    """How the bytes of an image lie in its file, in Pillow's words."""
     arguments = image.tile[0][3] if getattr(image, "tile", None) else ""  # type: ignore[attr-defined]
     return arguments if isinstance(arguments, str) else str((arguments or ("",))[0])
 
 
 def _with_lower_bytes(image: Image.Image, file: IO[bytes], layout: str) -> Image.Image:
-    """A picture in colours of 16 bits, of which Pillow has read the upper bytes, in 8 bits of its own range."""
+    """An image in colours of 16 bits, of which Pillow has read the upper bytes, in 8 bits of its own range."""
     with _open(file) as again:
         tiles = again.tile  # type: ignore[attr-defined]
         again.tile = [  # type: ignore[attr-defined]
@@ -216,7 +216,7 @@ def _with_lower_bytes(image: Image.Image, file: IO[bytes], layout: str) -> Image
 
 
 def _check_size(image: Image.Image, full: int, side: int | None) -> None:
-    """Refuse a picture that may be a decompression bomb.
+    """Refuse an image that may be a decompression bomb.
 
     Args:
         image: not loaded yet; a JPEG perhaps to be decoded smaller.
@@ -267,7 +267,7 @@ def _in_one_scan(image: JpegImageFile) -> bool:
 
 
 def max_pixels() -> int | None:
-    """The most pixels of a picture: `CAE_MAX_PIXELS`, or a `PIL.Image.MAX_IMAGE_PIXELS` below Pillow's own; or None.
+    """The most pixels of an image: `CAE_MAX_PIXELS`, or a `PIL.Image.MAX_IMAGE_PIXELS` below Pillow's own; or None.
 
     Raises:
         ImageError: `CAE_MAX_PIXELS` is no number.
@@ -282,7 +282,7 @@ def max_pixels() -> int | None:
 
 @cache
 def most_memory() -> int:
-    """Bytes that one picture may take: a quarter of the machine's or the container's memory, and at most 2 GiB.
+    """Bytes that one image may take: a quarter of the machine's or the container's memory, and at most 2 GiB.
 
     No photograph that people take needs as much; what does is a bomb, until somebody says with `max_pixels` that it is
     none.
@@ -296,7 +296,7 @@ def most_memory() -> int:
 
 
 def _smaller(image: Image.Image, side: int) -> Image.Image:
-    """A picture of more pixels than `LARGE`, block by block made one pixel, to no less than twice the side."""
+    """An image of more pixels than `LARGE`, block by block made one pixel, to no less than twice the side."""
     factor = min(image.size) // (2 * side)
     if image.width * image.height <= LARGE or factor < 2 or image.mode not in _REDUCIBLE:
         return image
@@ -307,7 +307,7 @@ def _orientation(image: Image.Image) -> int:
     """How the camera was held, by EXIF or XMP; 1, upright, where they do not say, or nothing that can be read."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # what a tag holds is up to who wrote it, and no reason to lose the picture
+    except Exception:  # what a tag holds is up to who wrote it, and no reason to lose the image
         return 1
 
 
@@ -315,7 +315,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Width and height in pixels as the file's header has them, before any turning.
 
     Raises:
-        ImageError: not a picture.
+        ImageError: not an image.
     """
     try:
         path = Path(path)
@@ -336,7 +336,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _less_oblong(image: Image.Image) -> Image.Image:
-    """The middle of a picture that is far longer than wide."""
+    """The middle of an image that is far longer than wide."""
     most = MOST_OBLONG * min(image.size)
     if max(image.size) <= most:
         return image
@@ -364,7 +364,7 @@ def shown_path(path: Path, root: Path | None = None) -> str:
 def files_identity(root: Path, paths: Sequence[Path]) -> str:
     """A hash that differs when a file is added, removed, renamed or written to.
 
-    Size and time stand for the content: hashing a million pictures would take as long as embedding them.
+    Size and time stand for the content: hashing a million images would take as long as embedding them.
     """
     stats = [(os.fspath(path.relative_to(root)), *size_and_time(path)) for path in paths]
     return json_hash([_READING, stats])[:32]
@@ -379,18 +379,18 @@ def size_and_time(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-class PictureDataset(Dataset[tuple[Tensor, int] | None]):
-    """Pictures from `start` on, preprocessed, with their index; None where one cannot be read.
+class ImageDataset(Dataset[tuple[Tensor, int] | None]):
+    """Images from `start` on, preprocessed, with their index; None where one cannot be read.
 
     Args:
-        pictures: what to read.
-        preprocess: RGB picture to (3, H, W) float32, an encoder's `preprocess`.
+        images: what to read.
+        preprocess: RGB image to (3, H, W) float32, an encoder's `preprocess`.
         side: an encoder's `image_size`, see `read_image`.
         start: the first one.
     """
 
     def __init__(
-        self, pictures: Pictures, preprocess: Callable[[Image.Image], Tensor], side: int | None, start: int = 0
+        self, pictures: Images, preprocess: Callable[[Image.Image], Tensor], side: int | None, start: int = 0
     ) -> None:
         self.pictures = pictures
         self.preprocess = preprocess
@@ -408,7 +408,7 @@ class PictureDataset(Dataset[tuple[Tensor, int] | None]):
             return None
 
 
-def collate_readable(pictures: Pictures, side: int, samples: Sequence[tuple[Tensor, int] | None]) -> ImageBatch:
+def collate_readable(pictures: Images, side: int, samples: Sequence[tuple[Tensor, int] | None]) -> ImageBatch:
     """Stack what could be read."""
     readable = [sample for sample in samples if sample is not None]
     index = torch.tensor([index for _, index in readable], dtype=torch.int64)

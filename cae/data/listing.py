@@ -1,4 +1,4 @@
-"""The pictures of a folder, and what looks like one but is not used: counted and named, with what to do about it."""
+"""The images of a folder, and what looks like one but is not used: counted and named, with what to do about it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cae.data.pictures import ImageError, has_picture_ending, is_picture_by_content, shown_path
-from cae.words import counted
+from cae.data.images import ImageError, has_image_ending, is_image_by_content, shown_path
+from cae.utils.words import counted
 
 logger = logging.getLogger("cae")
 
 REPORT_MARK = "kept.safetensors"
-"""The file by which a report's folder is known (`cae.report.kept`): its thumbnails are nobody's pictures."""
+"""The file by which a report's folder is known (`cae.report.kept`): its thumbnails are nobody's images."""
 
 UNREAD = frozenset({
     ".ai", ".afphoto", ".cdr", ".clip", ".czi", ".dcm", ".dicom", ".djvu", ".exr", ".fig", ".hdr", ".jxl", ".jxr",
     ".kra", ".lif", ".nd2", ".oib", ".ora", ".psb", ".sketch", ".svg", ".svgz", ".vsi", ".wdp", ".xcf",
 })  # fmt: skip
-"""Endings of pictures that nothing here reads."""
+"""Endings of images that nothing here reads."""
 
 _SHOWN = 3
 """How many of the files that are left out for one reason are named in a line."""
@@ -32,8 +32,8 @@ class Listing:
     """What a folder holds.
 
     Attributes:
-        pictures: files that will be read as pictures, in a fixed order.
-        left_out: what looks like a picture or may hold some, but is not used, with the reason and the remedy.
+        images: files that will be read as images, in a fixed order.
+        left_out: what looks like an image or may hold some, but is not used, with the reason and the remedy.
     """
 
     pictures: list[Path]
@@ -41,11 +41,11 @@ class Listing:
 
 
 def list_folder(root: str | os.PathLike[str]) -> Listing:
-    """All files below `root` that look like pictures, and those of them that cannot be used.
+    """All files below `root` that look like images, and those of them that cannot be used.
 
-    A file looks like a picture when its ending is one of a picture or of a camera's raw file, or, with another ending
+    A file looks like an image when its ending is one of an image or of a camera's raw file, or, with another ending
     or none, when its first bytes are those of a common format. Hidden files and folders are passed over, as are the
-    thumbnails of reports: a result may lie among its pictures.
+    thumbnails of reports: a result may lie among its images.
 
     Links are followed, inside the folder and out of it, each folder and each linked file once: so loops end. Links to
     a folder that holds `root` are not; they would bring in everything around it.
@@ -68,17 +68,17 @@ def list_folder(root: str | os.PathLike[str]) -> Listing:
             links.append(path)
         elif reason := _why_left_out(path, is_special=not (entry.is_symlink() or entry.is_file())):
             left_out[path] = reason
-        elif looks_like_picture(path):
+        elif looks_like_image(path):
             pictures.append(path)
     pictures += _linked_once(links, pictures, left_out)
     return Listing(sorted(pictures), dict(sorted(left_out.items())))
 
 
 def list_images(root: str | os.PathLike[str]) -> list[Path]:
-    """The pictures of `list_folder`; what it leaves out is told as a warning of the logger `cae`.
+    """The images of `list_folder`; what it leaves out is told as a warning of the logger `cae`.
 
     Raises:
-        ImageError: no such folder, a file in its place, or no picture in it.
+        ImageError: no such folder, a file in its place, or no image in it.
     """
     listing = list_folder(root)
     for line in left_out_lines({shown_path(path, Path(root)): why for path, why in listing.left_out.items()}):
@@ -88,7 +88,7 @@ def list_images(root: str | os.PathLike[str]) -> list[Path]:
 
 
 def check_not_empty(root: str | os.PathLike[str], listing: Listing) -> None:
-    """Refuse a folder without pictures.
+    """Refuse a folder without images.
 
     Raises:
         ImageError: says also what was left out.
@@ -103,7 +103,7 @@ def check_not_empty(root: str | os.PathLike[str], listing: Listing) -> None:
 
 
 def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
-    """A line for each reason and ending that pictures were left out for, the commonest first.
+    """A line for each reason and ending that images were left out for, the commonest first.
 
     Args:
         left_out: reasons by path, both for people.
@@ -122,16 +122,16 @@ def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
     return lines
 
 
-def looks_like_picture(path: Path) -> bool:
-    """Whether a file is called like a picture, or begins like one. Pipes, which may never begin, are not opened."""
-    return has_picture_ending(path) or (path.is_file() and is_picture_by_content(path))
+def looks_like_image(path: Path) -> bool:
+    """Whether a file is called like an image, or begins like one. Pipes, which may never begin, are not opened."""
+    return has_image_ending(path) or (path.is_file() and is_image_by_content(path))
 
 
 def _why_left_out(path: Path, *, is_special: bool) -> str | None:
-    """The reason, for what looks like a picture but will not be opened."""
+    """The reason, for what looks like an image but will not be opened."""
     if path.suffix.lower() in UNREAD:
         return f"cae reads no {path.suffix} files; export them as PNG, JPEG or TIFF"
-    if is_special and has_picture_ending(path):
+    if is_special and has_image_ending(path):
         return "a pipe or a device, not a file"
     return None
 
@@ -182,7 +182,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _linked_once(links: Iterable[Path], pictures: Iterable[Path], left_out: dict[Path, str]) -> Iterator[Path]:
-    """The links to pictures that bring in a file which no other name does."""
+    """The links to images that bring in a file which no other name does."""
     links = sorted(links)
     if not links:  # as nearly always: then no file need be looked at
         return
@@ -190,6 +190,6 @@ def _linked_once(links: Iterable[Path], pictures: Iterable[Path], left_out: dict
     for link in links:
         if reason := _why_left_out(link, is_special=not link.is_file()):
             left_out[link] = reason
-        elif looks_like_picture(link) and (identity := _identity(link)) not in seen:
+        elif looks_like_image(link) and (identity := _identity(link)) not in seen:
             seen.add(identity)
             yield link

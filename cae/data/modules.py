@@ -1,6 +1,6 @@
-"""Data modules of pictures: a folder, a Hugging Face data set, a torchvision data set.
+"""Data modules of images: a folder, a Hugging Face data set, a torchvision data set.
 
-They serve an `Embedder`, and so `CAE`: its encoder says how pictures are prepared, and its store which of them need no
+They serve an `Embedder`, and so `CAE`: its encoder says how images are prepared, and its store which of them need no
 reading any more. Batches are `ImageBatch` dicts in a fixed order.
 """
 
@@ -21,51 +21,51 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from cae.data.base import Data
-from cae.data.listing import list_images
-from cae.data.pictures import (
+from cae.data.images import (
+    ImageDataset,
     ImageError,
-    PictureDataset,
-    Pictures,
+    Images,
     collate_readable,
     files_identity,
     read_image,
     shown_path,
 )
+from cae.data.listing import list_images
 from cae.data.vector_files import class_numbers
-from cae.scores import as_labels
+from cae.metrics.functional import as_labels
 
 if TYPE_CHECKING:
-    from cae.embedder import Embedder
+    from cae.models.embedder import Embedder
 
 
 class ImageData(Data):
-    """Pictures for `trainer.fit`, `predict` and `test`, by an `Embedder` or `CAE`.
+    """Images for `trainer.fit`, `predict` and `test`, by an `Embedder` or `CAE`.
 
     Args:
-        pictures: what there is.
-        batch_size: pictures per batch.
+        images: what there is.
+        batch_size: images per batch.
         num_workers: processes that read and preprocess; None for as many as there are cores for, up to 8.
     """
 
-    def __init__(self, pictures: Pictures, *, batch_size: int = 64, num_workers: int | None = None) -> None:
+    def __init__(self, pictures: Images, *, batch_size: int = 64, num_workers: int | None = None) -> None:
         super().__init__(batch_size, num_workers)
         self.pictures = pictures
 
     @property
     def identity(self) -> str | None:
-        """Differs where the pictures do; None where nobody knows."""
+        """Differs where the images do; None where nobody knows."""
         return self.pictures.identity
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """The pictures that the module's store lacks."""
+        """The images that the module's store lacks."""
         # At least one for each process: Lightning passes over an epoch without batches, and with it over the fit.
         last = len(self.pictures) - self.attached.world_size
         return self.loader(max(min(self.embedder.done(), last), 0))
 
     def loader(self, start: int = 0) -> DataLoader[Any]:
-        """The pictures from `start` on."""
+        """The images from `start` on."""
         encoder = self.embedder.encoder
-        dataset = PictureDataset(self.pictures, encoder.preprocess, encoder.image_size, start)
+        dataset = ImageDataset(self.pictures, encoder.preprocess, encoder.image_size, start)
         return DataLoader(
             dataset,
             sampler=self.sampler(dataset),
@@ -76,24 +76,24 @@ class ImageData(Data):
 
     @property
     def embedder(self) -> Embedder:
-        """The module that the pictures are for."""
+        """The module that the images are for."""
         return self.attached.lightning_module  # type: ignore[return-value]
 
 
 class ImageFolderData(ImageData):
-    """A folder of pictures: recursive, sorted by path, unreadable files left out (see `cae.data.list_folder`).
+    """A folder of images: recursive, sorted by path, unreadable files left out (see `cae.data.list_folder`).
 
-    `index` points into `paths`. If all pictures lie in sub-folders, the top one is a picture's `label`, by the order of
+    `index` points into `paths`. If all images lie in sub-folders, the top one is an image's `label`, by the order of
     `classes`.
 
     Args:
         root: the folder.
-        batch_size: pictures per batch.
+        batch_size: images per batch.
         num_workers: processes that read and preprocess, see `ImageData`.
         paths: take these files below the folder instead of listing it.
 
     Raises:
-        ImageError: no such folder, or no picture in it.
+        ImageError: no such folder, or no image in it.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class ImageFolderData(ImageData):
         parts = [path.relative_to(self.root).parts for path in self.paths]
         self.classes = sorted({top for top, *below in parts if below}) if all(len(each) > 1 for each in parts) else []
         number = {name: i for i, name in enumerate(self.classes)}
-        pictures = Pictures(
+        pictures = Images(
             partial(read_path, self.paths),
             [shown_path(path, self.root) for path in self.paths],
             torch.tensor([number[each[0]] for each in parts]) if self.classes else None,
@@ -127,11 +127,11 @@ class TorchvisionData(ImageData):
     """A data set of torchvision, or any that yields (PIL image, …): leave its `transform` unset.
 
     Classes come from its `targets` or `labels`. An interrupted fit goes on where it stopped for data sets that have
-    their pictures in memory as `data` or list their files as `samples`.
+    their images in memory as `data` or list their files as `samples`.
 
     Args:
         dataset: the data set.
-        batch_size: pictures per batch.
+        batch_size: images per batch.
         num_workers: processes that read and preprocess, see `ImageData`.
     """
 
@@ -144,7 +144,7 @@ class TorchvisionData(ImageData):
             paths, identity = [os.path.relpath(file, root) for file in files], files_identity(root, files)
         elif isinstance(data, np.ndarray | Tensor):
             identity = hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()[:32]
-        pictures = Pictures(
+        pictures = Images(
             partial(read_item, dataset), paths, None if labels is None else as_labels(torch.as_tensor(labels)), identity
         )
         super().__init__(pictures, batch_size=batch_size, num_workers=num_workers)
@@ -182,10 +182,10 @@ class HuggingFaceData(ImageData):
 
     Args:
         dataset: `datasets.Dataset` or `IterableDataset`; of a `DatasetDict` choose a split.
-        image: the column of pictures; by default the only one of that kind.
+        image: the column of images; by default the only one of that kind.
         label: the column of classes; by default `label`, or the only `ClassLabel`, if there is one. Whole numbers and,
             but for streams, strings will do, which are numbered in their order.
-        batch_size: pictures per batch.
+        batch_size: images per batch.
         num_workers: processes that read and preprocess, see `ImageData`.
 
     Raises:
@@ -225,10 +225,10 @@ class HuggingFaceData(ImageData):
                     f"the classes in {self.label!r} are strings, which a stream cannot number before its end; use "
                     ".cast_column on it with datasets.ClassLabel(names=[...])"
                 )
-            pictures = Pictures(_unread, [])
+            pictures = Images(_unread, [])
         else:
             labels = None if self.label is None else class_numbers(self.rows[self.label][:])
-            pictures = Pictures(
+            pictures = Images(
                 partial(read_row, self.rows, self.image),
                 [str(i) for i in range(len(self.rows))],
                 labels,
@@ -237,7 +237,7 @@ class HuggingFaceData(ImageData):
         super().__init__(pictures, batch_size=batch_size, num_workers=num_workers)
 
     def loader(self, start: int = 0) -> DataLoader[Any]:
-        """The pictures from `start` on; of a stream all."""
+        """The images from `start` on; of a stream all."""
         if not self.streaming:
             return super().loader(start)
         encoder, trainer = self.embedder.encoder, self.attached
@@ -291,7 +291,7 @@ def read_row(rows: Any, column: str, index: int, side: int | None) -> Image.Imag
 
 
 def _decode(value: Any, side: int | None) -> Image.Image:
-    """A picture as `datasets.Image(decode=False)` gives it: its bytes, or else where they are."""
+    """An image as `datasets.Image(decode=False)` gives it: its bytes, or else where they are."""
     if value is None:
         raise ImageError("no picture")
     return read_image(io.BytesIO(value["bytes"]) if value["bytes"] is not None else value["path"], side)

@@ -49,7 +49,7 @@ def _pixels(header: bytes) -> int:
     try:
         with Image.open(io.BytesIO(header), formats=("JPEG",)) as image:
             return image.width * image.height
-    except Exception:  # whatever the plugin makes of bytes that are no picture
+    except Exception:  # whatever the plugin makes of bytes that are no image
         return 0
 
 

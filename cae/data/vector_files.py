@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cae.scores import as_labels
+from cae.metrics.functional import as_labels
 
 Of = Literal["images", "texts"]
 """What the vectors are of: a table may hold both."""
@@ -64,7 +64,7 @@ class Vectors:
     Attributes:
         x: (N, D) floating-point numbers.
         labels: (N,) classes, whole numbers or strings; None where there are none.
-        paths: N paths of pictures as the source has them; None where there are none.
+        paths: N paths of images as the source has them; None where there are none.
         texts: N texts, None in place of one that is missing; None where there are none at all.
         parts: the files behind the rows in their order, with the number of rows of each.
     """
@@ -250,7 +250,7 @@ def _json_texts(text: str, name: str) -> list[str | None]:
 
 
 def _parquet(path: Path, of: Of) -> Vectors:
-    # Only the columns that are needed: a table of crawled pictures may have many.
+    # Only the columns that are needed: a table of crawled images may have many.
     wanted = _columns(pq.read_schema(path), of)
     return _read_table(pq.read_table(path, columns=[name for name in wanted.values() if name]), of, str(path))
 

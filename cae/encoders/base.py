@@ -27,8 +27,8 @@ class Encoder(Protocol):
         fingerprint: Short hash that differs between encoders whose vectors differ (model, weights, preprocessing) and
             is the same on every machine.
         prompt: The encoder's own prompt for nouns, with `{}` for the noun; whoever encodes nouns applies it.
-        preprocess: An RGB picture ↦ float32 tensor (3, H, W). Picklable, so that DataLoader workers can run it.
-        image_size: Side in pixels of the preprocessed picture; a reader need not decode a JPEG at many times this size.
+        preprocess: An RGB image ↦ float32 tensor (3, H, W). Picklable, so that DataLoader workers can run it.
+        image_size: Side in pixels of the preprocessed image; a reader need not decode a JPEG at many times this size.
     """
 
     spec: str
@@ -43,7 +43,7 @@ class Encoder(Protocol):
         ...
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Encode preprocessed pictures.
+        """Encode preprocessed images.
 
         Args:
             images: (B, 3, H, W) float32 on any device.

@@ -31,12 +31,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cae.cache import cache_dir
 from cae.data import EmbeddingError, files_identity, list_images
+from cae.data.demo import demo_images
 from cae.data.modules import read_item, read_path, read_row
 from cae.data.vector_files import READERS as EMBEDDING_READERS
 from cae.data.vector_files import holds_vectors, read_vectors
-from cae.demo import demo_images
+from cae.utils.cache import cache_dir
 
 Split = Literal["train", "test"]
 
@@ -47,14 +47,14 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Pictures with their classes.
+    """Images with their classes.
 
     Attributes:
         name: for tables.
-        read: (index, side) to an RGB picture, see `cae.data.read_image`; picklable, so that workers can read.
+        read: (index, side) to an RGB image, see `cae.data.read_image`; picklable, so that workers can read.
         labels: (N,) int64 in [0, C).
         class_names: C names, as they would be said.
-        identity: differs where the pictures do; the cache of embeddings goes by it.
+        identity: differs where the images do; the cache of embeddings goes by it.
     """
 
     name: str
@@ -143,7 +143,7 @@ def _folder(root: Path, split: Split) -> LabelledImages:
 def _from_paths(
     name: str, root: Path, paths: Sequence[Path], classes: Sequence[str], say: Callable[[str], str]
 ) -> LabelledImages:
-    """Pictures of known paths and classes; `say` turns a class into what one would call it."""
+    """Images of known paths and classes; `say` turns a class into what one would call it."""
     order = {label: i for i, label in enumerate(sorted(set(classes)))}
     return LabelledImages(
         name,
@@ -163,7 +163,7 @@ def _spoken(folder: str) -> str:
 
 
 def _hugging_face(name: str, split: Split) -> LabelledImages:
-    """A data set with a column of pictures and one of classes, which may be strings if it is called `label`."""
+    """A data set with a column of images and one of classes, which may be strings if it is called `label`."""
     import datasets
 
     wanted = {"train": ("train",), "test": ("test", "validation", "valid", "val")}[split]

@@ -12,14 +12,14 @@ from typing import Any, Literal, get_type_hints
 
 from torch import Tensor
 
-from cae import pipeline
-from cae.auto import CANDIDATES
-from cae.clustering import image_kmeans
 from cae.config import CAEConfig, Preset
 from cae.evaluation.peers import image_spectral, ntk_sc
 from cae.kernels import nearest
+from cae.method import pipeline
+from cae.method.auto import CANDIDATES
+from cae.method.kmeans import image_kmeans
+from cae.models.trained import TRAINED
 from cae.text import TextBank
-from cae.trained import TRAINED
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Method:
         about: what it is, for tables.
         preset: of `CAEConfig`.
         settings: what it changes in the preset.
-        kind: `fit` runs the pipeline, `trained` one of `cae.trained` on top of it; `ntk-sc` is a method of others;
+        kind: `fit` runs the pipeline, `trained` one of `cae.models.trained` on top of it; `ntk-sc` is a method of others;
             `kmeans`, `spectral` and `zero-shot` are the baselines without texts.
     """
 
@@ -106,7 +106,7 @@ def run_method(name: str, problem: Problem, seed: int) -> Tensor:
         seed: of every k-means.
 
     Raises:
-        ValueError: no such method or setting, zero-shot without class names, or what `cae.pipeline.fit` refuses.
+        ValueError: no such method or setting, zero-shot without class names, or what `cae.method.pipeline.fit` refuses.
     """
     method, config = parse_method(name, problem.n_clusters, seed=seed)
     if method.kind == "kmeans":

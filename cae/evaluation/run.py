@@ -12,16 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cae import pipeline
 from cae.encoders import load_encoder
 from cae.encoders.deferred import deferred
 from cae.evaluation.datasets import DatasetError, LabelledEmbeddings, Split, load_dataset
 from cae.evaluation.methods import parse_method
 from cae.evaluation.study import conditions, embed, load_banks, make_problem, run_study
 from cae.evaluation.tables import plot_tsne, write_study
-from cae.stopwatch import Reporter
+from cae.method import pipeline
 from cae.text.corpora import Kind
 from cae.text.vectors import Source, check_width, is_vectors, read_text_vectors, text_sources
+from cae.utils.progress import Reporter
 
 logger = logging.getLogger("cae")
 
@@ -67,8 +67,8 @@ def evaluate(
             names with their texts.
         tsne: draw Figure 5 for the defaults, which takes a minute.
         device: where the work is done.
-        batch_size: pictures encoded at once.
-        workers: processes that read pictures.
+        batch_size: images encoded at once.
+        workers: processes that read images.
         reporter: called with what is going on; returns what takes its progress as (done, total).
 
     Returns:

@@ -18,18 +18,18 @@ import torch
 from torch import Tensor
 
 from cae import text
-from cae.data import ImageData, Pictures
-from cae.embedder import embed_pictures
+from cae.data import ImageData, Images
 from cae.encoders import Encoder
 from cae.encoders.deferred import is_loaded
 from cae.evaluation.datasets import DatasetError, LabelledEmbeddings, LabelledImages
 from cae.evaluation.methods import Problem, parse_method, run_method
-from cae.module import provenance
-from cae.scores import clustering_scores, silhouette_score, stability
-from cae.stopwatch import Progress, Reporter, stopwatch
+from cae.metrics.functional import clustering_scores, silhouette_score, stability
+from cae.models.cae import provenance
+from cae.models.embedder import embed_images
 from cae.text import TextBank
 from cae.text.corpora import Kind
 from cae.text.vectors import Source, text_sources
+from cae.utils.progress import Progress, Reporter, stopwatch
 
 METRICS = ("nmi", "acc", "ari")
 
@@ -43,25 +43,25 @@ def embed(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> LabelledEmbeddings:
-    """The embeddings of a data set, from the cache where the same pictures met the same encoder before.
+    """The embeddings of a data set, from the cache where the same images met the same encoder before.
 
-    Pictures that cannot be read are left out, together with their labels.
+    Images that cannot be read are left out, together with their labels.
 
     Args:
-        data: pictures; embeddings are handed back as they are.
-        encoder: encodes the pictures.
+        data: images; embeddings are handed back as they are.
+        encoder: encodes the images.
         device: where it does.
-        batch_size: pictures encoded at once.
-        workers: processes that read pictures.
-        progress: called with the number of pictures embedded so far and in all.
+        batch_size: images encoded at once.
+        workers: processes that read images.
+        progress: called with the number of images embedded so far and in all.
 
     Raises:
-        DatasetError: no picture can be read.
+        DatasetError: no image can be read.
     """
     if isinstance(data, LabelledEmbeddings):
         return data
-    pictures = Pictures(data.read, [str(i) for i in range(len(data.labels))], identity=data.identity)
-    x, index = embed_pictures(
+    pictures = Images(data.read, [str(i) for i in range(len(data.labels))], identity=data.identity)
+    x, index = embed_images(
         ImageData(pictures, batch_size=batch_size, num_workers=workers), encoder, device=device, progress=progress
     )
     if not len(x):
@@ -134,7 +134,7 @@ def make_problem(
     return Problem(
         data.x.to(device),
         banks,
-        # As many clusters as there are classes in the split: a class without pictures cannot be found.
+        # As many clusters as there are classes in the split: a class without images cannot be found.
         len(data.labels.unique()),
         data.labels,
         None if said is None else said.to(device),

@@ -14,7 +14,7 @@ from torch import Tensor
 from cae.encoders.deferred import NO_ENCODER
 from cae.evaluation.paper import PAPER, PAPER_ENCODER
 from cae.evaluation.study import METRICS
-from cae.files import write_json
+from cae.utils.files import write_json
 
 TSNE_IMAGES = 2000
 
@@ -124,7 +124,7 @@ def plot_tsne(representations: Mapping[str, Tensor], labels: Tensor, out: Path) 
     """Figure 5 of the paper: t-SNE of the images as each step sees them, coloured by class.
 
     Args:
-        representations: name to (N, D) float32, from `cae.pipeline.representations`.
+        representations: name to (N, D) float32, from `cae.method.pipeline.representations`.
         labels: (N,) int64 classes.
         out: a folder.
 

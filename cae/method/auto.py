@@ -1,8 +1,8 @@
 """What the settings leave to the data: `fusion="auto"` and `n_clusters="auto"`, decided without labels on a sample.
 
-How much the texts may weigh depends on what the text encoder knows beyond the image encoder, and on the pictures; no
+How much the texts may weigh depends on what the text encoder knows beyond the image encoder, and on the images; no
 fixed setting is right for all (figures: benchmarks/README.md). The criterion is a held-out probe: a partition that
-means something can be told from the image embeddings of pictures that the probe has not seen. So
+means something can be told from the image embeddings of images that the probe has not seen. So
 
 1. cluster the sample under each candidate, the images alone among them;
 2. fit a ridge regression from the image embeddings to the clusters on one half of the sample, predict the clusters of
@@ -15,7 +15,7 @@ order of accuracies. So the settings that were asked for stay unless another can
 Arbitrary cuts through a continuum, which k-means makes where style outweighs content, and partitions by texts that know
 nothing of the images are both hard to predict.
 
-The number of clusters comes from `cae.cluster_count`, once for the images alone and once for the fused embeddings; the
+The number of clusters comes from `cae.method.cluster_count`, once for the images alone and once for the fused embeddings; the
 probe says whose to believe.
 """
 
@@ -30,12 +30,12 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize, one_hot
 
-from cae.cluster_count import count_clusters
-from cae.config import UNKNOWN, CAEConfig
-from cae.distributed import from_first
-from cae.partition import partition
-from cae.scores import clustering_scores
-from cae.stopwatch import stage
+from cae.config import AUTO_N_CLUSTERS, CAEConfig
+from cae.method.cluster_count import count_clusters
+from cae.method.partition import partition
+from cae.metrics.functional import clustering_scores
+from cae.utils.distributed import broadcast_from_first
+from cae.utils.progress import stage
 
 CANDIDATES: dict[str, dict[str, Any]] = {
     "image alone": {"fusion": "sum", "text_weight": 0.0, "center_modalities": False},
@@ -59,7 +59,7 @@ SAMPLE = 4000
 """Images on which candidates are compared, at least; `PER_CLUSTER` for each cluster where that is more."""
 PER_CLUSTER = 50
 
-GLANCE = 50
+CANDIDATE_MAX_ITER = 50
 """Most iterations of k-means for a candidate; where it takes more, clusters are cuts through a continuum."""
 
 RIDGE = 1.0
@@ -67,7 +67,7 @@ RIDGE = 1.0
 
 
 class Trial(Protocol):
-    """The pipeline on a sample, `cae.pipeline.Trial`."""
+    """The pipeline on a sample, `cae.method.pipeline.Trial`."""
 
     def fused(self, config: CAEConfig) -> Tensor:
         """The z (S, D) of Eq. 17 under these settings."""
@@ -104,7 +104,7 @@ def decide(
     sample = sample[torch.randperm(len(sample), generator=torch.Generator().manual_seed(config.seed)).to(sample.device)]
     probe = Probe(sample)
     decided: dict[str, Any] = {}
-    if config.n_clusters == UNKNOWN:
+    if config.n_clusters == AUTO_N_CLUSTERS:
         config, decided["cluster_count"] = _count(sample, probe, config, select, trial, group)
     if config.fusion == "auto":
         config, decided["auto"] = _weigh(probe, config, trial(sample, select(config.n_clusters)), group)
@@ -150,7 +150,9 @@ def _weigh(
     for name, candidate in configs.items():
         z = trial.fused(candidate)
         # Of k-means a glance is enough: the winner is clustered again with all restarts and iterations.
-        glance = replace(candidate, n_init=-(-candidate.n_init // 5), kmeans_iter=min(candidate.kmeans_iter, GLANCE))
+        glance = replace(
+            candidate, n_init=-(-candidate.n_init // 5), kmeans_iter=min(candidate.kmeans_iter, CANDIDATE_MAX_ITER)
+        )
         scores[name] = probe.score(partition(z, glance).assign(z).labels, candidate.n_clusters)
     best = max(scores, key=lambda name: scores[name])
     undecided = not any(scores.values())  # and then texts should weigh as little as they may: the first
@@ -172,7 +174,7 @@ def _weigh(
 
 def _agreed(value: int, group: ProcessGroup | None) -> int:
     """The first rank's value: rounding must not let ranks decide differently."""
-    return int(from_first(torch.tensor(value), group))
+    return int(broadcast_from_first(torch.tensor(value), group))
 
 
 class Probe:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from cae.graph import neighbour_graph
-from cae.spectral import cluster_qr, leading_eigenvectors, whitened
-from cae.stopwatch import stage
+from cae.method.graph import neighbour_graph
+from cae.method.spectral import cluster_qr, leading_eigenvectors, whitened
+from cae.utils.progress import stage
 
 SLACK = 0.03
 """A finer partition may fall short of the best by this share of what the best falls short of 1."""

@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cae.checksums import check_kinds, is_version, load_json, tensors_hash
 from cae.config import CAEConfig
-from cae.files import committing, dump_json, tidy
-from cae.partition import Partition
+from cae.method.partition import Partition
+from cae.utils.checksums import check_kinds, is_version, load_json, tensors_hash
+from cae.utils.files import committing, dump_json, tidy
 
 FORMAT_VERSION = 3
 """From 2 on there is a checksum, from 3 on the clusters may have a metric."""
@@ -88,7 +88,7 @@ class FittedCAE:
         partition: the clusters, of D or for concatenation m * D columns; without centroids where a network labels.
         clusters: K descriptions.
         provenance: encoder, corpora with hashes, versions; plain JSON values.
-        method: `cae`, or the method of `cae.trained` that trained the network.
+        method: `cae`, or the method of `cae.models.trained` that trained the network.
         network: the network's `state_dict`, empty for `cae`.
     """
 
@@ -141,7 +141,7 @@ class FittedCAE:
         return fitted
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `model.safetensors` and `config.json`; they take their places together (`cae.files.committing`)."""
+        """Write `model.safetensors` and `config.json`; they take their places together (`cae.utils.files.committing`)."""
         state = self.state_dict()
         tensors, plain = state.pop("tensors"), state.pop("plain")
         with committing(Path(folder)) as draft:

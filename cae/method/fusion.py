@@ -10,9 +10,9 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
 from cae.config import CAEConfig
-from cae.distributed import summed, total
 from cae.kernels import fuse
-from cae.stopwatch import stage
+from cae.utils.distributed import all_reduce_count, all_reduce_sum
+from cae.utils.progress import stage
 
 COLLAPSED = 0.99
 """Mean weight from which one modality has taken over the fusion."""
@@ -48,7 +48,7 @@ def modality_means(blocks: Iterable[Sequence[Tensor]], group: ProcessGroup | Non
     for parts in blocks:
         rows += len(parts[0])
         sums = sums + torch.stack([part.sum(dim=0, dtype=torch.float64) for part in parts])
-    return (summed(sums, group) / total(rows, group)).float()
+    return (all_reduce_sum(sums, group) / all_reduce_count(rows, group)).float()
 
 
 @stage("fusion")

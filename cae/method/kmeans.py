@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import cosine_similarity, normalize
 
-from cae.distributed import from_first, gathered, is_first, summed, total
 from cae.kernels import nearest
 from cae.kernels.exact import exact_products
-from cae.stopwatch import stage, tell
+from cae.utils.distributed import all_gather_rows, all_reduce_count, all_reduce_sum, broadcast_from_first, is_first
+from cae.utils.progress import report_progress, stage
 
 logger = logging.getLogger("cae")
 
@@ -87,16 +87,16 @@ def kmeans(
         ValueError: fewer points than centroids, NaN or infinity in `z`, or a group without `index`; on every rank.
     """
     check_points(z, k, group)
-    n = total(len(z), group)
+    n = all_reduce_count(len(z), group)
     size = max(SAMPLE, SAMPLE_PER_CENTROID * k)
     sample = sample_rows(z, index, min(size, n), seed, group)
     centroids = sample.new_empty(k, z.shape[1])
     if is_first(group):
         centroids = _restarts(sample, k, spherical=spherical, n_init=n_init, max_iter=max_iter, seed=seed)
-    centroids = from_first(centroids.to(z.device), group)
+    centroids = broadcast_from_first(centroids.to(z.device), group)
     if n > size:
         centroids = _lloyd(z, centroids, spherical=spherical, max_iter=max_iter, group=group)
-    return centroids[order_of_appearance(cells(sample.to(z.device), centroids, spherical=spherical)[0], k)]
+    return centroids[order_of_appearance(assign_to_nearest(sample.to(z.device), centroids, spherical=spherical)[0], k)]
 
 
 def check_points(z: Tensor, k: int, group: ProcessGroup | None) -> None:
@@ -105,10 +105,10 @@ def check_points(z: Tensor, k: int, group: ProcessGroup | None) -> None:
     Raises:
         ValueError: fewer points than clusters, or NaN or infinity in `z`.
     """
-    n = total(len(z), group)
+    n = all_reduce_count(len(z), group)
     if n < k:
         raise ValueError(f"cannot make {k} clusters of {n} images; ask for at most {n}")
-    if total(sum(not _finite(z[rows]) for rows in _chunks(len(z))), group):
+    if all_reduce_count(sum(not _finite(z[rows]) for rows in _chunks(len(z))), group):
         raise ValueError("the embeddings to cluster hold NaN or infinity")
 
 
@@ -133,13 +133,13 @@ def sample_rows(z: Tensor, index: Tensor | None, size: int, seed: int, group: Pr
             raise ValueError("work over several processes needs the `index` of each image")
         index = torch.arange(len(z))
     index = index.cpu()
-    if total(len(z), group) > size:
+    if all_reduce_count(len(z), group) > size:
         # The images whose numbers have the least hashes, as every rank can tell for itself once it knows the largest.
         hashes = _hashes(index, seed)
-        least = gathered(hashes.sort().values[:size], group).sort().values[size - 1]
+        least = all_gather_rows(hashes.sort().values[:size], group).sort().values[size - 1]
         chosen = hashes <= least
         z, index = z[chosen.to(z.device)], index[chosen]
-    rows, index = gathered(z.detach().cpu().float(), group), gathered(index, group)
+    rows, index = all_gather_rows(z.detach().cpu().float(), group), all_gather_rows(index, group)
     return rows if (index.diff() > 0).all() else rows[index.argsort(stable=True)]
 
 
@@ -175,13 +175,13 @@ def _lloyd(z: Tensor, centroids: Tensor, *, spherical: bool, max_iter: int, grou
     """Lloyd's iterations over the points of all ranks, from these centroids until the loss stays."""
     before = math.inf
     for iteration in range(max_iter):
-        labels, loss = cells(z, centroids, spherical=spherical)
-        loss = float(summed(torch.tensor(loss, dtype=torch.float64), group))
-        tell(iteration / max_iter, f"loss {loss:.6g}")
+        labels, loss = assign_to_nearest(z, centroids, spherical=spherical)
+        loss = float(all_reduce_sum(torch.tensor(loss, dtype=torch.float64), group))
+        report_progress(iteration / max_iter, f"loss {loss:.6g}")
         if before - loss <= TOLERANCE * loss:
             break
         before = loss
-        sums, sizes = cell_sums(z, labels, len(centroids), group)
+        sums, sizes = cluster_sums(z, labels, len(centroids), group)
         means = sums / sizes.clamp_min(1).unsqueeze(1)
         # A centroid that has lost all its points stays where it is.
         centroids = torch.where(sizes.unsqueeze(1) > 0, normalize(means, dim=1) if spherical else means, centroids)
@@ -189,7 +189,7 @@ def _lloyd(z: Tensor, centroids: Tensor, *, spherical: bool, max_iter: int, grou
     return centroids
 
 
-def cells(z: Tensor, centroids: Tensor, *, spherical: bool) -> tuple[Tensor, float]:
+def assign_to_nearest(z: Tensor, centroids: Tensor, *, spherical: bool) -> tuple[Tensor, float]:
     """The nearest centroid of each row, and the loss that k-means lowers.
 
     Args:
@@ -209,7 +209,7 @@ def cells(z: Tensor, centroids: Tensor, *, spherical: bool) -> tuple[Tensor, flo
     return labels, loss
 
 
-def cell_sums(z: Tensor, labels: Tensor, k: int, group: ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
+def cluster_sums(z: Tensor, labels: Tensor, k: int, group: ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
     """The sum of the rows with each label, over all ranks.
 
     Entries are rounded to multiples of a power of two so small that 63 bits just hold any sum of them: 2^-32 of the
@@ -225,14 +225,14 @@ def cell_sums(z: Tensor, labels: Tensor, k: int, group: ProcessGroup | None = No
     Returns:
         (k, D) float64 sums and (k,) int64 numbers of rows, on the device of `z`.
     """
-    n = total(len(z), group)
+    n = all_reduce_count(len(z), group)
     largest = max((float(z[rows].abs().max()) for rows in _chunks(len(z))), default=0.0)
-    largest = float(summed(torch.tensor(largest), group, largest=True))
+    largest = float(all_reduce_sum(torch.tensor(largest), group, largest=True))
     scale = 2.0 ** math.floor(62 - math.log2(max(n * largest, 1e-30)))
     sums = torch.zeros(k, z.shape[1], dtype=torch.int64, device=z.device)
     for rows in _chunks(len(z)):
         sums.index_add_(0, labels[rows], z[rows].double().mul_(scale).round_().long())
-    return summed(sums, group).double() / scale, summed(torch.bincount(labels, minlength=k), group)
+    return all_reduce_sum(sums, group).double() / scale, all_reduce_sum(torch.bincount(labels, minlength=k), group)
 
 
 def order_of_appearance(labels: Tensor, k: int) -> Tensor:

@@ -31,17 +31,17 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cae.blocks import BLOCK_ROWS
-from cae.clustering import cell_sums
 from cae.config import CAEConfig
-from cae.distributed import summed
-from cae.state import ClusterDescription, SelectedTexts
-from cae.stopwatch import stage
+from cae.method.blocks import BLOCK_ROWS
+from cae.method.fitted import ClusterDescription, SelectedTexts
+from cae.method.kmeans import cluster_sums
 from cae.text import TextBank
+from cae.utils.distributed import all_reduce_sum
+from cae.utils.progress import stage
 
 TEXTS_PER_CLUSTER = 3
 N_REPRESENTATIVES = 9
-"""Pictures that stand for a cluster."""
+"""Images that stand for a cluster."""
 
 COMMONNESS = 0.2
 """Standard deviations of likeness that a noun e times as common makes up for. The best of 0.1, 0.2 and 0.4 on the demo
@@ -87,7 +87,7 @@ def describe_clusters(
         for modality, score in scores.items()
     }
     naming = config.modalities[0]
-    sums, sizes = cell_sums(x, labels, config.n_clusters, group)
+    sums, sizes = cluster_sums(x, labels, config.n_clusters, group)
     images = (sums / sizes.unsqueeze(1)).float()
     names = assign_names(name_scores(images, banks[naming], banks.get("caption")), banks[naming].texts)
     glosses = fitting_glosses(names, images, banks[naming], banks.get("caption"))
@@ -125,7 +125,7 @@ def transport_mass(
         # A product and not index_add_, which on CUDA adds in no fixed order.
         mass += torch.nn.functional.one_hot(cluster, config.n_clusters).to(plan).T @ plan
     sizes = torch.bincount(labels, minlength=config.n_clusters)
-    return (summed(mass, group) / summed(sizes, group).clamp_min(1).unsqueeze(1)).float()
+    return (all_reduce_sum(mass, group) / all_reduce_sum(sizes, group).clamp_min(1).unsqueeze(1)).float()
 
 
 def typicality(mass: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cae.clustering import Assignment, assign, compared, kmeans
 from cae.config import CAEConfig
-from cae.spectral import spectral
+from cae.method.kmeans import Assignment, assign, compared, kmeans
+from cae.method.spectral import spectral
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Partition:
 
     Attributes:
         centroids: (K, D) float32, one for each cluster; unit rows if compared by cosine.
-        metric: (D, d) float32 of `cae.spectral.Discriminants`, or None where z is compared as it is.
+        metric: (D, d) float32 of `cae.method.spectral.Discriminants`, or None where z is compared as it is.
         spherical: compare by cosine; without a metric only.
     """
 

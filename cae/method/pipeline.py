@@ -31,20 +31,20 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cae.auto import decide, sample_size
-from cae.blocks import blockwise, row_blocks
-from cae.clustering import sample_rows, warn_of_empty
-from cae.config import UNKNOWN, CAEConfig
-from cae.distributed import is_first, summed, total
-from cae.fusion import fuse_modalities, modality_means
+from cae.config import AUTO_N_CLUSTERS, CAEConfig
 from cae.kernels import nearest
 from cae.kernels.checks import UNIT_TOLERANCE
-from cae.naming import describe_clusters
-from cae.partition import Partition, partition
-from cae.semantic_space import select_texts, semantic_centers
-from cae.state import FittedCAE, SelectedTexts
+from cae.method.auto import decide, sample_size
+from cae.method.blocks import blockwise, row_blocks
+from cae.method.fitted import FittedCAE, SelectedTexts
+from cae.method.fusion import fuse_modalities, modality_means
+from cae.method.kmeans import sample_rows, warn_of_empty
+from cae.method.naming import describe_clusters
+from cae.method.partition import Partition, partition
+from cae.method.semantic_space import select_texts, semantic_centers
+from cae.method.transport import column_potentials, text_counterparts
 from cae.text import TextBank
-from cae.transport import column_potentials, text_counterparts
+from cae.utils.distributed import all_reduce_count, all_reduce_sum, is_first
 
 Texts = Mapping[str, tuple[list[str], Tensor]]
 """By modality the selected texts, M strings, and their unit embeddings (M, D)."""
@@ -55,9 +55,9 @@ class Prediction(NamedTuple):
 
     Attributes:
         cluster: (N,) int64 labels.
-        confidence: (N,) float32 in [0, 1], 0 half-way between two clusters (`cae.clustering.Assignment`).
+        confidence: (N,) float32 in [0, 1], 0 half-way between two clusters (`cae.method.kmeans.Assignment`).
         runner_up: (N,) int64, the second nearest cluster.
-        similarity: (N,) float32, closeness to the own centroid (`cae.clustering.Assignment`).
+        similarity: (N,) float32, closeness to the own centroid (`cae.method.kmeans.Assignment`).
         beta: (N, m) float32 modality weights of Eq. 16, the image first, then `config.modalities`; rows sum to 1.
     """
 
@@ -100,7 +100,7 @@ def fit(
             every rank of a group.
     """
     _check(x, banks, config, group)
-    n_images = total(len(x), group)
+    n_images = all_reduce_count(len(x), group)
     asked = config
 
     @cache
@@ -112,7 +112,7 @@ def fit(
         return select(x, banks, config, index, group)
 
     notes = dict(provenance or {})
-    if config.n_clusters == UNKNOWN or config.fusion == "auto":
+    if config.n_clusters == AUTO_N_CLUSTERS or config.fusion == "auto":
         sample = sample_rows(x, index, sample_size(n_images, config), config.seed, group).to(x.device)
         config, decided = decide(sample, config, texts_for, Trial, group)
         notes |= decided
@@ -128,7 +128,7 @@ def fit(
 
 
 class Trial:
-    """The stages up to Eq. 17 on a sample, for `cae.auto` to try settings on; counterparts are kept by balance."""
+    """The stages up to Eq. 17 on a sample, for `cae.method.auto` to try settings on; counterparts are kept by balance."""
 
     def __init__(self, sample: Tensor, texts: Texts) -> None:
         self.sample, self.texts = sample, texts
@@ -218,7 +218,7 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: P
     """Refuse what no stage could work with, on all ranks alike: a rank that stops alone leaves the others waiting."""
     if x.ndim != 2:
         raise ValueError(f"expected image embeddings (N, D), got a tensor of shape {tuple(x.shape)}")
-    n_images = total(len(x), group)
+    n_images = all_reduce_count(len(x), group)
     if n_images < config.n_clusters:
         raise ValueError(f"cannot make {config.n_clusters} clusters of {n_images} images; ask for fewer clusters")
     for modality in config.modalities:
@@ -235,7 +235,7 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: P
         broken += (~length.isfinite()).sum().cpu()
         # No further than the kernels allow: they would stop one rank alone, and only once the others wait for it.
         stretched += ((length - 1).abs() > UNIT_TOLERANCE[torch.float32]).sum().cpu()
-    broken, stretched = summed(torch.stack([broken, stretched]), group).tolist()
+    broken, stretched = all_reduce_sum(torch.stack([broken, stretched]), group).tolist()
     if broken:
         raise ValueError(
             f"{broken} of {n_images} image embeddings hold NaN or infinity; leave these out, or mend what made them"

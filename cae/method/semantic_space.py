@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cae.clustering import cell_sums, cells, kmeans
 from cae.config import CAEConfig
-from cae.distributed import total
 from cae.kernels import retrieve
-from cae.stopwatch import stage
+from cae.method.kmeans import assign_to_nearest, cluster_sums, kmeans
+from cae.utils.distributed import all_reduce_count
+from cae.utils.progress import stage
 
 
 def n_centers(n_images: int, config: CAEConfig) -> int:
@@ -27,19 +27,19 @@ def semantic_centers(
     Args:
         x: (N, D) float32 or float16 unit image embeddings, of a group this rank's share.
         config: gives the number of centers and the seed.
-        index: (N,) int64, the images' numbers, see `cae.clustering.kmeans`.
+        index: (N,) int64, the images' numbers, see `cae.method.kmeans.kmeans`.
         group: the processes that share the images.
 
     Returns:
         P (n, D) float32, means of unit vectors and so shorter than 1 where a cell is wide.
     """
-    n = n_centers(total(len(x), group), config)
+    n = n_centers(all_reduce_count(len(x), group), config)
     # One restart: the centers only pick texts, and k-means++ seeding already spreads them.
     centroids = kmeans(
         x, n, spherical=True, n_init=1, max_iter=config.kmeans_iter, seed=config.seed, index=index, group=group
     )
-    labels, _ = cells(x, centroids, spherical=True)
-    sums, sizes = cell_sums(x, labels, n, group)
+    labels, _ = assign_to_nearest(x, centroids, spherical=True)
+    sums, sizes = cluster_sums(x, labels, n, group)
     return (sums[sizes > 0] / sizes[sizes > 0].unsqueeze(1)).float()
 
 

@@ -6,7 +6,7 @@ setting (figures: benchmarks/README.md). The steps, on a sample of bounded size:
 
 1. half-whiten z: divide principal components by the fourth root of their variance, so that the few wide directions,
    which are often style, do not alone decide who is near;
-2. join each image to its nearest neighbours (`cae.graph`), and a little to all others by 1 + cosine. As in regularised
+2. join each image to its nearest neighbours (`cae.method.graph`), and a little to all others by 1 + cosine. As in regularised
    spectral clustering (Amini et al. 2013) stray images are then no clusters of their own; and of more separate groups
    than K, such as bursts of photographs, those that are alike come together;
 3. take the K leading eigenvectors of D^-1/2 A D^-1/2 (Ng et al. 2002) and read the clusters off a pivoted QR
@@ -30,10 +30,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 
-from cae.clustering import assign, cell_sums, check_points, order_of_appearance, sample_rows
-from cae.distributed import from_first, is_first, total
-from cae.graph import NEIGHBOURS, neighbour_graph
-from cae.stopwatch import stage
+from cae.method.graph import NEIGHBOURS, neighbour_graph
+from cae.method.kmeans import assign, check_points, cluster_sums, order_of_appearance, sample_rows
+from cae.utils.distributed import all_reduce_count, broadcast_from_first, is_first
+from cae.utils.progress import stage
 
 SAMPLE, SAMPLE_PER_CLUSTER = 2**14, 20
 """Most images that the graph has; with many clusters that many for each."""
@@ -105,7 +105,7 @@ def spectral(
         (torch.Size([2, 2]), torch.Size([2, 1]))
     """
     check_points(z, k, group)
-    n = total(len(z), group)
+    n = all_reduce_count(len(z), group)
     sample = sample_rows(z, index, min(n, max(SAMPLE, SAMPLE_PER_CLUSTER * k)), seed, group).to(z.device)
     width = z.shape[1]
     found = Discriminants(sample.new_empty(k, width), sample.new_empty(width, min(width, k - 1)))
@@ -119,9 +119,9 @@ def spectral(
         labels = assign(sample, *found).labels
         found = found._replace(centroids=found.centroids[order_of_appearance(labels, k)])
         told_apart = torch.tensor(len(labels.unique()) == k)
-    if not from_first(told_apart, group):
+    if not broadcast_from_first(told_apart, group):
         return None
-    return Discriminants(*(from_first(part.contiguous(), group) for part in found))
+    return Discriminants(*(broadcast_from_first(part.contiguous(), group) for part in found))
 
 
 def whitened(rows: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def discriminants(rows: Tensor, labels: NDArray[np.int64], k: int) -> Discrimina
         k: number of clusters.
     """
     member = torch.from_numpy(labels).to(rows.device)
-    sums, sizes = cell_sums(rows, member, k)
+    sums, sizes = cluster_sums(rows, member, k)
     rows, mean = rows.double(), sums.sum(dim=0) / len(rows)
     sizes = sizes.unsqueeze(1)
     centroids = torch.where(sizes > 0, sums / sizes.clamp_min(1), mean)

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cae.config import CAEConfig
-from cae.distributed import total
 from cae.kernels import cosine_sinkhorn, counterparts
-from cae.stopwatch import stage, tell
+from cae.utils.distributed import all_reduce_count
+from cae.utils.progress import report_progress, stage
 
 
 @stage("transport")
@@ -35,14 +35,14 @@ def column_potentials(x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGro
     u = u.to(x.dtype)
     weights = None
     if group is not None:
-        weights = x.new_full((len(x),), 1 / total(len(x), group), dtype=torch.float64)
+        weights = x.new_full((len(x),), 1 / all_reduce_count(len(x), group), dtype=torch.float64)
         if not len(x):  # the kernels take no empty matrix: any row will do, with no weight
             x, weights = u[:1], weights.new_zeros(1)
 
     def say(n_iter: int, error: float) -> None:
         # The error falls by about the same factor each time: its logarithm tells how much of the way is left.
         left = math.log(max(error, config.sinkhorn_tol) / config.sinkhorn_tol) / math.log(2 / config.sinkhorn_tol)
-        tell(1 - left, f"iteration {n_iter}, marginal error {error:.1e}")
+        report_progress(1 - left, f"iteration {n_iter}, marginal error {error:.1e}")
 
     return cosine_sinkhorn(
         x,

@@ -1,7 +1,7 @@
 """Agreement of clusters with known classes, NMI, ACC and ARI as in the paper's tables, and scores that need no labels.
 
 All three compare two labelings through one table of counts, how many images of each class lie in each cluster; the
-values are scikit-learn's in every case. Apart from `cae.metrics`, which has them as torchmetrics, since importing
+values are scikit-learn's in every case. Apart from `cae.metrics.torchmetrics`, which has them as torchmetrics, since importing
 torchmetrics takes seconds.
 """
 
@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import xlogy
 from torch import Tensor
 
-Counts = np.ndarray[Any, np.dtype[np.int64]]
+ContingencyMatrix = np.ndarray[Any, np.dtype[np.int64]]
 Labels = Tensor | np.ndarray[Any, Any]
 """(N,) of any integer dtype, or bool."""
 
@@ -52,7 +52,7 @@ def as_labels(labels: Labels, name: str = "labels") -> Tensor:
     return labels.long() if isinstance(labels, Tensor) else torch.from_numpy(labels.astype(np.int64))
 
 
-def count_matrix(preds: Labels, target: Labels) -> Tensor:
+def contingency_matrix(preds: Labels, target: Labels) -> Tensor:
     """How many images lie in each cluster and class.
 
     Args:
@@ -77,22 +77,22 @@ def count_matrix(preds: Labels, target: Labels) -> Tensor:
     return torch.bincount(preds * n_classes + target, minlength=n_clusters * n_classes).reshape(n_clusters, n_classes)
 
 
-def cluster_to_class(counts: Counts) -> dict[int, int]:
+def cluster_to_class(counts: ContingencyMatrix) -> dict[int, int]:
     """The one-to-one match of clusters to classes that puts most images right (Hungarian method).
 
     Args:
-        counts: (K, C) from `count_matrix`; K and C may differ, and then some clusters or classes go without.
+        counts: (K, C) from `contingency_matrix`; K and C may differ, and then some clusters or classes go without.
     """
     clusters, classes = linear_sum_assignment(counts, maximize=True)
     return dict(zip(clusters.tolist(), classes.tolist(), strict=True))
 
 
-def accuracy_of_counts(counts: Counts) -> float:
+def accuracy_from_contingency(counts: ContingencyMatrix) -> float:
     """ACC in [0, 1] of a (K, C) table: the share of images in the class that `cluster_to_class` gives their cluster."""
     return float(sum(counts[pair] for pair in cluster_to_class(counts).items()) / counts.sum())
 
 
-def nmi_of_counts(counts: Counts) -> float:
+def nmi_from_contingency(counts: ContingencyMatrix) -> float:
     """Mutual information over the arithmetic mean of both entropies, in [0, 1]; 1 for two constant labelings."""
     joint = counts[counts.any(axis=1)][:, counts.any(axis=0)] / counts.sum()
     if joint.shape == (1, 1):
@@ -103,7 +103,7 @@ def nmi_of_counts(counts: Counts) -> float:
     return float(min(max(2 * mutual / entropy, 0.0), 1.0))
 
 
-def ari_of_counts(counts: Counts) -> float:
+def ari_from_contingency(counts: ContingencyMatrix) -> float:
     """Adjusted Rand index (Hubert and Arabie 1985): pairs of images treated alike, 0 on average for random labels."""
     # Python's integers: the products of pair counts pass 2^63 from some ten thousand images on.
     pairs = int(counts.sum()) ** 2
@@ -120,10 +120,10 @@ def ari_of_counts(counts: Counts) -> float:
     return 2.0 * ours / most
 
 
-OF_COUNTS: dict[str, Callable[[Counts], float]] = {
-    "nmi": nmi_of_counts,
-    "acc": accuracy_of_counts,
-    "ari": ari_of_counts,
+CLUSTERING_SCORES: dict[str, Callable[[ContingencyMatrix], float]] = {
+    "nmi": nmi_from_contingency,
+    "acc": accuracy_from_contingency,
+    "ari": ari_from_contingency,
 }
 
 
@@ -140,7 +140,7 @@ def cluster_accuracy(preds: Labels, target: Labels) -> float:
     Raises:
         ValueError: no labels, or none that `as_labels` takes.
     """
-    return accuracy_of_counts(_counts(preds, target))
+    return accuracy_from_contingency(_counts(preds, target))
 
 
 def clustering_scores(preds: Labels, target: Labels) -> dict[str, float]:
@@ -154,17 +154,17 @@ def clustering_scores(preds: Labels, target: Labels) -> dict[str, float]:
         ValueError: no labels, or none that `as_labels` takes.
     """
     counts = _counts(preds, target)
-    return {name: 100 * score(counts) for name, score in OF_COUNTS.items()}
+    return {name: 100 * score(counts) for name, score in CLUSTERING_SCORES.items()}
 
 
-def _counts(preds: Labels, target: Labels) -> Counts:
+def _counts(preds: Labels, target: Labels) -> ContingencyMatrix:
     """The count table of labels that may be any whole numbers."""
     preds, target = as_labels(preds, "preds"), as_labels(target, "target")
     if preds.numel() == 0:
         raise ValueError("there are no images to score")
     clusters = torch.unique(preds, return_inverse=True)[1]
     classes = torch.unique(target, return_inverse=True)[1]
-    return count_matrix(clusters, classes).cpu().numpy()
+    return contingency_matrix(clusters, classes).cpu().numpy()
 
 
 def silhouette_score(x: Tensor, labels: Labels, *, sample: int = 2000, seed: int = 0) -> float:
@@ -202,4 +202,4 @@ def stability(labelings: Sequence[Labels]) -> float:
     """
     if len(labelings) < 2:
         raise ValueError(f"stability compares at least two labelings, got {len(labelings)}")
-    return float(np.mean([ari_of_counts(_counts(a, b)) for a, b in combinations(labelings, 2)]))
+    return float(np.mean([ari_from_contingency(_counts(a, b)) for a, b in combinations(labelings, 2)]))

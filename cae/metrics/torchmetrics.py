@@ -1,4 +1,4 @@
-"""Agreement of clusters with known classes as torchmetrics; `cae.scores` has the functions, which are here as well.
+"""Agreement of clusters with known classes as torchmetrics; `cae.metrics.functional` has the functions, which are here as well.
 
 Tables of counts of parts of the data add up, so the classes for distributed evaluation keep nothing else. torchmetrics'
 own NMI and ARI keep every label, and its NMI of two constant labelings is 0 where scikit-learn says 1.
@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
-from cae.scores import (
-    Counts,
+from cae.metrics.functional import (
+    ContingencyMatrix,
     Labels,
-    accuracy_of_counts,
-    ari_of_counts,
+    accuracy_from_contingency,
+    ari_from_contingency,
     cluster_accuracy,
     cluster_to_class,
     clustering_scores,
-    count_matrix,
-    nmi_of_counts,
+    contingency_matrix,
+    nmi_from_contingency,
     silhouette_score,
     stability,
 )
@@ -31,19 +31,19 @@ from cae.scores import (
 __all__ = [
     "AdjustedRandIndex",
     "ClusterAccuracy",
-    "CountMetric",
+    "ContingencyMetric",
     "NormalizedMutualInfo",
     "cluster_accuracy",
     "cluster_to_class",
     "clustering_metrics",
     "clustering_scores",
-    "count_matrix",
+    "contingency_matrix",
     "silhouette_score",
     "stability",
 ]
 
 
-class CountMetric(Metric):
+class ContingencyMetric(Metric):
     """A score of the count table, accumulated over batches and processes.
 
     Args:
@@ -70,7 +70,7 @@ class CountMetric(Metric):
 
     def update(self, preds: Labels, target: Labels) -> None:
         """Count a batch: (B,) clusters and (B,) classes of any integer dtype."""
-        batch = count_matrix(preds, target).to(self.counts.device)
+        batch = contingency_matrix(preds, target).to(self.counts.device)
         if batch.shape[0] > self.counts.shape[0] or batch.shape[1] > self.counts.shape[1]:
             raise ValueError(
                 f"labels reach {batch.shape[0]} clusters and {batch.shape[1]} classes, but the metric was made for "
@@ -93,35 +93,35 @@ class CountMetric(Metric):
         """Draw one or more values, or what `compute` gives, with matplotlib; see torchmetrics' own metrics."""
         return self._plot(val, ax)
 
-    def _score(self, counts: Counts) -> float:
+    def _score(self, counts: ContingencyMatrix) -> float:
         raise NotImplementedError
 
 
-class ClusterAccuracy(CountMetric):
+class ClusterAccuracy(ContingencyMetric):
     """ACC: the share of images in the class that the best one-to-one match gives to their cluster."""
 
-    def _score(self, counts: Counts) -> float:
-        return accuracy_of_counts(counts)
+    def _score(self, counts: ContingencyMatrix) -> float:
+        return accuracy_from_contingency(counts)
 
     def mapping(self) -> dict[int, int]:
         """Which cluster is which class, as far as counted in this process."""
         return cluster_to_class(self.counts.cpu().numpy())
 
 
-class NormalizedMutualInfo(CountMetric):
+class NormalizedMutualInfo(ContingencyMetric):
     """NMI with the arithmetic mean of entropies."""
 
-    def _score(self, counts: Counts) -> float:
-        return nmi_of_counts(counts)
+    def _score(self, counts: ContingencyMatrix) -> float:
+        return nmi_from_contingency(counts)
 
 
-class AdjustedRandIndex(CountMetric):
+class AdjustedRandIndex(ContingencyMetric):
     """ARI."""
 
     plot_lower_bound = -0.5
 
-    def _score(self, counts: Counts) -> float:
-        return ari_of_counts(counts)
+    def _score(self, counts: ContingencyMatrix) -> float:
+        return ari_from_contingency(counts)
 
 
 def clustering_metrics(n_clusters: int, n_classes: int, **kwargs: Any) -> MetricCollection:

@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cae import pipeline
 from cae.config import DEFAULT_ENCODER, CAEConfig, Preset
-from cae.distributed import is_first, summed, total, unrepeated
-from cae.embedder import Embedder, images_of, labels_of
 from cae.encoders import Encoder
 from cae.encoders.deferred import NO_ENCODER, deferred, is_loaded
-from cae.fusion import collapsed_modality
-from cae.scores import OF_COUNTS, count_matrix
-from cae.state import FittedCAE, ModelError
-from cae.stopwatch import Reporter
+from cae.method import pipeline
+from cae.method.fitted import FittedCAE, ModelError
+from cae.method.fusion import collapsed_modality
+from cae.metrics.functional import CLUSTERING_SCORES, contingency_matrix
+from cae.models.embedder import Embedder, images_of, labels_of
 from cae.text import TextBank, load_banks
 from cae.text.vectors import check_width, is_vectors, limit_modalities, text_sources
+from cae.utils.distributed import all_reduce_count, all_reduce_sum, first_occurrence_mask, is_first
+from cae.utils.progress import Reporter
 
 logger = logging.getLogger("cae")
 
@@ -160,7 +160,7 @@ class CAE(Embedder):
         """Image batch to embeddings, counterparts, fusion and nearest centroid; or collect, on a fresh module.
 
         Returns:
-            The fields of `cae.pipeline.Prediction` for B images, on the CPU; `index` if the batch is a dict that has
+            The fields of `cae.method.pipeline.Prediction` for B images, on the CPU; `index` if the batch is a dict that has
             one; `embedding` (B, D) float32 unit rows with `return_embeddings=True`.
         """
         if self.fitted is None:
@@ -213,7 +213,7 @@ class CAE(Embedder):
     def on_test_epoch_end(self) -> None:
         """Log `test/nmi`, `test/acc` and `test/ari`, and the means `test/confidence` and `test/similarity`.
 
-        The last two need no classes: how far pictures are from the border to the next cluster, and how close to the
+        The last two need no classes: how far images are from the border to the next cluster, and how close to the
         centroid of their own.
 
         Raises:
@@ -221,18 +221,18 @@ class CAE(Embedder):
         """
         index, clusters, classes, *means = (torch.cat(column) for column in zip(*self._tested, strict=True))
         self._tested = []
-        keep = unrepeated(index, self.group)
-        found = count_matrix(clusters[keep], classes[keep])
-        n_classes = int(summed(torch.tensor(found.shape[1]), self.group, largest=True))
+        keep = first_occurrence_mask(index, self.group)
+        found = contingency_matrix(clusters[keep], classes[keep])
+        n_classes = int(all_reduce_sum(torch.tensor(found.shape[1]), self.group, largest=True))
         if not n_classes:
             raise ValueError("there are no images to test on: the loader yields none, or none can be read")
         assert self.fitted is not None  # since the start
         counts = torch.zeros(self.fitted.config.n_clusters, n_classes, dtype=torch.int64)
         counts[: found.shape[0], : found.shape[1]] += found
-        table = summed(counts, self.group).numpy()
-        scores = {f"test/{name}": score(table) for name, score in OF_COUNTS.items()}
+        table = all_reduce_sum(counts, self.group).numpy()
+        scores = {f"test/{name}": score(table) for name, score in CLUSTERING_SCORES.items()}
         for name, values in zip(("confidence", "similarity"), means, strict=True):
-            of_all = summed(values[keep].sum(dtype=torch.float64), self.group)
+            of_all = all_reduce_sum(values[keep].sum(dtype=torch.float64), self.group)
             scores[f"test/{name}"] = float(of_all) / int(table.sum())
         # The same on every rank, so that reducing them again changes nothing; Lightning warns without.
         self.log_dict({name: torch.tensor(value).float() for name, value in scores.items()}, sync_dist=True)
@@ -240,12 +240,12 @@ class CAE(Embedder):
     def fit_embeddings(
         self, x: Tensor, index: Tensor | None = None, *, group: ProcessGroup | None = None
     ) -> pipeline.Prediction:
-        """Fit on image embeddings (N, D), unit rows; returns their predictions. For the rest see `cae.pipeline.fit`."""
+        """Fit on image embeddings (N, D), unit rows; returns their predictions. For the rest see `cae.method.pipeline.fit`."""
         banks = self.load_banks()
         check_width(banks, self.sources, x.shape[1], "the data")
         record = self._provenance()
         self.fitted, prediction = pipeline.fit(x, banks, self.config, record, index=index, group=group)
-        mean_beta = summed(prediction.beta.sum(dim=0), group) / total(len(x), group)
+        mean_beta = all_reduce_sum(prediction.beta.sum(dim=0), group) / all_reduce_count(len(x), group)
         collapsed = collapsed_modality(mean_beta.tolist(), self.fitted.config)
         if collapsed and is_first(group):
             logger.warning("the fusion has collapsed to the %s embeddings; a larger gamma mixes more", collapsed)
@@ -273,7 +273,7 @@ class CAE(Embedder):
         """Fit on what the store holds, each image once; the predictions of all its rows, on the CPU."""
         store, group = self.store, self.group
         assert store is not None  # since setup
-        keep = unrepeated(store.index, group)
+        keep = first_occurrence_mask(store.index, group)
         if keep.all():
             return self._fit_rows(store.rows, store.index)
         if group is None:

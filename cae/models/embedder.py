@@ -20,14 +20,14 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 from torch.utils.data import DistributedSampler
 
-from cae.cache import cache_dir
-from cae.checksums import json_hash
 from cae.config import DEFAULT_ENCODER
-from cae.distributed import summed
 from cae.encoders import Encoder, load_encoder
 from cae.encoders.deferred import maker
-from cae.stopwatch import Progress
-from cae.store import EmbeddingStore
+from cae.models.embedding_store import EmbeddingStore
+from cae.utils.cache import cache_dir
+from cae.utils.checksums import json_hash
+from cae.utils.distributed import all_reduce_sum
+from cae.utils.progress import Progress
 
 if TYPE_CHECKING:
     from cae.data import ImageData
@@ -163,7 +163,7 @@ class Embedder(pl.LightningModule):
         Images are numbered and loaded in order, by all ranks alike, so it is the least of their largest.
         """
         last = -1 if self.store is None else self.store.last
-        return -int(summed(torch.tensor(-last), self.group, largest=True)) + 1
+        return -int(all_reduce_sum(torch.tensor(-last), self.group, largest=True)) + 1
 
     def collect(self, batch: Any, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
         """A batch into the store: its images' numbers (B,) int64 on the CPU, and embeddings (B, D) as it keeps them."""
@@ -240,27 +240,27 @@ class _CloseStore(pl.Callback):
             pl_module._close_store()
 
 
-def embed_pictures(
+def embed_images(
     data: ImageData,
     encoder: Encoder,
     *,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Embed pictures in the cache, going on where an earlier run stopped; Lightning itself says nothing.
+    """Embed images in the cache, going on where an earlier run stopped; Lightning itself says nothing.
 
     Args:
-        data: pictures with an identity, without which they are embedded each time.
+        data: images with an identity, without which they are embedded each time.
         encoder: encodes them.
         device: where it does.
-        progress: called with the number of pictures embedded so far and in all.
+        progress: called with the number of images embedded so far and in all.
 
     Returns:
-        (N', D) float32 unit rows, mapped from the cache, and (N',) int64 positions of the pictures that can be read.
+        (N', D) float32 unit rows, mapped from the cache, and (N',) int64 positions of the images that can be read.
 
     Raises:
         StoreError: the cache cannot be written.
-        RuntimeError: a process that reads pictures has died.
+        RuntimeError: a process that reads images has died.
         KeyboardInterrupt: as usual. What is done is kept in either case.
     """
     device, total = torch.device(device), len(data.pictures)

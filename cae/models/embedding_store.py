@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cae.checksums import parse_json
-from cae.files import hold, replacing
+from cae.utils.checksums import parse_json
+from cae.utils.files import hold, replacing
 
 logger = logging.getLogger("cae")
 

@@ -16,17 +16,17 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cae import pipeline
-from cae.blocks import blockwise
-from cae.clustering import warn_of_empty
 from cae.config import CAEConfig, Preset
-from cae.devices import find_device
 from cae.encoders import Encoder, load_encoder
 from cae.kernels.exact import exact_products
-from cae.partition import Partition, partition
-from cae.state import FittedCAE
+from cae.method import pipeline
+from cae.method.blocks import blockwise
+from cae.method.fitted import FittedCAE
+from cae.method.kmeans import warn_of_empty
+from cae.method.partition import Partition, partition
 from cae.text import TextBank, load_banks
 from cae.text.vectors import Source, is_vectors, limit_modalities, text_sources
+from cae.utils.devices import find_device
 
 _FAR = 1e15
 """Rows of numbers beyond this, or below its inverse, are scaled: their squares leave the range of float32."""

@@ -1,4 +1,4 @@
-"""A result as a page that opens from disk: groups with their pictures, a map, and why each picture is where it is."""
+"""A result as a page that opens from disk: groups with their images, a map, and why each image is where it is."""
 
 from cae.report.page import REPORT_FOLDER, has_report, redraw_report, write_report
 

@@ -1,6 +1,6 @@
-"""What the page shows of a result: its groups, and for all pictures a column for each fact.
+"""What the page shows of a result: its groups, and for all images a column for each fact.
 
-The page numbers pictures by group, and within a group from the most typical on: a group is a range of numbers, its
+The page numbers images by group, and within a group from the most typical on: a group is a range of numbers, its
 representatives come first, and what a page of the gallery shows lies on few sheets of thumbnails.
 """
 
@@ -16,31 +16,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cae.compare import Comparison
-from cae.naming import N_REPRESENTATIVES
-from cae.pipeline import representations
-from cae.results import SavedResult
-from cae.update import outliers
+from cae.method.naming import N_REPRESENTATIVES
+from cae.method.pipeline import representations
+from cae.results.compare import Comparison
+from cae.results.saved import SavedResult
+from cae.results.update import outliers
 
 N_DOUBTFUL = 4
-"""Borderline pictures of a group, and odd ones out."""
+"""Borderline images of a group, and odd ones out."""
 _BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True)
-class Group:
-    """A cluster as its section of the page shows it. Pictures are numbered as the page numbers them.
+class ClusterSection:
+    """A cluster as its section of the page shows it. Images are numbered as the page numbers them.
 
     Attributes:
         id: its label in the result.
         name: as in the result, edits included.
         gloss: definition of the name; may be empty.
-        size: its pictures.
+        size: its images.
         nouns: typical ones, best first.
         captions: typical ones, best first.
-        cohesion: mean cosine of its pictures to their centre, where they were clustered; 1 if all are alike.
-        first: number of its most typical picture; the others follow.
-        representatives: the pictures nearest to its centre.
+        cohesion: mean cosine of its images to their centre, where they were clustered; 1 if all are alike.
+        first: number of its most typical image; the others follow.
+        representatives: the images nearest to its centre.
         borderline: the least sure of the others: nearly in another group.
         odd: of those left, the least like the rest of the group to the image encoder alone, texts aside.
     """
@@ -59,16 +59,16 @@ class Group:
 
 
 def fused(result: SavedResult) -> Tensor:
-    """What was clustered of each picture, as unit rows (N, D) float32."""
+    """What was clustered of each image, as unit rows (N, D) float32."""
     blocks = result.embeddings.float().split(_BLOCK_ROWS)
     return torch.cat([normalize(representations(block, result.fitted)["fused"], dim=1) for block in blocks])
 
 
-def describe_groups(result: SavedResult, z: Tensor) -> tuple[list[Group], NDArray[np.int64]]:
-    """The groups, largest first, and the order in which the page numbers pictures.
+def describe_groups(result: SavedResult, z: Tensor) -> tuple[list[ClusterSection], NDArray[np.int64]]:
+    """The groups, largest first, and the order in which the page numbers images.
 
     Args:
-        result: N pictures; a cluster without pictures has no section.
+        result: N images; a cluster without images has no section.
         z: (N, D) unit rows from `fused`.
 
     Returns:
@@ -76,7 +76,7 @@ def describe_groups(result: SavedResult, z: Tensor) -> tuple[list[Group], NDArra
     """
     labels = torch.from_numpy(result.assignments["cluster"].to_numpy().copy())
     confidence = torch.from_numpy(result.assignments["confidence"].to_numpy().copy())
-    groups: list[Group] = []
+    groups: list[ClusterSection] = []
     order: list[Tensor] = []
     members_of = {record["id"]: (labels == record["id"]).nonzero().squeeze(1) for record in result.clusters}
     for record in sorted(result.clusters, key=lambda record: -len(members_of[record["id"]])):
@@ -94,7 +94,7 @@ def describe_groups(result: SavedResult, z: Tensor) -> tuple[list[Group], NDArra
         likeness = _cosine_to_mean(normalize(result.embeddings[members].float(), dim=1))
         odd = left[likeness[left].argsort(stable=True)[:N_DOUBTFUL]]
         groups.append(
-            Group(
+            ClusterSection(
                 **{field: record[field] for field in ("id", "name", "gloss", "nouns", "captions")},
                 size=len(members),
                 cohesion=float(centrality.mean()),
@@ -113,12 +113,15 @@ def _cosine_to_mean(rows: Tensor) -> Tensor:
 
 
 def columns(
-    result: SavedResult, groups: Sequence[Group], order: NDArray[np.int64], comparison: Comparison | None = None
+    result: SavedResult,
+    groups: Sequence[ClusterSection],
+    order: NDArray[np.int64],
+    comparison: Comparison | None = None,
 ) -> dict[str, Any]:
     """A column a fact, for `order` of the assignments: arrays, lists of strings, and indices into lists.
 
     Args:
-        result: N pictures.
+        result: N images.
         groups: from `describe_groups`.
         order: from there, too.
         comparison: with another result, this one the second.
@@ -126,7 +129,7 @@ def columns(
     Returns:
         `path`; `group` and `runnerUp`, positions in `groups` (-1: none); `confidence` and `weights` (N, 3) of image,
         noun and caption in hundredths; `nounNames` and `nouns` (N, 3) into it, `captionTexts` and `caption` into it
-        (-1: none); `outlier`, 1 for pictures that fit no group; `move`, position in the comparison's moves (-1: none).
+        (-1: none); `outlier`, 1 for images that fit no group; `move`, position in the comparison's moves (-1: none).
     """
     table = result.assignments.take(order)
     position = {group.id: i for i, group in enumerate(groups)}

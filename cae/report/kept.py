@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cae.checksums import content_hash, tensors_hash
+from cae.data.images import size_and_time
 from cae.data.listing import REPORT_MARK
-from cae.data.pictures import size_and_time
 from cae.report.thumbnails import Thumbnails, sheet_name
-from cae.results import MODEL_FOLDER, SavedResult
+from cae.results.saved import MODEL_FOLDER, SavedResult
+from cae.utils.checksums import content_hash, tensors_hash
 
 FORMAT_VERSION = 3
 """From 3 on there are the stamps of the files."""
@@ -27,16 +27,16 @@ THUMBNAILS = "thumbnails"
 
 
 @dataclass(frozen=True)
-class Kept:
+class ReportCache:
     """A report as it was drawn, by row of the assignments.
 
     Attributes:
         fingerprint: of what the map was made of, see `fingerprint`.
         side: pixels of a thumbnail's longer side.
         position: (N, 2) float32 on the map.
-        thumbnails: of the same N pictures.
+        thumbnails: of the same N images.
         stamps: of their files, when the thumbnails were made, see `stamps_of`.
-        root: the folder in which the pictures were.
+        root: the folder in which the images were.
         compared: the result that it is compared with.
     """
 
@@ -88,7 +88,7 @@ class Kept:
         return kept if all(sheet.is_file() for sheet in sheets) else None
 
     def still(self, stamps: NDArray[np.int64]) -> Thumbnails:
-        """The thumbnails of n pictures that show what their files hold; none yet of those that have come or changed.
+        """The thumbnails of n images that show what their files hold; none yet of those that have come or changed.
 
         Args:
             stamps: of the files as they are now, (n, 2), n at least N.
@@ -106,7 +106,7 @@ class Kept:
         return np.where(stamps.any(axis=1, keepdims=True), stamps, before)
 
     def fits(self, result: SavedResult) -> bool:
-        """Whether its pictures are the result's first ones, under the same model."""
+        """Whether its images are the result's first ones, under the same model."""
         n = len(self.position)
         return n <= len(result.assignments) and self.fingerprint == fingerprint(result, n)
 
@@ -117,6 +117,6 @@ def stamps_of(pictures: Sequence[Path | None]) -> NDArray[np.int64]:
 
 
 def fingerprint(result: SavedResult, n: int) -> str:
-    """SHA-256 over the model and the embeddings of the first n pictures: what `fused`, and so the map, depends on."""
+    """SHA-256 over the model and the embeddings of the first n images: what `fused`, and so the map, depends on."""
     model = [content_hash(path) for path in sorted((result.folder / MODEL_FOLDER).iterdir())]
     return tensors_hash({"embedding": result.embeddings[:n]}, model)

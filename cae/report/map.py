@@ -1,4 +1,4 @@
-"""A flat map of all pictures: what the method sees as alike lies close together."""
+"""A flat map of all images: what the method sees as alike lies close together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cae.kernels import nearest
-from cae.stopwatch import Progress
+from cae.utils.progress import Progress
 
 N_COMPONENTS = 50
 """Principal components that t-SNE gets to see, as in the experiments of its authors (van der Maaten & Hinton 2008)."""
@@ -17,12 +17,12 @@ PERPLEXITY = 30
 N_ITER = (250, 500)
 """Iterations with early exaggeration and after it."""
 N_LANDMARKS = 20_000
-"""Pictures that t-SNE itself arranges. Further ones go to the median of their nearest neighbours among those."""
+"""Images that t-SNE itself arranges. Further ones go to the median of their nearest neighbours among those."""
 N_NEIGHBOURS = 10
 FEWEST = 8
-"""Pictures below which there are no neighbourhoods to keep: the map is the first two principal components."""
+"""Images below which there are no neighbourhoods to keep: the map is the first two principal components."""
 ALIKE = 1e-6
-"""Pictures that differ by less in every coordinate are all the same, and lie in one place."""
+"""Images that differ by less in every coordinate are all the same, and lie in one place."""
 _REPORT_EVERY = 10
 
 
@@ -67,7 +67,7 @@ def lay_out(z: NDArray[np.float32], *, seed: int, progress: Progress | None = No
 
 
 def lay_among(z: NDArray[np.float32], position: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Positions of further pictures on a map that stays: each at the median of its nearest neighbours.
+    """Positions of further images on a map that stays: each at the median of its nearest neighbours.
 
     Args:
         z: (N, D) unit rows, as for `lay_out`.

@@ -1,7 +1,7 @@
 """The report's files.
 
 REPORT/index.html       overview and groups; opens from disk, loads nothing from anywhere else
-REPORT/report_files/    style, scripts, `data.js` with the columns of all pictures, the sheets of thumbnails, and what
+REPORT/report_files/    style, scripts, `data.js` with the columns of all images, the sheets of thumbnails, and what
                         the next drawing can keep (`cae.report.kept`); the page itself does not need the last
 """
 
@@ -22,16 +22,16 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from numpy.typing import NDArray
 
-from cae.compare import Comparison, compare
 from cae.data.listing import left_out_lines
-from cae.files import committing, tidy
-from cae.report.data import Group, columns, describe_groups, fused
-from cae.report.kept import THUMBNAILS, Kept, fingerprint, stamps_of
+from cae.report.data import ClusterSection, columns, describe_groups, fused
+from cae.report.kept import THUMBNAILS, ReportCache, fingerprint, stamps_of
 from cae.report.map import lay_among, lay_out
 from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
-from cae.results import OutputError, ResultError, SavedResult, check_writable
-from cae.stopwatch import Reporter
-from cae.words import counted
+from cae.results.compare import Comparison, compare
+from cae.results.saved import OutputError, ResultError, SavedResult, check_writable
+from cae.utils.files import committing, tidy
+from cae.utils.progress import Reporter
+from cae.utils.words import counted
 
 REPORT_FOLDER = "report"
 """Of a result."""
@@ -53,13 +53,13 @@ def write_report(
     reporter: Reporter,
     *,
     comparison: Comparison | None = None,
-    kept: Kept | None = None,
+    kept: ReportCache | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
     """Write the report of a result.
 
     Args:
-        result: may have lost pictures; they are shown as missing.
+        result: may have lost images; they are shown as missing.
         out: the report's folder, made if need be; an earlier report in it is replaced.
         reporter: hears of progress.
         comparison: of another result with this one; the page says what lies elsewhere there.
@@ -71,9 +71,9 @@ def write_report(
 
     Raises:
         OutputError: `out` cannot be written to, or holds a page of something else.
-        ResultError: the result's model or embeddings are missing or damaged, or it knows of no pictures.
+        ResultError: the result's model or embeddings are missing or damaged, or it knows of no images.
     """
-    if not result.has_pictures:
+    if not result.has_images:
         raise ResultError(
             f"the result in {result.folder} was made from embeddings that name no pictures: there is nothing to show; "
             "a column `path` in a .parquet file of embeddings says where their pictures are"
@@ -90,9 +90,9 @@ def write_report(
         thumbnails, position, stamps = _draw(result, z.numpy(), order, folder, out / _FILES, kept, reporter)
         compared = None if comparison is None else comparison.a
         mark, side = fingerprint(result, len(order)), thumbnail_side(len(order))
-        Kept(mark, side, position, thumbnails, stamps, result.root, compared).save(folder)
+        ReportCache(mark, side, position, thumbnails, stamps, result.root, compared).save(folder)
         size = thumbnails.size
-        if result.root.is_dir():  # else nothing can be said of single pictures, as when a disk is not plugged in
+        if result.root.is_dir():  # else nothing can be said of single images, as when a disk is not plugged in
             size = np.where([[picture is None] for picture in result.pictures], 0, size)
         facts = columns(result, groups, order, comparison) | {
             "place": thumbnails.place[order],
@@ -130,7 +130,7 @@ def write_report(
         (draft / PAGE).write_text(html, encoding="utf-8")
         drawn = {path.relative_to(draft) for path in folder.rglob("*")}
     for path in (out / _FILES).rglob("*"):
-        if path.is_file() and path.relative_to(out) not in drawn:  # of an earlier report, with more pictures
+        if path.is_file() and path.relative_to(out) not in drawn:  # of an earlier report, with more images
             path.unlink()
     return page
 
@@ -141,7 +141,7 @@ def redraw_report(result_folder: Path, reporter: Reporter, *, images: Path | Non
     Args:
         result_folder: of `cae cluster`.
         reporter: hears of progress.
-        images: where the pictures lie now, if they have moved.
+        images: where the images lie now, if they have moved.
 
     Returns:
         The page; None if there is none to draw again.
@@ -153,7 +153,7 @@ def redraw_report(result_folder: Path, reporter: Reporter, *, images: Path | Non
         return None
     out = result_folder / REPORT_FOLDER
     tidy(out)
-    kept, comparison, notes = Kept.load(out / _FILES), None, []
+    kept, comparison, notes = ReportCache.load(out / _FILES), None, []
     if kept is not None and images is None and kept.root.is_dir():
         images = kept.root
     result = SavedResult.load(result_folder, images=images)
@@ -183,7 +183,7 @@ def _draw(
     order: NDArray[np.int64],
     folder: Path,
     before: Path,
-    kept: Kept | None,
+    kept: ReportCache | None,
     reporter: Reporter,
 ) -> tuple[Thumbnails, NDArray[np.float32], NDArray[np.int64]]:
     """Thumbnails into a new folder, the map, (N, 2), and the files' stamps: what is kept, and the rest anew."""
@@ -205,7 +205,7 @@ def _draw(
 
 
 def _roots(root: Path, out: Path) -> list[str]:
-    """URLs of the pictures' folder to try in turn: as far from the report as it is now, and where it is now."""
+    """URLs of the images' folder to try in turn: as far from the report as it is now, and where it is now."""
     absolute = root.absolute()
     urls = [absolute.as_uri() + "/"]
     try:
@@ -216,7 +216,7 @@ def _roots(root: Path, out: Path) -> list[str]:
 
 
 def _links(pictures: Sequence[Path | None], shown: Sequence[str]) -> dict[int, str]:
-    """URLs of the pictures whose place does not follow from the path that is shown: bytes lost, or another root."""
+    """URLs of the images whose place does not follow from the path that is shown: bytes lost, or another root."""
     return {
         number: picture.absolute().as_uri()
         for number, (picture, path) in enumerate(zip(pictures, shown, strict=True))
@@ -261,7 +261,7 @@ def _text(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _render(result: SavedResult, groups: Sequence[Group], **more: Any) -> str:
+def _render(result: SavedResult, groups: Sequence[ClusterSection], **more: Any) -> str:
     """The page; `more` is what its template shows besides, under these names."""
     environment = Environment(
         loader=PackageLoader("cae.report"),

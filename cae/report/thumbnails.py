@@ -1,4 +1,4 @@
-"""Thumbnails of all pictures, many to a file: 100,000 pictures are some 1,500 sheets."""
+"""Thumbnails of all images, many to a file: 100,000 images are some 1,500 sheets."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cae.data import ImageError, read_image
-from cae.data.pictures import PAPER_WHITE
-from cae.stopwatch import Progress
+from cae.data.images import PAPER_WHITE
+from cae.utils.progress import Progress
 
 COLUMNS = 8
 PER_SHEET = COLUMNS * COLUMNS
@@ -24,9 +24,9 @@ _METHOD = 2
 """Of WebP: three times as fast as the default, 4, for files about 5% larger."""
 
 
-def thumbnail_side(n_pictures: int) -> int:
+def thumbnail_side(n_images: int) -> int:
     """Pixels of the longer side, chosen so that the report of any folder stays a size that can be sent on."""
-    return 192 if n_pictures <= 2_000 else 128 if n_pictures <= 20_000 else 80
+    return 192 if n_images <= 2_000 else 128 if n_images <= 20_000 else 80
 
 
 def sheet_name(sheet: int) -> str:
@@ -35,13 +35,13 @@ def sheet_name(sheet: int) -> str:
 
 
 class Thumbnails(NamedTuple):
-    """Where the thumbnails of N pictures lie on S sheets, and how large they are.
+    """Where the thumbnails of N images lie on S sheets, and how large they are.
 
     Thumbnails fill a sheet row by row, in the upper left corner of cells of equal size, the largest of the sheet.
 
     Attributes:
-        place: (N,) int32, number of the sheet times `PER_SHEET` and number of the cell; -1 for a picture that had gone.
-        size: (N, 2) uint8 width and height; 0 for a picture that had gone or could not be read.
+        place: (N,) int32, number of the sheet times `PER_SHEET` and number of the cell; -1 for an image that had gone.
+        size: (N, 2) uint8 width and height; 0 for an image that had gone or could not be read.
         sheets: (S, 2) uint8 pixels of a cell, and how many of the cells are taken.
     """
 
@@ -51,11 +51,11 @@ class Thumbnails(NamedTuple):
 
     @classmethod
     def none(cls, n: int) -> Self:
-        """No thumbnail yet of n pictures."""
+        """No thumbnail yet of n images."""
         return cls(np.full(n, -1, np.int32), np.zeros((n, 2), np.uint8), np.zeros((0, 2), np.uint8))
 
     def padded(self, n: int) -> Self:
-        """The same, with none yet of the pictures that have come since, n in all."""
+        """The same, with none yet of the images that have come since, n in all."""
         new = self.none(n - len(self.place))
         return self._replace(place=np.concatenate([self.place, new.place]), size=np.concatenate([self.size, new.size]))
 
@@ -68,15 +68,15 @@ def write_sheets(
     side: int,
     progress: Callable[[], Progress] | None = None,
 ) -> Thumbnails:
-    """Write the thumbnails that are not there yet, `PER_SHEET` to a file. Pictures are never enlarged.
+    """Write the thumbnails that are not there yet, `PER_SHEET` to a file. Images are never enlarged.
 
     Args:
-        pictures: N files; None for one that is missing.
+        images: N files; None for one that is missing.
         order: in which thumbnails go on the sheets: what is looked at together should lie together.
         folder: an existing folder, with the sheets that are there.
-        there: of the same N pictures.
+        there: of the same N images.
         side: pixels of the longer side, at most.
-        progress: called if there is work; returns what hears of (done, total) pictures.
+        progress: called if there is work; returns what hears of (done, total) images.
 
     Returns:
         The thumbnails that are there now.

@@ -1,4 +1,4 @@
-"""Two results side by side: how far they agree on the pictures that both have, and what lies elsewhere in the other."""
+"""Two results side by side: how far they agree on the images that both have, and what lies elsewhere in the other."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cae.results import SavedResult
-from cae.scores import ari_of_counts, cluster_to_class, count_matrix, nmi_of_counts
+from cae.metrics.functional import ari_from_contingency, cluster_to_class, contingency_matrix, nmi_from_contingency
+from cae.results.saved import SavedResult
 
 
 @dataclass(frozen=True)
-class Group:
-    """A cluster, as far as both results have its pictures.
+class ComparedCluster:
+    """A cluster, as far as both results have its images.
 
     Attributes:
         id: in its result.
         name: in its result.
-        size: its pictures that both results have.
+        size: its images that both results have.
     """
 
     id: int
@@ -35,17 +35,17 @@ class Pair:
     Attributes:
         a: of the first result.
         b: of the second result.
-        shared: pictures in both.
+        shared: images in both.
     """
 
-    a: Group | None
-    b: Group | None
+    a: ComparedCluster | None
+    b: ComparedCluster | None
     shared: int
 
 
 @dataclass(frozen=True)
-class Move:
-    """Pictures that left their cluster: in the second result they are not in the match of where they were.
+class Migration:
+    """Images that left their cluster: in the second result they are not in the match of where they were.
 
     Attributes:
         a: where they are in the first result.
@@ -54,8 +54,8 @@ class Move:
         paths: as the second result has them.
     """
 
-    a: Group
-    b: Group
+    a: ComparedCluster
+    b: ComparedCluster
     rows: list[int]
     paths: list[str]
 
@@ -72,12 +72,12 @@ class Comparison:
     Attributes:
         a: folder of the first result.
         b: folder of the second.
-        pictures: how many both results have.
+        images: how many both results have.
         only_a: how many only the first has.
         only_b: how many only the second has.
         ari: adjusted Rand index in percent.
         nmi: normalised mutual information in percent.
-        pairs: every cluster once, matched one to one so that they share as many pictures as possible; the largest
+        pairs: every cluster once, matched one to one so that they share as many images as possible; the largest
             first, clusters without a match last.
         moves: from cluster to cluster, the largest first.
     """
@@ -90,33 +90,33 @@ class Comparison:
     ari: float
     nmi: float
     pairs: list[Pair]
-    moves: list[Move]
+    moves: list[Migration]
 
     @property
     def moved(self) -> int:
-        """How many pictures moved."""
+        """How many images moved."""
         return sum(move.size for move in self.moves)
 
 
 def compare(a: SavedResult, b: SavedResult) -> Comparison:
     """Compare two results as their edits show them.
 
-    Pictures are matched by the hash of their bytes, and those that are left by their path.
+    Images are matched by the hash of their bytes, and those that are left by their path.
 
     Args:
         a: the first result.
         b: the second; moves go from the first to the second.
 
     Raises:
-        ValueError: no picture is in both.
+        ValueError: no image is in both.
     """
     a, b = a.edited, b.edited
-    rows_a, rows_b = _same_pictures(a, b)
+    rows_a, rows_b = _same_images(a, b)
     if not len(rows_a):
         raise ValueError(f"{a.folder} and {b.folder} have no picture in common; compare results of the same pictures")
     groups_a, labels_a = _groups(a, rows_a)
     groups_b, labels_b = _groups(b, rows_b)
-    counts = count_matrix(torch.from_numpy(labels_a), torch.from_numpy(labels_b)).numpy()
+    counts = contingency_matrix(torch.from_numpy(labels_a), torch.from_numpy(labels_b)).numpy()
     match = {i: j for i, j in cluster_to_class(counts).items() if counts[i, j]}
     pairs = [Pair(groups_a[i], groups_b[j], int(counts[i, j])) for i, j in match.items()]
     pairs.sort(key=lambda pair: -pair.shared)
@@ -127,7 +127,7 @@ def compare(a: SavedResult, b: SavedResult) -> Comparison:
     cells = counts.nonzero()
     in_order = rows_b[np.lexsort((rows_b, labels_b, labels_a))]
     moves = [
-        Move(groups_a[i], groups_b[j], rows.tolist(), paths[rows].tolist())
+        Migration(groups_a[i], groups_b[j], rows.tolist(), paths[rows].tolist())
         for i, j, rows in zip(*cells, np.split(in_order, counts[cells].cumsum()[:-1]), strict=True)
         if match.get(i) != j
     ]
@@ -137,15 +137,15 @@ def compare(a: SavedResult, b: SavedResult) -> Comparison:
         pictures=len(rows_a),
         only_a=len(a.assignments) - len(rows_a),
         only_b=len(b.assignments) - len(rows_b),
-        ari=100 * ari_of_counts(counts),
-        nmi=100 * nmi_of_counts(counts),
+        ari=100 * ari_from_contingency(counts),
+        nmi=100 * nmi_from_contingency(counts),
         pairs=pairs,
         moves=sorted(moves, key=lambda move: -move.size),
     )
 
 
-def _same_pictures(a: SavedResult, b: SavedResult) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of each result that show the same picture, one to one: by content, then by path."""
+def _same_images(a: SavedResult, b: SavedResult) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of each result that show the same image, one to one: by content, then by path."""
     free_a, free_b = list(range(len(a.assignments))), list(range(len(b.assignments)))
     pairs: list[tuple[int, int]] = []
     for column in ("sha256", "path"):
@@ -164,11 +164,11 @@ def _same_pictures(a: SavedResult, b: SavedResult) -> tuple[np.ndarray, np.ndarr
     return rows[:, 0], rows[:, 1]
 
 
-def _groups(result: SavedResult, rows: np.ndarray) -> tuple[list[Group], np.ndarray]:
+def _groups(result: SavedResult, rows: np.ndarray) -> tuple[list[ComparedCluster], np.ndarray]:
     """The clusters that some rows are in, and the position of each row's cluster among them, (B,) int64."""
     ids, labels, sizes = np.unique(
         result.assignments["cluster"].to_numpy()[rows], return_inverse=True, return_counts=True
     )
     names = {record["id"]: record["name"] for record in result.clusters}
-    groups = [Group(id, names[id], size) for id, size in zip(ids.tolist(), sizes.tolist(), strict=True)]
+    groups = [ComparedCluster(id, names[id], size) for id, size in zip(ids.tolist(), sizes.tolist(), strict=True)]
     return groups, labels

@@ -55,15 +55,15 @@ import pyarrow as pa
 import torch
 from torch.nn.functional import normalize
 
-from cae.checksums import load_json
-from cae.clustering import kmeans
-from cae.files import write_json
 from cae.kernels import nearest
-from cae.naming import N_REPRESENTATIVES, TEXTS_PER_CLUSTER, assign_names, typicality
-from cae.words import counted
+from cae.method.kmeans import kmeans
+from cae.method.naming import N_REPRESENTATIVES, TEXTS_PER_CLUSTER, assign_names, typicality
+from cae.utils.checksums import load_json
+from cae.utils.files import write_json
+from cae.utils.words import counted
 
 if TYPE_CHECKING:  # which offers the edited view, and so imports this module
-    from cae.results import SavedResult
+    from cae.results.saved import SavedResult
 
 FORMAT_VERSION = 1
 EDITS_FILE = "edits.json"
@@ -201,7 +201,7 @@ Edit = Rename | Merge | Split | Pin | Move
 _KINDS: dict[str, type[Edit]] = {"rename": Rename, "merge": Merge, "split": Split, "pin": Pin, "move": Move}
 
 
-class Edited(NamedTuple):
+class EditedResult(NamedTuple):
     """A result as its edits show it.
 
     Attributes:
@@ -215,7 +215,7 @@ class Edited(NamedTuple):
     unmatched: list[str]
 
 
-def apply_edits(result: SavedResult, edits: Iterable[Edit]) -> Edited:
+def apply_edits(result: SavedResult, edits: Iterable[Edit]) -> EditedResult:
     """Apply edits in order; see the module for what each means.
 
     Args:
@@ -228,7 +228,7 @@ def apply_edits(result: SavedResult, edits: Iterable[Edit]) -> Edited:
             edit.apply(view)
         except _UnmatchedError as reason:
             unmatched.append(f"{edit}: {reason}")
-    return Edited(view.assignments(), view.records(), unmatched)
+    return EditedResult(view.assignments(), view.records(), unmatched)
 
 
 def load_edits(folder: Path) -> tuple[Edit, ...]:
@@ -323,7 +323,7 @@ def find_cluster(result: SavedResult, text: str) -> int:
     raise EditError(f"no cluster is called {text!r}; {hint}")
 
 
-def find_pictures(result: SavedResult, paths: Sequence[str]) -> tuple[str, ...]:
+def find_images(result: SavedResult, paths: Sequence[str]) -> tuple[str, ...]:
     """The hashes of pictures named by their path, in the result or on disk.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A folder of pictures, or a file of their embeddings, from disk to what is known of each of them."""
+"""A folder of images, or a file of their embeddings, from disk to what is known of each of them."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from cae.checksums import content_hashes
 from cae.data import ImageError, ImageFolderData, list_folder, read_image
+from cae.data.images import shown_path
 from cae.data.listing import check_not_empty
-from cae.data.pictures import shown_path
 from cae.data.vector_files import Vectors, holds_vectors, read_vectors
-from cae.embedder import embed_pictures
 from cae.encoders.deferred import maker
-from cae.module import CAE, check_encoder
-from cae.naming import N_REPRESENTATIVES
-from cae.pipeline import Prediction, top_texts
-from cae.scores import clustering_scores
-from cae.state import FittedCAE
-from cae.stopwatch import Reporter, stage, watching
-from cae.words import counted
+from cae.method.fitted import FittedCAE
+from cae.method.naming import N_REPRESENTATIVES
+from cae.method.pipeline import Prediction, top_texts
+from cae.metrics.functional import clustering_scores
+from cae.models.cae import CAE, check_encoder
+from cae.models.embedder import embed_images
+from cae.utils.checksums import content_hashes
+from cae.utils.progress import Reporter, listen_to_progress, stage
+from cae.utils.words import counted
 
 N_TOP_NOUNS = 3
 
 
 @dataclass(frozen=True)
 class FolderResult:
-    """The pictures of a folder with what was found out about them.
+    """The images of a folder with what was found out about them.
 
     Attributes:
         root: the folder.
-        paths: N pictures that could be read, below `root`.
+        paths: N images that could be read, below `root`.
         embeddings: (N, D) float32 unit rows on the CPU.
-        prediction: of the same N pictures, on the CPU.
+        prediction: of the same N images, on the CPU.
         fitted: the state behind it, on the CPU.
-        sha256: of the files' bytes, by which a picture is known wherever it goes (`cae.checksums.content_hash`).
-        skipped: what looks like a picture but could not be used, with the reason.
+        sha256: of the files' bytes, by which an image is known wherever it goes (`cae.utils.checksums.content_hash`).
+        skipped: what looks like an image but could not be used, with the reason.
     """
 
     root: Path
@@ -61,7 +61,7 @@ class FolderResult:
 
     @property
     def names(self) -> list[str]:
-        """What the assignments call each picture: its path below the root."""
+        """What the assignments call each image: its path below the root."""
         return [self.relative(path) for path in self.paths]
 
     @property
@@ -75,9 +75,9 @@ class FolderResult:
         return {}
 
     def folder_labels(self) -> tuple[list[str], Tensor] | None:
-        """The top sub-folder of each picture as its class: (names, (N,) int64).
+        """The top sub-folder of each image as its class: (names, (N,) int64).
 
-        None unless every picture lies in a sub-folder and there are at least two of them.
+        None unless every image lies in a sub-folder and there are at least two of them.
         """
         tops = [path.relative_to(self.root).parts for path in self.paths]
         names = sorted({parts[0] for parts in tops})
@@ -98,7 +98,7 @@ class FolderResult:
         return {modality: present.get(modality, absent) for modality in ("image", "noun", "caption")}
 
     def assignments(self) -> pa.Table:
-        """A row a picture: its path, where it goes and how surely, weights of Eq. 16, its own top texts, its hash."""
+        """A row an image: its path, where it goes and how surely, weights of Eq. 16, its own top texts, its hash."""
         fitted, prediction = self.fitted, self.prediction
         columns: dict[str, Any] = {
             "path": self.names,
@@ -123,7 +123,7 @@ class FolderResult:
         return [[selected.texts[j] for j in row] for row in rows]
 
     def clusters(self) -> list[dict[str, Any]]:
-        """A record a cluster, with the pictures nearest to its centroid and its size in this folder."""
+        """A record a cluster, with the images nearest to its centroid and its size in this folder."""
         records, names = [], self.names
         for cluster in self.fitted.clusters:
             members = (self.prediction.cluster == cluster.id).nonzero().squeeze(1)
@@ -143,7 +143,7 @@ class FolderResult:
 class EmbeddingsResult(FolderResult):
     """The rows of a file of embeddings with what was found out about them.
 
-    Without a column of paths there are no pictures: `paths` is empty, and a row is called by its number.
+    Without a column of paths there are no images: `paths` is empty, and a row is called by its number.
 
     Attributes:
         vectors: what the file holds.
@@ -163,7 +163,7 @@ class EmbeddingsResult(FolderResult):
 
     @property
     def source(self) -> dict[str, Any]:
-        """The files, and whether the rows of the result are pictures or mere embeddings."""
+        """The files, and whether the rows of the result are images or mere embeddings."""
         files = [os.fspath(Path(name).absolute()) for name, _ in self.vectors.parts]
         return {"embeddings": files, "rows_are": "pictures" if self.paths else "embeddings"}
 
@@ -178,7 +178,7 @@ class EmbeddingsResult(FolderResult):
 def run_source(
     module: CAE, source: Path, *, device: torch.device, batch_size: int, workers: int, reporter: Reporter
 ) -> FolderResult:
-    """`run_embeddings` on a file of embeddings or a folder of clip-retrieval, `run_folder` on a folder of pictures."""
+    """`run_embeddings` on a file of embeddings or a folder of clip-retrieval, `run_folder` on a folder of images."""
     if holds_vectors(source, "images"):
         return run_embeddings(module, source, device=device, reporter=reporter)
     return run_folder(module, source, device=device, batch_size=batch_size, workers=workers, reporter=reporter)
@@ -212,7 +212,7 @@ def run_embeddings(module: CAE, source: Path, *, device: torch.device, reporter:
         )
     _load_texts(module, reporter)
     prediction = _place(module, x, device, reporter)
-    root = _root_of_pictures(source, vectors.paths)
+    root = _root_of_images(source, vectors.paths)
     if vectors.paths is not None:
         vectors = replace(vectors, paths=[_without_steps_up(path, root) for path in vectors.paths])
     paths = [root / path for path in vectors.paths or ()]
@@ -223,15 +223,15 @@ def run_embeddings(module: CAE, source: Path, *, device: torch.device, reporter:
         embeddings=x,
         prediction=prediction,
         fitted=module.fitted.to("cpu"),
-        # A row without a picture is known by its numbers.
+        # A row without an image is known by its numbers.
         sha256=content_hashes(paths, reporter("hashes")) if paths else [_row_hash(row) for row in x],
         skipped={},
         vectors=vectors,
     )
 
 
-def _root_of_pictures(source: Path, paths: Sequence[str] | None) -> Path:
-    """The folder that relative paths start from: the file's, or the current one if only that has the first picture."""
+def _root_of_images(source: Path, paths: Sequence[str] | None) -> Path:
+    """The folder that relative paths start from: the file's, or the current one if only that has the first image."""
     beside = source if source.is_dir() else source.parent
     first = next(iter(paths or ()), "")
     return next((place for place in (beside, Path.cwd()) if first and (place / first).is_file()), beside)
@@ -264,20 +264,20 @@ def run_folder(
     reporter: Reporter,
     paths: Sequence[Path] | None = None,
 ) -> FolderResult:
-    """Predict on a folder, fitting the module first if it is fresh. Texts come before pictures: they fail sooner.
+    """Predict on a folder, fitting the module first if it is fresh. Texts come before images: they fail sooner.
 
     Args:
         module: with `return_embeddings=True`.
         root: the folder.
         device: where to encode.
-        batch_size: pictures encoded at once.
-        workers: processes that read pictures.
+        batch_size: images encoded at once.
+        workers: processes that read images.
         reporter: hears of progress.
-        paths: take only these pictures of the folder.
+        paths: take only these images of the folder.
 
     Raises:
-        ImageError: no such folder, or no picture in it.
-        ValueError: fewer pictures than clusters.
+        ImageError: no such folder, or no image in it.
+        ValueError: fewer images than clusters.
         EncoderError, TextError, ModelError: as the module raises them.
     """
     left_out: dict[Path, str] = {}
@@ -292,7 +292,7 @@ def run_folder(
     data = ImageFolderData(root, batch_size=batch_size, num_workers=workers, paths=paths)
     report = reporter("pictures")
     report(0, len(data.paths))
-    x, index = embed_pictures(data, module.encoder, device=device, progress=report)
+    x, index = embed_images(data, module.encoder, device=device, progress=report)
     if module.fitted is not None:
         check_encoder(module.fitted, module.encoder)
     prediction = _place(module, x, device, reporter)
@@ -323,7 +323,7 @@ def _place(module: CAE, x: Tensor, device: torch.device, reporter: Reporter) -> 
     on_device = x.to(device)
     if module.fitted is None:
         grouping = reporter("grouping")
-        with watching(lambda name, share, note: grouping(share, 1, f"{name} {note}".strip())):
+        with listen_to_progress(lambda name, share, note: grouping(share, 1, f"{name} {note}".strip())):
             prediction = module.fit_embeddings(on_device)
         grouping(1, 1)
     else:

@@ -1,13 +1,13 @@
 """A result on disk: what `cae cluster` writes, and `SavedResult`, which reads it back.
 
-OUT/assignments.parquet, .csv   a row a picture
+OUT/assignments.parquet, .csv   a row an image
 OUT/embeddings.safetensors      `embedding` (N, D) float16 unit rows, in the order of the assignments
 OUT/clusters.json               a record a cluster, under `clusters`
-OUT/model/                      the fitted state (`cae.state`), for `cae predict`
+OUT/model/                      the fitted state (`cae.method.fitted`), for `cae predict`
 OUT/run.json                    format version, settings, provenance, scores, what was skipped, checksums of all files
-OUT/edits.json                  what people changed by hand since, if they did (`cae.edits`)
+OUT/edits.json                  what people changed by hand since, if they did (`cae.results.edits`)
 
-The pictures themselves stay where they are. A result knows each by its path below the folder it was found in, and by
+The images themselves stay where they are. A result knows each by its path below the folder it was found in, and by
 the SHA-256 of its bytes.
 """
 
@@ -31,15 +31,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cae.checksums import check_kinds, content_hash, content_hashes, is_version, json_hash, load_json
-from cae.data.listing import list_folder, looks_like_picture
-from cae.data.pictures import shown_path
-from cae.edits import Edit, Edited, apply_edits, load_edits
-from cae.files import committing, dump_json, holding, tidy
-from cae.state import FittedCAE, ModelError
+from cae.data.images import shown_path
+from cae.data.listing import list_folder, looks_like_image
+from cae.method.fitted import FittedCAE, ModelError
+from cae.results.edits import Edit, EditedResult, apply_edits, load_edits
+from cae.utils.checksums import check_kinds, content_hash, content_hashes, is_version, json_hash, load_json
+from cae.utils.files import committing, dump_json, holding, tidy
 
 if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
-    from cae.folder import FolderResult
+    from cae.results.folder import FolderResult
 
 logger = logging.getLogger("cae")
 
@@ -111,7 +111,7 @@ def _write_assignments(table: pa.Table, out: Path) -> None:
 
 
 def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
-    """Write all files of a clustering run; they take their places together (`cae.files.committing`).
+    """Write all files of a clustering run; they take their places together (`cae.utils.files.committing`).
 
     Args:
         result: what was found.
@@ -140,7 +140,7 @@ def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
 
 
 def _from_here(root: Path, out: Path) -> dict[str, str]:
-    """Where the pictures lie as seen from the result, so that both may move together."""
+    """Where the images lie as seen from the result, so that both may move together."""
     try:
         return {"root_from_here": os.path.relpath(root, out)}
     except ValueError:  # on another drive of Windows
@@ -176,15 +176,15 @@ def _checksums(folder: Path, names: Sequence[str], run: Mapping[str, Any]) -> di
 class SavedResult:
     """A result folder, read back.
 
-    Pictures may have gone since: `pictures` has None in the place of each that is missing, so that a table or a page
-    can still show the rest. If the folder of pictures has moved as a whole, `load` looks for it where it lay before as
+    Images may have gone since: `pictures` has None in the place of each that is missing, so that a table or a page
+    can still show the rest. If the folder of images has moved as a whole, `load` looks for it where it lay before as
     seen from the result, and takes any other place as `images`. Whether a file holds something else by now is told by
     `changed`, which has to read them all.
 
     Attributes:
         folder: the result folder.
-        root: the folder of the pictures; it need not exist any more.
-        assignments: N rows, see `FolderResult.assignments`. `path` is below `root`, or absolute for pictures that
+        root: the folder of the images; it need not exist any more.
+        assignments: N rows, see `FolderResult.assignments`. `path` is below `root`, or absolute for images that
             `cae update` added from elsewhere.
         clusters: a record a cluster: `id`, `name`, `gloss`, `size`, `nouns`, `captions`, `representatives` (paths as
             in the assignments). Look clusters up by `id`.
@@ -206,7 +206,7 @@ class SavedResult:
 
         Args:
             folder: the result folder.
-            images: where the pictures lie now, if they have moved.
+            images: where the images lie now, if they have moved.
 
         Raises:
             ResultError: no result, or one that is incomplete, damaged, or from another version.
@@ -243,17 +243,17 @@ class SavedResult:
         return replace(self, assignments=view.assignments, clusters=view.clusters, edits=(), _unedited=self)
 
     @property
-    def has_pictures(self) -> bool:
-        """Whether anything is known of pictures: False for a result of embeddings without paths."""
+    def has_images(self) -> bool:
+        """Whether anything is known of images: False for a result of embeddings without paths."""
         return self.run.get("rows_are") != "embeddings"
 
     @property
     def unmatched_edits(self) -> list[str]:
-        """A line for each edit that `edited` leaves out because its pictures are gone or scattered."""
+        """A line for each edit that `edited` leaves out because its images are gone or scattered."""
         return self._edited.unmatched if self.edits else []
 
     @cached_property
-    def _edited(self) -> Edited:
+    def _edited(self) -> EditedResult:
         return apply_edits(self, self.edits)
 
     @cached_property
@@ -294,9 +294,9 @@ class SavedResult:
 
     @cached_property
     def pictures(self) -> list[Path | None]:
-        """Where each of the N pictures lies now; None where there is no file any more.
+        """Where each of the N images lies now; None where there is no file any more.
 
-        A result may come from anybody, and name any file. Only what is called like a picture counts, or begins like
+        A result may come from anybody, and name any file. Only what is called like an image counts, or begins like
         one, and no path leads up, so that no other file is exported or linked.
         """
         paths = self.assignments["path"].to_pylist()
@@ -306,12 +306,12 @@ class SavedResult:
         undecodable = {shown_path(path, self.root): path for path in listed}
         places = (undecodable.get(path, self.root / path) for path in paths)
         return [
-            place if _is_below(path) and _there(place.is_file) and looks_like_picture(place) else None
+            place if _is_below(path) and _there(place.is_file) and looks_like_image(place) else None
             for path, place in zip(paths, places, strict=True)
         ]
 
     def present(self) -> list[tuple[dict[str, Any], Path]]:
-        """The rows whose picture is still there, as dicts, with its place."""
+        """The rows whose image is still there, as dicts, with its place."""
         rows = zip(self.assignments.to_pylist(), self.pictures, strict=True)
         return [(row, place) for row, place in rows if place is not None]
 
@@ -416,7 +416,7 @@ def _warn_of_changes(folder: Path, run: dict[str, Any]) -> None:
 
 
 def _find_root(folder: Path, run: dict[str, Any], images: str | os.PathLike[str] | None) -> Path:
-    """The folder of the pictures: as told, as recorded, or as far from the result as it was."""
+    """The folder of the images: as told, as recorded, or as far from the result as it was."""
     if images is not None:
         if not _there(Path(images).is_dir):
             raise ResultError(f"no such folder of pictures: {images}")
@@ -440,7 +440,7 @@ def _require(folder: Path, name: str) -> None:
         return
     if (folder / _RUN).is_file():
         raise ResultError(f"{folder} is incomplete: {name} is missing; run `cae cluster` with --out {folder}")
-    # No hint at --out {folder}: it may be the folder of the pictures.
+    # No hint at --out {folder}: it may be the folder of the images.
     raise ResultError(
         f"{folder} is no result of `cae cluster`: {name} is missing; give a folder that it wrote, as cae-result"
     )

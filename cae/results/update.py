@@ -1,18 +1,18 @@
-"""New pictures for an existing result, by the model it holds; nothing that was assigned changes.
+"""New images for an existing result, by the model it holds; nothing that was assigned changes.
 
-A picture *fits no cluster*, and is an outlier, when it is less like its nearest fitted pictures than nearly every
-fitted picture is like its own: when the mean cosine of its image embedding to its `NEIGHBOURS` nearest is below the
+An image *fits no cluster*, and is an outlier, when it is less like its nearest fitted images than nearly every
+fitted image is like its own: when the mean cosine of its image embedding to its `NEIGHBOURS` nearest is below the
 lowest `OUTLIER_QUANTILE` of the fitted ones' (Sun et al. 2022, arXiv 2204.06507, with the mean of k neighbours in place
-of the k-th). That share is to be expected of pictures like those of the fit. Similarity to the fused centroid would not
-do: whatever a picture shows, its counterparts are made of the texts that the fit selected. Measured with the `lite`
-encoder on a fit of 450 photographs of scenes: of 450 more, 2% are outliers (by the centroid 2%); of 100 pictures of
+of the k-th). That share is to be expected of images like those of the fit. Similarity to the fused centroid would not
+do: whatever an image shows, its counterparts are made of the texts that the fit selected. Measured with the `lite`
+encoder on a fit of 450 photographs of scenes: of 450 more, 2% are outliers (by the centroid 2%); of 100 images of
 CIFAR-10, 51% (1%); of the demo's 300 drawings, 100% (4%).
 
-*A refit is due* when more than `MOST_OUTLIERS` of the pictures added since the fit are outliers, so that what comes in
-is no longer what was clustered, or when those added, with those whose files have changed, are more than `MOST_NEW` of
+*A refit is due* when more than `MAX_OUTLIER_SHARE` of the images added since the fit are outliers, so that what comes in
+is no longer what was clustered, or when those added, with those whose files have changed, are more than `MAX_NEW_SHARE` of
 the fitted ones, so that they would shape the clusters.
 
-Pictures are known by the hash of their bytes: one that is already in the result, under whatever name, is not added
+Images are known by the hash of their bytes: one that is already in the result, under whatever name, is not added
 again, and one that has changed under its old name keeps its row and is reported.
 """
 
@@ -30,38 +30,38 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cae.checksums import content_hashes
+from cae.data.images import shown_path
 from cae.data.listing import check_not_empty, list_folder
-from cae.data.pictures import shown_path
-from cae.files import committing
 from cae.kernels import nearest
-from cae.results import SavedResult, write_tables
-from cae.stopwatch import Progress
+from cae.results.saved import SavedResult, write_tables
+from cae.utils.checksums import content_hashes
+from cae.utils.files import committing
+from cae.utils.progress import Progress
 
 if TYPE_CHECKING:  # brings Lightning
-    from cae.folder import FolderResult
+    from cae.results.folder import FolderResult
 
 OUTLIER_QUANTILE = 0.01
 NEIGHBOURS = 5
 REFERENCE = 5000
-"""Fitted pictures, drawn at random, on which the quantile is taken."""
-MOST_OUTLIERS = 0.1
-MOST_NEW = 0.5
-ENOUGH = 10
-"""Added pictures from which on a share of outliers says something."""
+"""Fitted images, drawn at random, on which the quantile is taken."""
+MAX_OUTLIER_SHARE = 0.1
+MAX_NEW_SHARE = 0.5
+MIN_ADDED = 10
+"""Added images from which on a share of outliers says something."""
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
-class News:
+class FolderDiff:
     """What a folder has that a result has not.
 
     Attributes:
-        paths: pictures with new content.
+        paths: images with new content.
         known: how many have content that is already in the result, or in another of `paths`.
-        changed: paths, as in the assignments, of pictures that hold other bytes than those that were clustered.
-        left_out: what looks like a picture but cannot be used, with the reason.
+        changed: paths, as in the assignments, of images that hold other bytes than those that were clustered.
+        left_out: what looks like an image but cannot be used, with the reason.
     """
 
     paths: list[Path]
@@ -70,16 +70,16 @@ class News:
     left_out: dict[Path, str]
 
 
-def find_news(result: SavedResult, folder: Path, progress: Progress | None = None) -> News:
+def diff_folder(result: SavedResult, folder: Path, progress: Progress | None = None) -> FolderDiff:
     """Compare a folder with a result, by content.
 
     Args:
         result: an existing result.
-        folder: pictures, old and new; the result's own folder or another.
+        folder: images, old and new; the result's own folder or another.
         progress: called with (done, total) files.
 
     Raises:
-        ImageError: no such folder, or no picture in it.
+        ImageError: no such folder, or no image in it.
     """
     listing = list_folder(folder)
     check_not_empty(folder, listing)
@@ -97,22 +97,22 @@ def find_news(result: SavedResult, folder: Path, progress: Progress | None = Non
         elif sha256 is None or sha256 not in seen:  # what cannot be read is told when it is encoded
             new.append(path)
             seen.add(sha256)
-    return News(new, len(paths) - len(new) - len(changed), changed, listing.left_out)
+    return FolderDiff(new, len(paths) - len(new) - len(changed), changed, listing.left_out)
 
 
-def add_pictures(result: SavedResult, found: FolderResult) -> None:
-    """Append the predictions for new pictures to a result, on disk.
+def add_images(result: SavedResult, found: FolderResult) -> None:
+    """Append the predictions for new images to a result, on disk.
 
     The rows that were there stay as they are; all rows get a column `outlier`, false for the fitted ones.
 
     Args:
         result: as the fit and earlier updates left it, without edits applied.
-        found: predictions by the result's own model for pictures that are not in it.
+        found: predictions by the result's own model for images that are not in it.
     """
     assignments, n_fitted = result.assignments, result.fitted.n_images
     if "outlier" not in assignments.column_names:
         assignments = assignments.append_column("outlier", pa.array(np.zeros(len(assignments), dtype=bool)))
-    outlier = fits_no_cluster(found.embeddings, result.embeddings[:n_fitted])
+    outlier = is_outlier(found.embeddings, result.embeddings[:n_fitted])
     new = found.assignments().append_column("outlier", pa.array(outlier))
     new = new.set_column(0, "path", pa.array([_place_in(result, path) for path in found.paths], pa.string()))
     table = pa.concat_tables([assignments, new.select(assignments.column_names).cast(assignments.schema)])
@@ -135,12 +135,12 @@ def add_pictures(result: SavedResult, found: FolderResult) -> None:
         )
 
 
-def fits_no_cluster(x: Tensor, fitted: Tensor) -> Flags:
-    """Which pictures are outliers.
+def is_outlier(x: Tensor, fitted: Tensor) -> Flags:
+    """Which images are outliers.
 
     Args:
         x: (B, D) float image embeddings, unit rows.
-        fitted: (N, D) of the fitted pictures, N at least 2.
+        fitted: (N, D) of the fitted images, N at least 2.
 
     Returns:
         (B,) booleans.
@@ -150,36 +150,36 @@ def fits_no_cluster(x: Tensor, fitted: Tensor) -> Flags:
     fitted = normalize(fitted.float(), dim=1)
     k = min(NEIGHBOURS, len(fitted) - 1)
     drawn = torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))[:REFERENCE]
-    # The nearest of a fitted picture is itself.
+    # The nearest of a fitted image is itself.
     usual = nearest(fitted[drawn], fitted, k=k + 1).similarity.reshape(-1, k + 1)[:, 1:].mean(dim=1)
     similarity = nearest(x, fitted, k=k).similarity.reshape(-1, k).mean(dim=1)
     return (similarity < float(np.quantile(usual.numpy(), OUTLIER_QUANTILE))).numpy()
 
 
 def outliers(result: SavedResult) -> Flags:
-    """Which pictures of a result fit no cluster, (N,) booleans; none of those that were fitted on."""
+    """Which images of a result fit no cluster, (N,) booleans; none of those that were fitted on."""
     if "outlier" not in result.assignments.column_names:
         return np.zeros(len(result.assignments), dtype=bool)
     return result.assignments["outlier"].to_numpy()
 
 
-def why_refit(result: SavedResult, n_changed: int) -> list[str]:
+def refit_reasons(result: SavedResult, n_changed: int) -> list[str]:
     """Reasons to cluster again, none if there are none.
 
     Args:
         result: after its updates.
-        n_changed: how many of its pictures hold other bytes than those that were clustered.
+        n_changed: how many of its images hold other bytes than those that were clustered.
     """
     reasons, n_fitted = [], result.fitted.n_images
     outlier = outliers(result)[n_fitted:]
-    if len(outlier) >= ENOUGH and outlier.mean() > MOST_OUTLIERS:
+    if len(outlier) >= MIN_ADDED and outlier.mean() > MAX_OUTLIER_SHARE:
         reasons.append(f"{outlier.mean():.0%} of the pictures added since the fit fit no cluster")
-    if len(outlier) + n_changed > MOST_NEW * n_fitted:
+    if len(outlier) + n_changed > MAX_NEW_SHARE * n_fitted:
         reasons.append(f"{len(outlier) + n_changed:,} pictures are new or changed, to {n_fitted:,} fitted ones")
     return reasons
 
 
 def _place_in(result: SavedResult, path: Path) -> str:
-    """A path as the assignments have it: below the folder of the result's pictures, or absolute."""
+    """A path as the assignments have it: below the folder of the result's images, or absolute."""
     path, root = Path(os.path.abspath(path)), Path(os.path.abspath(result.root))  # noqa: PTH100 (keeps links as they are)
     return shown_path(path, root if path.is_relative_to(root) else None)

@@ -22,13 +22,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cae.cache import cache_dir
-from cae.checksums import content_hash, json_hash, load_json, load_tensors, save_tensors
 from cae.encoders import Encoder
 from cae.encoders.deferred import NO_ENCODER
-from cae.files import committing, dump_json, holding, replacing, tidy
-from cae.stopwatch import Progress, Reporter
 from cae.text.corpora import Corpus, Kind, TextError, load_corpus
+from cae.utils.cache import cache_dir
+from cae.utils.checksums import content_hash, json_hash, load_json, load_tensors, save_tensors
+from cae.utils.files import committing, dump_json, holding, replacing, tidy
+from cae.utils.progress import Progress, Reporter
 
 logger = logging.getLogger("cae")
 

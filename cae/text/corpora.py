@@ -8,7 +8,7 @@ would have the same vector and take two of the `top_k` places of a center (Eq. 3
 |--------------------|--------------------------------------|---------|------------------------------------------|
 | noun/wordnet       | 146,312 (sense, lemma) pairs         | 117,798 | NLTK's WordNet 3.0 (downloaded once)     |
 | noun/imagenet22k   | 40,744 lemmas of 21,844 synsets      |  36,947 | nothing: comes with timm                 |
-| caption/flickr30k  | 155,070 captions of 31,014 pictures  | 154,573 | the Hugging Face hub (downloaded once)   |
+| caption/flickr30k  | 155,070 captions of 31,014 images  | 154,573 | the Hugging Face hub (downloaded once)   |
 | caption/glosses    | 21,844 definitions                   |  21,770 | nothing: comes with timm                 |
 | a text file        | one text a line, plain or .gz, UTF-8 |         |                                          |
 
@@ -45,7 +45,7 @@ HUB_TIMEOUT = 5.0
 """Seconds in which a server must answer at all. The hubs' own clients retry for half a minute and more."""
 
 FLICKR30K = ("nlphuji/flickr30k", "flickr_annotations_30k.csv")
-"""Hub dataset and the file in it that holds every caption but no picture (13 MB; the pictures are 4 GB)."""
+"""Hub dataset and the file in it that holds every caption but no image (13 MB; the images are 4 GB)."""
 
 
 class TextError(ValueError):
@@ -201,7 +201,7 @@ def _timm_table(name: str) -> dict[str, str]:
 
 
 def _flickr30k() -> Corpus:
-    """The crowd captions of Flickr30k (Young et al., 2014; Plummer et al., 2015), five a picture."""
+    """The crowd captions of Flickr30k (Young et al., 2014; Plummer et al., 2015), five an image."""
     import datasets
 
     rows = datasets.load_dataset("csv", data_files=str(_flickr30k_file()), split="train", streaming=True)

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cae.checksums import tensors_hash
 from cae.config import CAEConfig
 from cae.data.vector_files import EmbeddingError, Vectors, holds_vectors, read_vectors
 from cae.encoders import Encoder
 from cae.encoders.deferred import NO_ENCODER
-from cae.stopwatch import Reporter
 from cae.text.bank import TextBank, load_bank
 from cae.text.corpora import Corpus, Kind, TextError, normalise, read_lines
+from cae.utils.checksums import tensors_hash
+from cae.utils.progress import Reporter
 
 Source = str | os.PathLike[str]
 """A corpus by name, a text file, or text vectors."""

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cae.stopwatch import Progress
+from cae.utils.progress import Progress
 
 
 def load_json(path: Path) -> Any:

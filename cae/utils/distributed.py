@@ -19,7 +19,7 @@ def is_first(group: ProcessGroup | None) -> bool:
     return group is None or dist.get_rank(group) == 0
 
 
-def summed(value: Tensor, group: ProcessGroup | None, *, largest: bool = False) -> Tensor:
+def all_reduce_sum(value: Tensor, group: ProcessGroup | None, *, largest: bool = False) -> Tensor:
     """The elementwise sum of a tensor over all ranks, the same bits on each of them; `largest`: the maximum."""
     if group is None:
         return value
@@ -28,12 +28,12 @@ def summed(value: Tensor, group: ProcessGroup | None, *, largest: bool = False) 
     return reduced.to(value.device)
 
 
-def total(count: int, group: ProcessGroup | None) -> int:
+def all_reduce_count(count: int, group: ProcessGroup | None) -> int:
     """The sum of a whole number over all ranks."""
-    return int(summed(torch.tensor(count), group))
+    return int(all_reduce_sum(torch.tensor(count), group))
 
 
-def gathered(rows: Tensor, group: ProcessGroup | None) -> Tensor:
+def all_gather_rows(rows: Tensor, group: ProcessGroup | None) -> Tensor:
     """The rows (N_r, …) of all ranks, one after the other, on every rank; N_r may differ and be 0."""
     if group is None:
         return rows
@@ -48,7 +48,7 @@ def gathered(rows: Tensor, group: ProcessGroup | None) -> Tensor:
     return torch.cat([share[: int(size)] for share, size in zip(shares, sizes, strict=True)]).to(rows.device)
 
 
-def from_first(value: Tensor, group: ProcessGroup | None) -> Tensor:
+def broadcast_from_first(value: Tensor, group: ProcessGroup | None) -> Tensor:
     """The first rank's tensor on every rank; the others pass one of the same shape and dtype."""
     if group is None:
         return value
@@ -57,7 +57,7 @@ def from_first(value: Tensor, group: ProcessGroup | None) -> Tensor:
     return sent.to(value.device)
 
 
-def unrepeated(index: Tensor, group: ProcessGroup | None) -> Tensor:
+def first_occurrence_mask(index: Tensor, group: ProcessGroup | None) -> Tensor:
     """Which samples no other row stands for already.
 
     `DistributedSampler` gives some samples to two ranks so that all have equally many. Each index is looked after by

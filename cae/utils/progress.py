@@ -14,7 +14,7 @@ import torch
 
 T = TypeVar("T")
 
-Watcher = Callable[[str, float, str], None]
+ProgressListener = Callable[[str, float, str], None]
 """Hears which stage runs, what share of it in [0, 1] is done, and a word on where it stands."""
 
 Progress = Callable[[int, int], None]
@@ -32,7 +32,7 @@ Reporter = Callable[[str], Report]
 """Takes what is being worked on (`nouns`, `captions`, `pictures`, `grouping`, `hashes`, …)."""
 
 _running: ContextVar[Counter[str] | None] = ContextVar("running", default=None)
-_watching: ContextVar[Watcher | None] = ContextVar("watching", default=None)
+_watching: ContextVar[ProgressListener | None] = ContextVar("watching", default=None)
 _telling: ContextVar[Callable[[float, str], None] | None] = ContextVar("telling", default=None)
 
 
@@ -44,8 +44,8 @@ def stopwatch() -> Iterator[Counter[str]]:
         yield seconds
 
 
-def watching(watcher: Watcher) -> AbstractContextManager[None]:
-    """Let `watcher` hear of every `stage` that runs inside, and of what they `tell`."""
+def listen_to_progress(watcher: ProgressListener) -> AbstractContextManager[None]:
+    """Let `watcher` hear of every `stage` that runs inside, and of what they `report_progress`."""
     return _set(_watching, watcher)
 
 
@@ -60,17 +60,17 @@ def stage(name: str) -> Iterator[None]:
         yield
         return
     with _set(_running, None), _set(_watching, None), _set(_telling, partial(watcher, name) if watcher else None):
-        tell(0, "")
+        report_progress(0, "")
         start = _now()
         try:
             yield
         finally:
             if seconds is not None:
                 seconds[name] += _now() - start  # type: ignore[assignment]  # typeshed's Counter holds whole numbers
-        tell(1, "")
+        report_progress(1, "")
 
 
-def tell(share: float, note: str) -> None:
+def report_progress(share: float, note: str) -> None:
     """Let whoever watches know how far the running stage is."""
     telling = _telling.get()
     if telling is not None:

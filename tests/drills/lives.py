@@ -63,11 +63,11 @@ class Life:
     def undisturbed(cls, folder: Path) -> "Life":
         """Live once without a fault."""
         # Forked processes find these in memory.
-        import cae.cli_edit
-        import cae.export
+        import cae.cli.edit
+        import cae.models.trained
         import cae.report
-        import cae.trained
-        import cae.update  # noqa: F401
+        import cae.results.export
+        import cae.results.update  # noqa: F401
 
         prepare(folder / "prepared")
         shutil.copytree(folder / "prepared", place := folder / "place")
@@ -168,15 +168,15 @@ def live(place: Path, start: int, stop: int | None = None, fault: Fault | None =
     """
     from conftest import FakeEncoder
 
-    import cae.embedder
-    import cae.store
+    import cae.models.embedder
+    import cae.models.embedding_store
     import cae.text.bank
-    from cae.cli import app
+    from cae.cli.commands import app
 
     torch.set_num_threads(1)
     os.environ["CAE_CACHE"] = str(place / "cache")
-    cae.embedder.load_encoder = lambda *_, **__: FakeEncoder()  # type: ignore[assignment]
-    cae.store.BLOCK, cae.text.bank.BLOCK = 8, 32
+    cae.models.embedder.load_encoder = lambda *_, **__: FakeEncoder()  # type: ignore[assignment]
+    cae.models.embedding_store.BLOCK, cae.text.bank.BLOCK = 8, 32
     # Times and the page's nonce are no part of what must be equal.
     time.perf_counter = lambda: 0.0
     secrets.token_urlsafe = lambda *_: "nonce"
@@ -220,7 +220,7 @@ def forked(work: Callable[[], int], output: Path) -> tuple[int, str]:
 def start(*arguments: str, output: int | None = None, **environment: str) -> "subprocess.Popen[str]":
     """`cae` in a process of its own; `output` is where it prints, as `subprocess.Popen` takes it."""
     return subprocess.Popen(
-        [sys.executable, "-c", "from cae.cli import main; main()", *arguments],
+        [sys.executable, "-c", "from cae.cli.commands import main; main()", *arguments],
         stdout=output,
         stderr=None if output is None else subprocess.STDOUT,
         text=True,

@@ -16,8 +16,8 @@ from conftest import FakeEncoder, thumbnail
 from PIL import Image
 
 from cae.data import ImageFolderData
-from cae.embedder import embed_pictures
-from cae.results import SavedResult
+from cae.models.embedder import embed_images
+from cae.results.saved import SavedResult
 from drills.lives import CRASHED, N_PICTURES, commands, forked, full_from, has_litter, live, prepare, start
 from drills.record import record
 
@@ -88,11 +88,11 @@ def test_a_loader_process_that_dies(tmp_path, picture_folder, monkeypatch, late)
     data = ImageFolderData(picture_folder, batch_size=4, num_workers=1)
     with monkeypatch.context() as patch:
         if late:
-            patch.setattr("cae.embedder._CloseStore.on_exception", signalled)
+            patch.setattr("cae.models.embedder._CloseStore.on_exception", signalled)
         with pytest.raises(RuntimeError, match=r"run again.*--workers"):
-            embed_pictures(data, Deadly(tmp_path / "killed"))
-    rows, index = embed_pictures(data, Deadly(tmp_path / "killed"))
-    whole, _ = embed_pictures(data, FakeEncoder())
+            embed_images(data, Deadly(tmp_path / "killed"))
+    rows, index = embed_images(data, Deadly(tmp_path / "killed"))
+    whole, _ = embed_images(data, FakeEncoder())
     assert index.tolist() == list(range(30))
     assert torch.equal(rows, whole)
 

@@ -20,12 +20,12 @@ from conftest import FakeEncoder
 from mutations import DAMAGES
 
 from cae import CAE
-from cae.edits import EditError, Rename, anchors_of, save_edits
-from cae.export import ExportError, export
+from cae.method.fitted import FittedCAE, ModelError
+from cae.models.embedding_store import EmbeddingStore
 from cae.report import write_report
-from cae.results import OutputError, ResultError, SavedResult
-from cae.state import FittedCAE, ModelError
-from cae.store import EmbeddingStore
+from cae.results.edits import EditError, Rename, anchors_of, save_edits
+from cae.results.export import ExportError, export
+from cae.results.saved import OutputError, ResultError, SavedResult
 from cae.text import Corpus, bank, build_bank
 from drills.record import record
 
@@ -248,7 +248,7 @@ def test_partial_text_bank(isolated_cache, caplog, monkeypatch):
 
 @pytest.mark.parametrize("file", ["embeddings.bin", "index.bin", "blocks.jsonl"])
 def test_embedding_store(tmp_path, caplog, monkeypatch, file):
-    monkeypatch.setattr("cae.store.BLOCK", 10)
+    monkeypatch.setattr("cae.models.embedding_store.BLOCK", 10)
     rows = torch.randn(35, 6, generator=torch.Generator().manual_seed(0))
 
     def read():
@@ -262,7 +262,7 @@ def test_embedding_store(tmp_path, caplog, monkeypatch, file):
 
     expected = read()
     # A warning is not enough here: what was lost is embedded again.
-    monkeypatch.setattr("cae.store.logger.warning", lambda *_: None)
+    monkeypatch.setattr("cae.models.embedding_store.logger.warning", lambda *_: None)
     drill(
         f"read-store-{file}",
         tmp_path / "store" / file,

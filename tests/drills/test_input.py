@@ -16,10 +16,11 @@ from test_fuzzing import VALUES
 from torch.nn.functional import normalize
 from typer.testing import CliRunner
 
-from cae import CAEClusterer, pipeline
-from cae.cli import app
+from cae import CAEClusterer
+from cae.cli.commands import app
 from cae.config import CAEConfig
 from cae.data import EmbeddingData, EmbeddingError
+from cae.method import pipeline
 from cae.text import TextError, load_corpus
 from drills.record import record
 
@@ -87,7 +88,7 @@ COMMANDS = {
 
 
 def test_command_lines(tmp_path, monkeypatch, picture_folder, result_folder, text_files):
-    for home in ("cae.embedder", "cae.encoders", "cae.evaluation.run"):
+    for home in ("cae.models.embedder", "cae.encoders", "cae.evaluation.run"):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: FakeEncoder())
     monkeypatch.chdir(tmp_path)
     good = {"--clusters": "3", "--to": "csv", "--dataset": str(picture_folder), "--nouns": text_files["nouns"],

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cae.results import SavedResult
+from cae.results.saved import SavedResult
 from drills.lives import N_PICTURES, commands, has_litter, killed_at, paint, prepare, start
 from drills.record import record
 

@@ -22,7 +22,7 @@ def test_the_demo_asks_no_network(tmp_path, monkeypatch):
     lost = []
     for number, command in enumerate(commands):
         (tmp_path / str(number)).mkdir()
-        found = without_network(tmp_path / str(number), "-c", "from cae.cli import main; main()", *command)
+        found = without_network(tmp_path / str(number), "-c", "from cae.cli.commands import main; main()", *command)
         if "network:" in found.stderr or found.returncode != (command[0] == "predict"):
             lost.append((command, found.stderr[-2000:]))
     record(

@@ -9,8 +9,8 @@ from conftest import FakeEncoder
 from mutations import mutated, verdicts
 from PIL import Image
 
-from cae.folder import run_folder
-from cae.module import CAE
+from cae.models.cae import CAE
+from cae.results.folder import run_folder
 from drills.record import record
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(3600)]

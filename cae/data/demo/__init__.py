@@ -1,4 +1,4 @@
-"""The demo's pictures: public-domain illustrations in a folder for each category, with their origin in SOURCES.csv."""
+"""The demo's images: public-domain illustrations in a folder for each category, with their origin in SOURCES.csv."""
 
 from pathlib import Path
 

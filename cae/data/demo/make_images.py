@@ -1,11 +1,11 @@
-"""Make the demo's pictures out of Debian's Open Clip Art packages. For maintainers; users have the pictures already.
+"""Make the demo's images out of Debian's Open Clip Art packages. For maintainers; users have the images already.
 
     apt-get download openclipart-png openclipart-svg
     for package in openclipart-*.deb; do dpkg-deb -x "$package" clipart; done
-    python -m cae.demo.make_images clipart
+    python -m cae.data.demo.make_images clipart
 
 A category is a folder of the packages, and the folder is the only label: nobody sorted, cleaned or picked single
-pictures. Of each folder the first 30 pictures are taken, in the order of the hash of their names (in alphabetical
+images. Of each folder the first 30 images are taken, in the order of the hash of their names (in alphabetical
 order they would be thirty apples), leaving out those
 
 - whose own metadata do not put them in the public domain,
@@ -28,7 +28,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
-from cae.demo import demo_images
+from cae.data.demo import demo_images
 
 CATEGORIES = {
     "birds": "animals/birds",
@@ -47,7 +47,7 @@ SIDE, MARGIN = 192, 8  # pixels
 MAX_PIXELS = 40_000_000  # of an original; a few have hundreds of millions
 WHITE = 8  # grey levels below white that still count as white
 LEAST_INK = 0.02  # share of pixels that are not white
-NEARLY_SAME = 0.03  # mean difference of two pictures at 16 × 16 grey pixels, of 1
+NEARLY_SAME = 0.03  # mean difference of two images at 16 × 16 grey pixels, of 1
 
 DC = "{http://purl.org/dc/elements/1.1/}"
 CC = "{http://web.resource.org/cc/}"
@@ -68,7 +68,7 @@ class Source(NamedTuple):
 
 
 def main(root: Path) -> None:
-    """Replace the demo's pictures and SOURCES.csv, given the folder that both packages were unpacked into."""
+    """Replace the demo's images and SOURCES.csv, given the folder that both packages were unpacked into."""
     clipart = root / "usr" / "share" / "openclipart"
     images = demo_images()
     shutil.rmtree(images, ignore_errors=True)
@@ -80,10 +80,10 @@ def main(root: Path) -> None:
 
 
 def make_category(category: str, clipart: Path, images: Path) -> Iterator[Source]:
-    """Write the pictures of one category and yield where each comes from.
+    """Write the images of one category and yield where each comes from.
 
     Raises:
-        RuntimeError: The folder does not hold enough pictures.
+        RuntimeError: The folder does not hold enough images.
     """
     (images / category).mkdir(parents=True)
     taken: list[np.ndarray] = []
@@ -106,7 +106,7 @@ def make_category(category: str, clipart: Path, images: Path) -> Iterator[Source
 
 
 def order(path: Path) -> str:
-    """A fixed order that has nothing to do with what a picture shows."""
+    """A fixed order that has nothing to do with what an image shows."""
     return hashlib.sha256(path.name.encode()).hexdigest()
 
 
@@ -133,7 +133,7 @@ def text(drawing: ElementTree.Element, path: str) -> str:
 
 
 def drawn(png: Path) -> Image.Image | None:
-    """The picture on a white square of `SIDE` pixels, its transparent borders trimmed; None where it does not fit."""
+    """The image on a white square of `SIDE` pixels, its transparent borders trimmed; None where it does not fit."""
     with Image.open(png) as opened:
         if opened.width * opened.height > MAX_PIXELS:
             return None

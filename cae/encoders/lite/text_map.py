@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from cae.cache import cache_dir
-from cae.checksums import load_tensors, save_tensors
 from cae.encoders.lite.image_tower import class_rows
 from cae.encoders.lite.text_tower import TextTower
-from cae.files import replacing, tidy
+from cae.utils.cache import cache_dir
+from cae.utils.checksums import load_tensors, save_tensors
+from cae.utils.files import replacing, tidy
 
 logger = logging.getLogger("cae")
 

@@ -13,12 +13,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cae.checksums import load_json
-from cae.files import tidy
-from cae.module import CAE
-from cae.trained.mca import MCA
-from cae.trained.module import TrainedClustering
-from cae.trained.tac import TAC, CAEHeads
+from cae.models.cae import CAE
+from cae.models.trained.mca import MCA
+from cae.models.trained.module import TrainedClustering
+from cae.models.trained.tac import TAC, CAEHeads
+from cae.utils.checksums import load_json
+from cae.utils.files import tidy
 
 __all__ = ["MCA", "TAC", "TRAINED", "CAEHeads", "TrainedClustering", "load_pretrained"]
 

@@ -40,17 +40,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from cae.clustering import kmeans
 from cae.config import Preset
 from cae.kernels import nearest
-from cae.naming import transport_mass
-from cae.pipeline import top_texts
-from cae.state import SelectedTexts
+from cae.method.fitted import SelectedTexts
+from cae.method.kmeans import kmeans
+from cae.method.naming import transport_mass
+from cae.method.pipeline import top_texts
+from cae.models.trained.heads import Adapter, cluster_head
+from cae.models.trained.losses import balance, consistency, instance_alignment, semantic_alignment
+from cae.models.trained.module import TrainedClustering, TrainingSet
+from cae.models.trained.neighbours import draw_neighbours, nearest_neighbours
 from cae.text import TextBank
-from cae.trained.heads import Adapter, cluster_head
-from cae.trained.losses import balance, consistency, instance_alignment, semantic_alignment
-from cae.trained.module import TrainedClustering, TrainingSet
-from cae.trained.neighbours import draw_neighbours, nearest_neighbours
 
 DUPLICATE = 0.95
 BEST = 3

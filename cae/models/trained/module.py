@@ -1,6 +1,6 @@
 """What the trained methods share: from images to a training set of embeddings, and from a network to labels.
 
-    images ─ encoder ─▶ x ─ cae.pipeline ─▶ selected texts, counterparts ─▶ neighbours      once, before training
+    images ─ encoder ─▶ x ─ cae.method.pipeline ─▶ selected texts, counterparts ─▶ neighbours      once, before training
     rows of the training set ─ heads ─▶ loss                                                each step
     x ─ network ─▶ p (K,) ─▶ label                                                          for any image, without texts
 
@@ -26,19 +26,19 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 from torch.utils.data import BatchSampler, DistributedSampler
 
-from cae import pipeline
-from cae.blocks import blockwise
 from cae.config import Preset
-from cae.distributed import gathered, total
-from cae.embedder import fit_silently, images_of, labels_of
-from cae.module import CAE
-from cae.naming import describe_clusters
-from cae.partition import Partition
-from cae.pipeline import Prediction
-from cae.scores import silhouette_score
-from cae.state import FittedCAE, ModelError
-from cae.stopwatch import stage, tell
+from cae.method import pipeline
+from cae.method.blocks import blockwise
+from cae.method.fitted import FittedCAE, ModelError
+from cae.method.naming import describe_clusters
+from cae.method.partition import Partition
+from cae.method.pipeline import Prediction
+from cae.metrics.functional import silhouette_score
+from cae.models.cae import CAE
+from cae.models.embedder import fit_silently, images_of, labels_of
 from cae.text import TextBank
+from cae.utils.distributed import all_gather_rows, all_reduce_count
+from cae.utils.progress import report_progress, stage
 
 logger = logging.getLogger("cae")
 
@@ -183,7 +183,7 @@ class TrainedClustering(CAE):
             made_from: provenance of the two.
 
         Raises:
-            ValueError: what `cae.pipeline.fit` refuses.
+            ValueError: what `cae.method.pipeline.fit` refuses.
         """
         # One restart: the labels of the training-free method are at most a start.
         base, _ = pipeline.fit(x, banks, replace(self.config, n_init=1), made_from)
@@ -205,9 +205,9 @@ class TrainedClustering(CAE):
                 if isinstance(batch, Mapping) and "index" in batch:
                     index.append(batch["index"].cpu())
         x, numbers = torch.cat(rows), torch.cat(index)
-        if total(len(numbers), self.group):
+        if all_reduce_count(len(numbers), self.group):
             # Numbered images are a process's share, as the modules of cae.data hand them out; others are all there is.
-            x, numbers = gathered(x, self.group), gathered(numbers, self.group)
+            x, numbers = all_gather_rows(x, self.group), all_gather_rows(numbers, self.group)
             x = x[torch.from_numpy(np.unique(numbers.numpy(), return_index=True)[1]).to(device)]
         if not len(x):
             raise ValueError("the loader yields no images: there is nothing to train on")
@@ -432,4 +432,4 @@ def _batches_of(source: Any) -> Iterable[Any]:
 def _tell_epoch(trainer: pl.Trainer, _module: pl.LightningModule) -> None:
     assert trainer.max_epochs is not None  # by fit_embeddings
     done = trainer.current_epoch + 1
-    tell(done / trainer.max_epochs, f"epoch {done} of {trainer.max_epochs}")
+    report_progress(done / trainer.max_epochs, f"epoch {done} of {trainer.max_epochs}")

@@ -1,7 +1,7 @@
 """TAC's cluster heads (Li et al. 2024, arXiv 2310.11989), and the same training on CAE's richer counterparts.
 
 A head per modality: on the image, and on each of its text counterparts. A step takes images and for each of them one
-random neighbour in every modality; `cae.trained.losses.mutual_distillation` asks of two heads that they agree on an
+random neighbour in every modality; `cae.models.trained.losses.mutual_distillation` asks of two heads that they agree on an
 image, and that either cuts the batch into clusters as the other does for the neighbours. TAC has two heads, image and
 noun; with more the loss is the mean over all pairs, which for two is TAC's.
 
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from cae.config import Preset
-from cae.trained.heads import cluster_head
-from cae.trained.losses import mutual_distillation
-from cae.trained.module import MANY_CLUSTERS, TrainedClustering, TrainingSet
-from cae.trained.neighbours import draw_neighbours, nearest_neighbours
+from cae.models.trained.heads import cluster_head
+from cae.models.trained.losses import mutual_distillation
+from cae.models.trained.module import MANY_CLUSTERS, TrainedClustering, TrainingSet
+from cae.models.trained.neighbours import draw_neighbours, nearest_neighbours
 
 TEMPERATURE, MANY_TEMPERATURE = 0.5, 5.0
 """TAC's, below and from `MANY_CLUSTERS` clusters on."""

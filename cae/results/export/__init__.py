@@ -2,14 +2,14 @@
 
 | target | what is written |
 | --- | --- |
-| `folders` | a folder a cluster, called after it, with its pictures |
+| `folders` | a folder a cluster, called after it, with its images |
 | `csv`, `parquet` | `assignments` and `clusters`, a row each |
-| `json` | `result.json`: clusters, pictures, and the run they come from |
+| `json` | `result.json`: clusters, images, and the run they come from |
 | `hf` | an image folder with `metadata.jsonl`, for `datasets.load_dataset(OUT)` |
 | `fiftyone` | a `FiftyOneImageClassificationDataset`: `data/` and `labels.json` |
-| `coco` | `annotations.json`: a category a cluster, an annotation a picture without a box |
+| `coco` | `annotations.json`: a category a cluster, an annotation an image without a box |
 
-A target is a function from a result to a plan, which file goes where; `cae.export.tree` carries it out.
+A target is a function from a result to a plan, which file goes where; `cae.results.export.tree` carries it out.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from cae.export import coco, fiftyone, folders, huggingface, tables
-from cae.export.tree import ExportError, Placing, Plan, carry_out
-from cae.results import SavedResult
-from cae.stopwatch import Progress
+from cae.results.export import coco, fiftyone, folders, huggingface, tables
+from cae.results.export.tree import ExportError, Placing, Plan, carry_out
+from cae.results.saved import SavedResult
+from cae.utils.progress import Progress
 
 __all__ = ["TARGETS", "ExportError", "Exported", "Placing", "Target", "export"]
 
@@ -44,8 +44,8 @@ class Exported(NamedTuple):
     Attributes:
         written: files written, placed or found in place.
         removed: files of an earlier export that no longer belong.
-        missing: paths of pictures that are no longer there and so were left out.
-        changed: paths of pictures that were placed, but hold other bytes than those that were clustered.
+        missing: paths of images that are no longer there and so were left out.
+        changed: paths of images that were placed, but hold other bytes than those that were clustered.
     """
 
     written: int
@@ -65,20 +65,20 @@ def export(
     """Write a result, as its edits show it, for another tool.
 
     The same export again changes nothing; after edits it brings `out` up to date. Interrupted, it leaves whole files
-    only, and goes on from there when it is run again. The original pictures are never moved or changed.
+    only, and goes on from there when it is run again. The original images are never moved or changed.
 
     Args:
         result: what to export.
         target: a key of `TARGETS`.
         out: a folder, made if need be. What is in it and not of an earlier export to the same target is left alone.
-        by: how pictures get there: `copy`, `hardlink` (same disk; changing one changes the original) or `symlink`.
+        by: how images get there: `copy`, `hardlink` (same disk; changing one changes the original) or `symlink`.
         progress: called with (done, total) files.
 
     Raises:
-        ExportError: there are no pictures to take along; or `out` holds another export, files in the way or the
+        ExportError: there are no images to take along; or `out` holds another export, files in the way or the
             originals, or cannot hold links.
     """
-    if not result.has_pictures and target not in ("csv", "parquet", "json"):
+    if not result.has_images and target not in ("csv", "parquet", "json"):
         raise ExportError(
             f"the result in {result.folder} was made from embeddings that name no pictures: export it as csv, parquet "
             "or json"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cae.data.pictures import ImageError, image_size
-from cae.export.tree import ExportError, Plan
-from cae.files import dump_json
-from cae.results import SavedResult
+from cae.data.images import ImageError, image_size
+from cae.results.export.tree import ExportError, Plan
+from cae.results.saved import SavedResult
+from cae.utils.files import dump_json
 
 
 def plan(result: SavedResult) -> Plan:
-    """`annotations.json`; `file_name` is below the folder of the pictures, which stay there.
+    """`annotations.json`; `file_name` is below the folder of the images, which stay there.
 
     An annotation is about the whole image and so has no box; its `score` is the confidence.
     """

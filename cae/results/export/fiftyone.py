@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from cae.export.names import distinct_names
-from cae.export.tree import Plan
-from cae.files import dump_json
-from cae.results import SavedResult
+from cae.results.export.names import distinct_names
+from cae.results.export.tree import Plan
+from cae.results.saved import SavedResult
+from cae.utils.files import dump_json
 
 
 def plan(result: SavedResult) -> Plan:
-    """`data/FILE`, and `labels.json` with the classes and, by file name without ending, the class of each picture."""
+    """`data/FILE`, and `labels.json` with the classes and, by file name without ending, the class of each image."""
     classes = {record["id"]: i for i, record in enumerate(result.clusters)}
     rows = result.present()
     names = distinct_names((place.name for _, place in rows), by_stem=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cae.export.names import distinct_names
-from cae.export.tree import Plan
-from cae.results import SavedResult
+from cae.results.export.names import distinct_names
+from cae.results.export.tree import Plan
+from cae.results.saved import SavedResult
 
 
 def plan(result: SavedResult) -> Plan:
-    """`NAME/FILE` for every picture that is still there; names that would collide are numbered."""
+    """`NAME/FILE` for every image that is still there; names that would collide are numbered."""
     folders = distinct_names(record["name"] for record in result.clusters)
     places: dict[int, list[Path]] = {record["id"]: [] for record in result.clusters}
     for row, place in result.present():

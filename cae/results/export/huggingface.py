@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cae.export.names import distinct_names
-from cae.export.tree import Plan
-from cae.results import SavedResult
+from cae.results.export.names import distinct_names
+from cae.results.export.tree import Plan
+from cae.results.saved import SavedResult
 
 
 def plan(result: SavedResult) -> Plan:
     """`train/FILE` and `train/metadata.jsonl`, whose columns are those of the assignments, and `label`, the name.
 
-    All pictures lie in one folder called `train`: `datasets` takes other folders, such as a cluster called `test`, for
+    All images lie in one folder called `train`: `datasets` takes other folders, such as a cluster called `test`, for
     splits.
     """
     rows = result.present()

@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cae.export.tree import Plan
-from cae.files import dump_json
-from cae.results import SavedResult, write_csv
+from cae.results.export.tree import Plan
+from cae.results.saved import SavedResult, write_csv
+from cae.utils.files import dump_json
 
 
 def plan_csv(result: SavedResult) -> Plan:

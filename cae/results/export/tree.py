@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
-from cae.checksums import json_hash, load_json
-from cae.files import drafting, write_json
-from cae.stopwatch import Progress
+from cae.utils.checksums import json_hash, load_json
+from cae.utils.files import drafting, write_json
+from cae.utils.progress import Progress
 
 Placing = Literal["copy", "hardlink", "symlink"]
 
-# Path below the export, with slashes, to a picture to be placed there or to what writes the file.
+# Path below the export, with slashes, to an image to be placed there or to what writes the file.
 Plan: TypeAlias = Mapping[str, Path | Callable[[Path], None]]
 
 FORMAT_VERSION = 1
@@ -36,7 +36,7 @@ def carry_out(plan: Plan, out: Path, *, target: str, by: Placing, progress: Prog
         plan: what is to be where.
         out: the folder; made if need be.
         target: what is exported; a folder holds one kind of export.
-        by: how pictures get there.
+        by: how images get there.
         progress: called with (done, total) files.
 
     Returns:

@@ -1,0 +1,1 @@
+"""cae.metrics.torchmetrics."""

@@ -1,0 +1,1 @@
+"""cae.results.saved."""
