@@ -144,7 +144,7 @@ def ratios(name: str, baseline: np.ndarray, ours: np.ndarray) -> dict[str, float
 
 def encode_files(encoder: Encoder, paths: list[Path]) -> None:
     """Read in worker processes, encode here."""
-    pictures = ImageFolderData(paths[0].parent, paths=paths).pictures
+    pictures = ImageFolderData(paths[0].parent, paths=paths).images
     dataset = ImageDataset(pictures, encoder.preprocess, encoder.image_size)
     collate = partial(collate_readable, pictures, encoder.image_size)
     for batch in DataLoader(dataset, batch_size=32, num_workers=os.cpu_count() or 1, collate_fn=collate):

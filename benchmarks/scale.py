@@ -1,10 +1,10 @@
 """A fit on more embeddings than fit in memory: `python benchmarks/scale.py` writes results/scale_<rows>.{json,md}.
 
-Synthetic embeddings go to a store on disk (`cae.models.embedding_store`), block by block. Then processes of their own, 1 and more by
-`--ranks`, open it, fit (`cae.method.pipeline.fit`) and say how much memory they had at most, how long each stage took, how
-many bytes they handed to collective operations, and whether all counts of processes gave the same labels. Memory is
-the resident set; `anonymous` is what a process cannot give back, the rest is the mapped store and code, which the
-system can drop.
+Synthetic embeddings go to a store on disk (`cae.models.embedding_store`), block by block. Then processes of their own,
+1 and more by `--ranks`, open it, fit (`cae.method.pipeline.fit`) and say how much memory they had at most, how long
+each stage took, how many bytes they handed to collective operations, and whether all counts of processes gave the same
+labels. Memory is the resident set; `anonymous` is what a process cannot give back, the rest is the mapped store and
+code, which the system can drop.
 
 Expected beforehand, for N rows of width D on R ranks: N·D·4 bytes mapped and N·D·4 anonymous on one rank, of which each
 of R has an R-th; 0.6 GB for torch and the libraries; traffic that does not grow with N but for the sample of k-means.

@@ -12,10 +12,10 @@ Fusion = Literal["auto", "prototype", "concat", "sum"]
 Clustering = Literal["spectral", "kmeans"]
 
 AUTO_N_CLUSTERS = 0
-"""The number of clusters that stands for: find it out."""
+"""The value of `n_clusters` that means: choose it automatically."""
 
 MIN_POSITIVE, MAX_FINITE = 1e-30, 1e6
-"""Of a positive number: what float32 can still divide by, and what it can still add to."""
+"""The range of positive settings: dividing by the least and adding to the greatest must not overflow float32."""
 
 DEFAULT_ENCODER = "open_clip:ViT-B-32/openai"
 """The paper's."""

@@ -118,7 +118,7 @@ def test_a_column_of_paths_brings_the_page(run, nouns, tmp_path, absolute):
     assert "30 pictures in" in stdout
     result = SavedResult.load("out")
     assert result.assignments["path"].to_pylist() == paths
-    assert all(picture is not None and picture.is_file() for picture in result.pictures)
+    assert all(picture is not None and picture.is_file() for picture in result.image_paths)
     assert result.changed() == []
     page = (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
     assert "Missing from" not in page
@@ -136,7 +136,7 @@ def test_paths_that_lead_nowhere_up_or_into_html_do_no_harm(run, nouns, tmp_path
     code, _, stderr = run("cluster", "data/tables/x.parquet", "-k", K, "--nouns", nouns, "--out", "out")
     assert code == 0, stderr
     result = SavedResult.load("out")
-    assert [picture is not None for picture in result.pictures] == [True] * 28 + [False] * 2
+    assert [picture is not None for picture in result.image_paths] == [True] * 28 + [False] * 2
     page = (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
     assert "<img src=x" not in page
     assert "2 of 30 pictures" in page

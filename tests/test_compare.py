@@ -33,7 +33,7 @@ A = [*((f"{i}", f"h{i}", 0) for i in range(6)), *((f"{i}", f"h{i}", 1) for i in 
 
 def test_a_result_agrees_with_itself():
     found = compare(make_result(A), make_result(A))
-    assert (found.pictures, found.only_a, found.only_b) == (11, 0, 0)
+    assert (found.n_images, found.only_a, found.only_b) == (11, 0, 0)
     assert found.ari == pytest.approx(100)
     assert found.nmi == pytest.approx(100)
     assert found.moves == []
@@ -84,7 +84,7 @@ def test_pictures_are_known_by_content_then_by_path():
     ]
     b = [("new/1", "h1", 0), ("2", "edited", 0), ("3", "h3", 1), ("fresh", "h6", 1), ("copy b", "h5", 0)]
     found = compare(make_result(a), make_result(b))
-    assert (found.pictures, found.only_a, found.only_b) == (4, 2, 1)
+    assert (found.n_images, found.only_a, found.only_b) == (4, 2, 1)
     assert found.moves == []
 
 

@@ -357,7 +357,7 @@ def test_hugging_face_says_what_to_hand_over_instead(rows, picture_folder):
     dataset = datasets.Dataset.from_pandas(frame)
     with pytest.raises(ValueError, match=r"its columns are path\. If one holds paths, use \.cast_column"):
         HuggingFaceData(dataset)
-    assert len(HuggingFaceData(dataset.cast_column("path", datasets.Image())).pictures) == 30
+    assert len(HuggingFaceData(dataset.cast_column("path", datasets.Image())).images) == 30
     with pytest.raises(ValueError, match="are strings, which a stream cannot number"):
         HuggingFaceData(as_strings(rows).to_iterable_dataset())
     missing = as_strings(rows).map(lambda row, i: {"label": None if i == 4 else row["label"]}, with_indices=True)

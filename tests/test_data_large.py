@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cae.data import ImageError, pictures, read_image
+from cae.data import ImageError, read_image
+from cae.data import images as pictures
 from cae.data.images import LARGE, MAX_PIXELS, image_size, max_pixels, most_memory
 
 

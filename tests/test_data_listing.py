@@ -22,7 +22,7 @@ def save(path, format=None, shade=90):
 
 
 def names(root):
-    return [path.relative_to(root).as_posix() for path in list_folder(root).pictures]
+    return [path.relative_to(root).as_posix() for path in list_folder(root).images]
 
 
 @pytest.mark.parametrize("ending", ["heic", "HEIC", "heif", "hif", "avif", "AVIF"])
@@ -62,7 +62,7 @@ def test_other_files_are_passed_over_without_a_word(tmp_path, content):
     (tmp_path / "other").write_bytes(content)
     (tmp_path / "other.txt").write_bytes(content)
     listing = list_folder(tmp_path)
-    assert (listing.pictures, listing.left_out) == ([], {})
+    assert (listing.images, listing.left_out) == ([], {})
 
 
 def test_a_damaged_picture_of_any_name_is_listed_so_that_it_can_be_named(tmp_path):
@@ -78,7 +78,7 @@ def test_pictures_that_nothing_reads_are_named_with_a_remedy(tmp_path, ending):
     (tmp_path / f"picture{ending.upper()}").write_bytes(b"anything")
     save(tmp_path / "one.png")
     listing = list_folder(tmp_path)
-    assert [path.name for path in listing.pictures] == ["one.png"]
+    assert [path.name for path in listing.images] == ["one.png"]
     (path, reason), *more = listing.left_out.items()
     assert path.name == f"picture{ending.upper()}"
     assert "export them as PNG" in reason
@@ -157,7 +157,7 @@ def test_a_link_to_a_folder_around_is_told_and_not_followed(tmp_path, to):
     save(tmp_path / "outer/private.png")
     (root / "out").symlink_to(to)
     listing = list_folder(root)
-    assert [path.name for path in listing.pictures] == ["1.png"]
+    assert [path.name for path in listing.images] == ["1.png"]
     assert {path.name: why for path, why in listing.left_out.items()} == {
         "out": "a link to a folder around this one, which is not followed; link to what is needed"
     }
@@ -191,7 +191,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", guarded)
     listing = list_folder(tmp_path)
-    assert [path.name for path in listing.pictures] == ["1.png"]
+    assert [path.name for path in listing.images] == ["1.png"]
     assert list(listing.left_out.values()) == [
         "a folder that cannot be listed (Permission denied); see to its permissions"
     ]
@@ -203,7 +203,7 @@ def test_pipes_called_like_pictures_are_named_and_never_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "endless.png").symlink_to("/dev/zero")
     listing = list_folder(tmp_path)
-    assert [path.name for path in listing.pictures] == ["1.png"]
+    assert [path.name for path in listing.images] == ["1.png"]
     assert {path.name: why for path, why in listing.left_out.items()} == {
         "endless.png": "a pipe or a device, not a file",
         "pipe.png": "a pipe or a device, not a file",

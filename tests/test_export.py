@@ -159,7 +159,7 @@ def test_names_that_are_no_utf8_are_exported(picture_folder, text_files, tmp_pat
     strange = os.fsdecode(b"caf\xe9.png")
     (picture_folder / "red/0.png").rename(picture_folder / "red" / strange)
     result = SavedResult.load(request.getfixturevalue("result_folder"))
-    assert None not in result.pictures
+    assert None not in result.image_paths
     export(result, "folders", tmp_path / "out")
     assert len(list(tmp_path.glob("out/*/caf\ufffd.png"))) == 1
 

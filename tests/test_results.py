@@ -22,8 +22,8 @@ def test_what_was_written_comes_back(result_folder, picture_folder):
     result = SavedResult.load(result_folder)
     rows = result.assignments.to_pylist()
     assert len(rows) == result.run["images"] == 30
-    assert [picture_folder / row["path"] for row in rows] == result.pictures
-    for row, picture in zip(rows, result.pictures, strict=True):
+    assert [picture_folder / row["path"] for row in rows] == result.image_paths
+    for row, picture in zip(rows, result.image_paths, strict=True):
         assert row["sha256"] == hashlib.sha256(picture.read_bytes()).hexdigest()
         assert row["runner_up"] != row["cluster"]
     names = {record["id"]: record["name"] for record in result.clusters}
@@ -40,7 +40,7 @@ def test_pictures_may_lie_on_another_drive(request, monkeypatch, picture_folder)
     monkeypatch.setattr("os.path.relpath", relpath)
     result = SavedResult.load(request.getfixturevalue("result_folder"))
     assert result.root == picture_folder
-    assert None not in result.pictures
+    assert None not in result.image_paths
 
 
 def test_embeddings_are_those_that_the_model_labelled(result_folder):
@@ -67,7 +67,7 @@ def test_missing_and_changed_pictures_are_told(result_folder, picture_folder):
     (picture_folder / "blue/3.png").write_bytes((picture_folder / "blue/4.png").read_bytes())
     result = SavedResult.load(result_folder)
     paths = result.assignments["path"].to_pylist()
-    assert [path for path, place in zip(paths, result.pictures, strict=True) if place is None] == ["red/0.png"]
+    assert [path for path, place in zip(paths, result.image_paths, strict=True) if place is None] == ["red/0.png"]
     assert [paths[row] for row in result.changed()] == ["blue/3.png"]
 
 
@@ -77,11 +77,11 @@ def test_pictures_that_moved_are_found(result_folder, picture_folder, tmp_path):
     # Both together: as far from each other as before.
     shutil.move(picture_folder, moved / "pictures")
     shutil.move(result_folder, moved / "result")
-    assert None not in SavedResult.load(moved / "result").pictures
+    assert None not in SavedResult.load(moved / "result").image_paths
     # The pictures alone: somebody has to say where to.
     shutil.move(moved / "pictures", tmp_path / "photos")
-    assert set(SavedResult.load(moved / "result").pictures) == {None}
-    assert None not in SavedResult.load(moved / "result", images=tmp_path / "photos").pictures
+    assert set(SavedResult.load(moved / "result").image_paths) == {None}
+    assert None not in SavedResult.load(moved / "result", images=tmp_path / "photos").image_paths
     with pytest.raises(ResultError, match="no such folder of pictures"):
         SavedResult.load(moved / "result", images=tmp_path / "nowhere")
 
@@ -152,7 +152,7 @@ def test_values_of_another_kind_are_refused(result_folder, file, change):
 
 def test_a_root_that_no_system_takes_is_a_folder_that_is_gone(result_folder):
     edit_json(result_folder / "run.json", lambda run: run.update(root="/" + "x" * 5000, root_from_here="y" * 5000))
-    assert set(SavedResult.load(result_folder).pictures) == {None}
+    assert set(SavedResult.load(result_folder).image_paths) == {None}
 
 
 def test_changed_files_are_refused_and_changed_json_is_told(result_folder, caplog):
@@ -198,7 +198,7 @@ def test_a_result_cannot_name_files_that_are_no_pictures_of_it(result_folder, tm
     paths = [path.replace("{tmp}", str(tmp_path)), *table["path"].to_pylist()[1:]]
     rewrite_assignments(result_folder, table.set_column(0, "path", pa.array(paths)))
     result = SavedResult.load(result_folder)
-    assert [picture is None for picture in result.pictures] == [True] + [False] * 29
+    assert [picture is None for picture in result.image_paths] == [True] + [False] * 29
     assert export(result, "folders", tmp_path / "out").missing == [paths[0]]
     assert all(b"secret" not in file.read_bytes() for file in (tmp_path / "out").rglob("*.*"))
 

@@ -247,7 +247,8 @@ WORK = """
 import sys
 sys.path.insert(0, {tests!r})
 from conftest import FakeEncoder
-import cae, cae.callbacks, cae.data, cae.encoders, cae.evaluation, cae.models.trained, cae.encoders.open_clip, timm, datasets
+import cae, cae.callbacks, cae.data, cae.encoders, cae.evaluation, cae.models.trained
+import cae.encoders.open_clip, timm, datasets
 from cae.cli import commands as cli
 from cae.models import embedder
 embedder.load_encoder = lambda *_, **__: FakeEncoder()

@@ -175,7 +175,7 @@ def test_rows_beyond_a_number_can_be_dropped(tmp_path, on_disk, last):
 
 def test_a_second_run_waits_for_the_first(tmp_path, caplog):
     first = EmbeddingStore(DIM, folder=tmp_path, identity=IDENTITY)
-    script = "import sys; from cae.models.embedding_store import EmbeddingStore; EmbeddingStore(6, folder=sys.argv[1]).close()"
+    script = "import sys; from cae.models.embedding_store import EmbeddingStore; EmbeddingStore(6, folder=sys.argv[1])"
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.PIPE, text=True) as second:
         assert "waiting for it" in second.stderr.readline()
         first.close()

@@ -79,7 +79,7 @@ def test_updates_add_up_and_the_same_again_adds_nothing(result_folder, picture_f
     elsewhere = paint(tmp_path / "elsewhere/x.png", 2, 78)
     assert [row["path"] for row in update(elsewhere.parent)] == [str(elsewhere)]
     result = SavedResult.load(result_folder)
-    assert result.pictures[-1] == elsewhere
+    assert result.image_paths[-1] == elsewhere
     assert [update["added"] for update in result.run["updates"]] == [1, 1]
 
 

@@ -246,7 +246,7 @@ def print_comparison(comparison: Comparison) -> None:
             rest = sum(move.size for move in comparison.moves[MOVES:])
             out.print(f"and {rest:,} more in smaller moves; --json lists them", highlight=False)
     alone = f"{comparison.only_a:,} in A alone, {comparison.only_b:,} in B alone"
-    out.print(f"{counted(comparison.pictures, 'picture')} in both, {alone}", highlight=False)
+    out.print(f"{counted(comparison.n_images, 'picture')} in both, {alone}", highlight=False)
     out.print(f"agreement in percent: ARI {comparison.ari:.1f}, NMI {comparison.nmi:.1f}", highlight=False)
 
 

@@ -390,33 +390,33 @@ class ImageDataset(Dataset[tuple[Tensor, int] | None]):
     """
 
     def __init__(
-        self, pictures: Images, preprocess: Callable[[Image.Image], Tensor], side: int | None, start: int = 0
+        self, images: Images, preprocess: Callable[[Image.Image], Tensor], side: int | None, start: int = 0
     ) -> None:
-        self.pictures = pictures
+        self.images = images
         self.preprocess = preprocess
         self.side = side
         self.start = start
 
     def __len__(self) -> int:
-        return len(self.pictures) - self.start
+        return len(self.images) - self.start
 
     def __getitem__(self, position: int) -> tuple[Tensor, int] | None:
         index = self.start + position
         try:
-            return self.preprocess(self.pictures.read(index, self.side)), index
+            return self.preprocess(self.images.read(index, self.side)), index
         except ImageError:
             return None
 
 
-def collate_readable(pictures: Images, side: int, samples: Sequence[tuple[Tensor, int] | None]) -> ImageBatch:
+def collate_readable(images: Images, side: int, samples: Sequence[tuple[Tensor, int] | None]) -> ImageBatch:
     """Stack what could be read."""
     readable = [sample for sample in samples if sample is not None]
     index = torch.tensor([index for _, index in readable], dtype=torch.int64)
     batch: ImageBatch = {
         "image": torch.stack([image for image, _ in readable]) if readable else torch.empty(0, 3, side, side),
         "index": index,
-        "path": [pictures.paths[i] for i in index.tolist()],
+        "path": [images.paths[i] for i in index.tolist()],
     }
-    if pictures.labels is not None:
-        batch["label"] = pictures.labels[index]
+    if images.labels is not None:
+        batch["label"] = images.labels[index]
     return batch

@@ -36,7 +36,7 @@ class Listing:
         left_out: what looks like an image or may hold some, but is not used, with the reason and the remedy.
     """
 
-    pictures: list[Path]
+    images: list[Path]
     left_out: dict[Path, str]
 
 
@@ -59,7 +59,7 @@ def list_folder(root: str | os.PathLike[str]) -> Listing:
     root = Path(root)
     if not root.is_dir():
         raise ImageError(f"not a folder but a file: {root}" if root.exists() else f"no such folder: {root}")
-    pictures: list[Path] = []
+    images: list[Path] = []
     left_out: dict[Path, str] = {}
     links: list[Path] = []
     for entry in _visible_files(root, left_out):
@@ -69,9 +69,9 @@ def list_folder(root: str | os.PathLike[str]) -> Listing:
         elif reason := _why_left_out(path, is_special=not (entry.is_symlink() or entry.is_file())):
             left_out[path] = reason
         elif looks_like_image(path):
-            pictures.append(path)
-    pictures += _linked_once(links, pictures, left_out)
-    return Listing(sorted(pictures), dict(sorted(left_out.items())))
+            images.append(path)
+    images += _linked_once(links, images, left_out)
+    return Listing(sorted(images), dict(sorted(left_out.items())))
 
 
 def list_images(root: str | os.PathLike[str]) -> list[Path]:
@@ -84,7 +84,7 @@ def list_images(root: str | os.PathLike[str]) -> list[Path]:
     for line in left_out_lines({shown_path(path, Path(root)): why for path, why in listing.left_out.items()}):
         logger.warning("%s", line)
     check_not_empty(root, listing)
-    return listing.pictures
+    return listing.images
 
 
 def check_not_empty(root: str | os.PathLike[str], listing: Listing) -> None:
@@ -93,7 +93,7 @@ def check_not_empty(root: str | os.PathLike[str], listing: Listing) -> None:
     Raises:
         ImageError: says also what was left out.
     """
-    if listing.pictures:
+    if listing.images:
         return
     lines = left_out_lines({shown_path(path, Path(root)): why for path, why in listing.left_out.items()})
     raise ImageError(
@@ -181,12 +181,12 @@ def _identity(path: Path) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
-def _linked_once(links: Iterable[Path], pictures: Iterable[Path], left_out: dict[Path, str]) -> Iterator[Path]:
+def _linked_once(links: Iterable[Path], images: Iterable[Path], left_out: dict[Path, str]) -> Iterator[Path]:
     """The links to images that bring in a file which no other name does."""
     links = sorted(links)
     if not links:  # as nearly always: then no file need be looked at
         return
-    seen = {_identity(path) for path in pictures if path.exists()}
+    seen = {_identity(path) for path in images if path.exists()}
     for link in links:
         if reason := _why_left_out(link, is_special=not link.is_file()):
             left_out[link] = reason

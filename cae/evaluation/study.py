@@ -60,9 +60,9 @@ def embed(
     """
     if isinstance(data, LabelledEmbeddings):
         return data
-    pictures = Images(data.read, [str(i) for i in range(len(data.labels))], identity=data.identity)
+    images = Images(data.read, [str(i) for i in range(len(data.labels))], identity=data.identity)
     x, index = embed_images(
-        ImageData(pictures, batch_size=batch_size, num_workers=workers), encoder, device=device, progress=progress
+        ImageData(images, batch_size=batch_size, num_workers=workers), encoder, device=device, progress=progress
     )
     if not len(x):
         raise DatasetError(f"none of the {len(data.labels)} pictures of {data.name} can be read")

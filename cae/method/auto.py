@@ -15,8 +15,8 @@ order of accuracies. So the settings that were asked for stay unless another can
 Arbitrary cuts through a continuum, which k-means makes where style outweighs content, and partitions by texts that know
 nothing of the images are both hard to predict.
 
-The number of clusters comes from `cae.method.cluster_count`, once for the images alone and once for the fused embeddings; the
-probe says whose to believe.
+The number of clusters comes from `cae.method.cluster_count`, once for the images alone and once for the fused
+embeddings; the probe says whose to believe.
 """
 
 from __future__ import annotations

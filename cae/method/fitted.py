@@ -141,7 +141,7 @@ class FittedCAE:
         return fitted
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `model.safetensors` and `config.json`; they take their places together (`cae.utils.files.committing`)."""
+        """Write `model.safetensors` and `config.json`, both or neither (`cae.utils.files.committing`)."""
         state = self.state_dict()
         tensors, plain = state.pop("tensors"), state.pop("plain")
         with committing(Path(folder)) as draft:

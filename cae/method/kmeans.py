@@ -21,7 +21,14 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from cae.kernels import nearest
 from cae.kernels.exact import exact_products
-from cae.utils.distributed import all_gather_rows, all_reduce_count, all_reduce_sum, broadcast_from_first, is_first
+from cae.utils.distributed import (
+    all_gather_rows,
+    all_reduce_count,
+    all_reduce_max,
+    all_reduce_sum,
+    broadcast_from_first,
+    is_first,
+)
 from cae.utils.progress import report_progress, stage
 
 logger = logging.getLogger("cae")
@@ -227,7 +234,7 @@ def cluster_sums(z: Tensor, labels: Tensor, k: int, group: ProcessGroup | None =
     """
     n = all_reduce_count(len(z), group)
     largest = max((float(z[rows].abs().max()) for rows in _chunks(len(z))), default=0.0)
-    largest = float(all_reduce_sum(torch.tensor(largest), group, largest=True))
+    largest = float(all_reduce_max(torch.tensor(largest), group))
     scale = 2.0 ** math.floor(62 - math.log2(max(n * largest, 1e-30)))
     sums = torch.zeros(k, z.shape[1], dtype=torch.int64, device=z.device)
     for rows in _chunks(len(z)):

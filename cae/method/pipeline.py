@@ -128,7 +128,7 @@ def fit(
 
 
 class Trial:
-    """The stages up to Eq. 17 on a sample, for `cae.method.auto` to try settings on; counterparts are kept by balance."""
+    """The stages up to Eq. 17 on a sample, for `cae.method.auto` to try settings on; keeps counterparts by balance."""
 
     def __init__(self, sample: Tensor, texts: Texts) -> None:
         self.sample, self.texts = sample, texts

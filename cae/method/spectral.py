@@ -6,9 +6,9 @@ setting (figures: benchmarks/README.md). The steps, on a sample of bounded size:
 
 1. half-whiten z: divide principal components by the fourth root of their variance, so that the few wide directions,
    which are often style, do not alone decide who is near;
-2. join each image to its nearest neighbours (`cae.method.graph`), and a little to all others by 1 + cosine. As in regularised
-   spectral clustering (Amini et al. 2013) stray images are then no clusters of their own; and of more separate groups
-   than K, such as bursts of photographs, those that are alike come together;
+2. join each image to its nearest neighbours (`cae.method.graph`), and a little to all others by 1 + cosine. As in
+   regularised spectral clustering (Amini et al. 2013) stray images are then no clusters of their own; and of more
+   separate groups than K, such as bursts of photographs, those that are alike come together;
 3. take the K leading eigenvectors of D^-1/2 A D^-1/2 (Ng et al. 2002) and read the clusters off a pivoted QR
    factorisation of them (Damle et al. 2019), which has no restarts and no luck;
 4. fit linear discriminants to these clusters (Fisher 1936, K - 1 of them). An image gets the cluster whose mean is the

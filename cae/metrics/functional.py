@@ -1,8 +1,8 @@
 """Agreement of clusters with known classes, NMI, ACC and ARI as in the paper's tables, and scores that need no labels.
 
 All three compare two labelings through one table of counts, how many images of each class lie in each cluster; the
-values are scikit-learn's in every case. Apart from `cae.metrics.torchmetrics`, which has them as torchmetrics, since importing
-torchmetrics takes seconds.
+values are scikit-learn's in every case. `cae.metrics.torchmetrics` has them as torchmetrics,
+which take seconds to import.
 """
 
 from __future__ import annotations

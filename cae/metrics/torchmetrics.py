@@ -1,4 +1,4 @@
-"""Agreement of clusters with known classes as torchmetrics; `cae.metrics.functional` has the functions, which are here as well.
+"""Agreement of clusters with known classes as torchmetrics, over the functions of `cae.metrics.functional`.
 
 Tables of counts of parts of the data add up, so the classes for distributed evaluation keep nothing else. torchmetrics'
 own NMI and ARI keep every label, and its NMI of two constant labelings is 0 where scikit-learn says 1.
@@ -19,28 +19,12 @@ from cae.metrics.functional import (
     Labels,
     accuracy_from_contingency,
     ari_from_contingency,
-    cluster_accuracy,
     cluster_to_class,
-    clustering_scores,
     contingency_matrix,
     nmi_from_contingency,
-    silhouette_score,
-    stability,
 )
 
-__all__ = [
-    "AdjustedRandIndex",
-    "ClusterAccuracy",
-    "ContingencyMetric",
-    "NormalizedMutualInfo",
-    "cluster_accuracy",
-    "cluster_to_class",
-    "clustering_metrics",
-    "clustering_scores",
-    "contingency_matrix",
-    "silhouette_score",
-    "stability",
-]
+__all__ = ["AdjustedRandIndex", "ClusterAccuracy", "ContingencyMetric", "NormalizedMutualInfo", "clustering_metrics"]
 
 
 class ContingencyMetric(Metric):

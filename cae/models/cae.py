@@ -27,7 +27,7 @@ from cae.metrics.functional import CLUSTERING_SCORES, contingency_matrix
 from cae.models.embedder import Embedder, images_of, labels_of
 from cae.text import TextBank, load_banks
 from cae.text.vectors import check_width, is_vectors, limit_modalities, text_sources
-from cae.utils.distributed import all_reduce_count, all_reduce_sum, first_occurrence_mask, is_first
+from cae.utils.distributed import all_reduce_count, all_reduce_max, all_reduce_sum, first_occurrence_mask, is_first
 from cae.utils.progress import Reporter
 
 logger = logging.getLogger("cae")
@@ -160,8 +160,8 @@ class CAE(Embedder):
         """Image batch to embeddings, counterparts, fusion and nearest centroid; or collect, on a fresh module.
 
         Returns:
-            The fields of `cae.method.pipeline.Prediction` for B images, on the CPU; `index` if the batch is a dict that has
-            one; `embedding` (B, D) float32 unit rows with `return_embeddings=True`.
+            The fields of `cae.method.pipeline.Prediction` for B images, on the CPU; `index` if the batch is a dict that
+            has one; `embedding` (B, D) float32 unit rows with `return_embeddings=True`.
         """
         if self.fitted is None:
             index, x = self.collect(batch, dataloader_idx)
@@ -193,7 +193,7 @@ class CAE(Embedder):
             raise self._not_fitted()
         number, share = torch.empty(0, dtype=torch.int64), torch.empty(0)
         self._tested = [(number, number, number, share, share)]  # a process may get no batch
-        self._counted.clear()
+        self._n_seen.clear()
         self.on_predict_start()
 
     def test_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> None:
@@ -207,7 +207,7 @@ class CAE(Embedder):
             raise ValueError("testing needs whole-numbered classes: batches (images, label), or dicts with `label`")
         x = self.embed(images_of(batch))
         found = _on_cpu(self.predict_embeddings(x))
-        index = self._numbers(batch, len(x), dataloader_idx)
+        index = self._sample_ids(batch, len(x), dataloader_idx)
         self._tested.append((index, found["cluster"], labels.cpu(), found["confidence"], found["similarity"]))
 
     def on_test_epoch_end(self) -> None:
@@ -223,7 +223,7 @@ class CAE(Embedder):
         self._tested = []
         keep = first_occurrence_mask(index, self.group)
         found = contingency_matrix(clusters[keep], classes[keep])
-        n_classes = int(all_reduce_sum(torch.tensor(found.shape[1]), self.group, largest=True))
+        n_classes = int(all_reduce_max(torch.tensor(found.shape[1]), self.group))
         if not n_classes:
             raise ValueError("there are no images to test on: the loader yields none, or none can be read")
         assert self.fitted is not None  # since the start
@@ -240,7 +240,7 @@ class CAE(Embedder):
     def fit_embeddings(
         self, x: Tensor, index: Tensor | None = None, *, group: ProcessGroup | None = None
     ) -> pipeline.Prediction:
-        """Fit on image embeddings (N, D), unit rows; returns their predictions. For the rest see `cae.method.pipeline.fit`."""
+        """Fit on image embeddings (N, D), unit rows; returns their predictions. See `cae.method.pipeline.fit`."""
         banks = self.load_banks()
         check_width(banks, self.sources, x.shape[1], "the data")
         record = self._provenance()

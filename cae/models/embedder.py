@@ -26,7 +26,7 @@ from cae.encoders.deferred import maker
 from cae.models.embedding_store import EmbeddingStore
 from cae.utils.cache import cache_dir
 from cae.utils.checksums import json_hash
-from cae.utils.distributed import all_reduce_sum
+from cae.utils.distributed import all_reduce_min
 from cae.utils.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 IMAGE_KEYS = ("image", "images", "pixel_values", "embedding", "embeddings")
 
 LOADER_SHIFT = 40
-"""Samples of several loaders keep apart: the loader's number goes above this bit of a sample's."""
+"""A sample's id is its index + (dataloader_idx << LOADER_SHIFT), so that ids of several loaders never collide."""
 
 
 class Embedder(pl.LightningModule):
@@ -78,7 +78,7 @@ class Embedder(pl.LightningModule):
         self.store_folder = store
         self.embedding_dtype = dtype
         self.store: EmbeddingStore | None = None
-        self._counted: Counter[int] = Counter()
+        self._n_seen: Counter[int] = Counter()
         self._shuffled: dict[int, Tensor] = {}
 
     @property
@@ -102,14 +102,14 @@ class Embedder(pl.LightningModule):
                 self.anchor = torch.nn.Parameter(torch.zeros(1))
 
     def teardown(self, stage: str) -> None:
-        """Let go of the store's folder."""
+        """Close the store."""
         if stage == "fit" and hasattr(self, "anchor"):
             del self.anchor
         self._close_store()
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """One that keeps what is done when something goes wrong: Lightning tells callbacks alone."""
-        # One does for every run of a trainer; for another one in its place Lightning prints a notice.
+        # Add it only once: Lightning prints a notice when a callback is replaced.
         there = any(isinstance(callback, _CloseStore) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         return [] if there else [_CloseStore()]
 
@@ -142,7 +142,7 @@ class Embedder(pl.LightningModule):
     def open_store(self) -> None:
         """Make the store, with what an earlier run has left in it."""
         self._close_store()
-        self._counted.clear()
+        self._n_seen.clear()
         folder, identity = None, getattr(self.trainer.datamodule, "identity", None)  # type: ignore[attr-defined]
         # Images that cannot be told from others are embedded every time, whatever embeds them.
         known = {"data": identity, "encoder": self.encoder.fingerprint} if identity else {"data": os.urandom(16).hex()}
@@ -163,13 +163,13 @@ class Embedder(pl.LightningModule):
         Images are numbered and loaded in order, by all ranks alike, so it is the least of their largest.
         """
         last = -1 if self.store is None else self.store.last
-        return -int(all_reduce_sum(torch.tensor(-last), self.group, largest=True)) + 1
+        return int(all_reduce_min(torch.tensor(last), self.group)) + 1
 
     def collect(self, batch: Any, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
         """A batch into the store: its images' numbers (B,) int64 on the CPU, and embeddings (B, D) as it keeps them."""
         assert self.store is not None  # since setup
         images = images_of(batch)
-        index = self._numbers(batch, len(images), dataloader_idx)
+        index = self._sample_ids(batch, len(images), dataloader_idx)
         known = self.store.find(index)
         if len(known) and (known >= 0).all():
             return index, self.store.rows[known].to(self.device)
@@ -187,7 +187,7 @@ class Embedder(pl.LightningModule):
         if images.ndim == 4:
             if not len(images):
                 return torch.empty(0, self.encoder.dim, dtype=dtype, device=self.device)
-            # The trainer's precision may have gone for the last digits of both.
+            # Autocast may have returned half precision: normalise again in float32.
             return normalize(self.encoder.encode_images(images.float()).float(), dim=1).to(dtype)
         if images.ndim == 2 and images.is_floating_point():
             if images.shape[1] != self.encoder.dim:
@@ -201,20 +201,20 @@ class Embedder(pl.LightningModule):
             f"{tuple(images.shape)}"
         )
 
-    def _numbers(self, batch: Any, n: int, dataloader_idx: int) -> Tensor:
-        """What tells a batch's samples from all others, the same however many processes share them."""
+    def _sample_ids(self, batch: Any, n: int, dataloader_idx: int) -> Tensor:
+        """The ids (B,) of a batch's samples, the same however many processes share them."""
         if isinstance(batch, Mapping) and "index" in batch:
             index = batch["index"].cpu().long()
             if index.shape != (n,):
                 raise ValueError(f"`index` of the batch has shape {tuple(index.shape)}, but there are {n} images in it")
         else:
-            start = self._counted[dataloader_idx]
-            self._counted[dataloader_idx] += n
-            index = self._drawn(start, n, dataloader_idx)
+            start = self._n_seen[dataloader_idx]
+            self._n_seen[dataloader_idx] += n
+            index = self._ids_from_sampler(start, n, dataloader_idx)
         return index + (dataloader_idx << LOADER_SHIFT)
 
-    def _drawn(self, start: int, n: int, dataloader_idx: int) -> Tensor:
-        """Which samples a loader's sampler has drawn for this rank from the `start`-th on."""
+    def _ids_from_sampler(self, start: int, n: int, dataloader_idx: int) -> Tensor:
+        """The indices that a loader's sampler gave this rank, from the `start`-th on, n of them."""
         trainer = self.trainer
         loaders = {"fit": trainer.train_dataloader, "predict": trainer.predict_dataloaders}.get(
             trainer.state.fn or "", trainer.test_dataloaders
@@ -263,7 +263,7 @@ def embed_images(
         RuntimeError: a process that reads images has died.
         KeyboardInterrupt: as usual. What is done is kept in either case.
     """
-    device, total = torch.device(device), len(data.pictures)
+    device, total = torch.device(device), len(data.images)
     key = json_hash([encoder.fingerprint, data.identity])[:32]
     embedder = Embedder(encoder, store=cache_dir() / "embeddings" / key)
 

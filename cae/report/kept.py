@@ -111,9 +111,9 @@ class ReportCache:
         return n <= len(result.assignments) and self.fingerprint == fingerprint(result, n)
 
 
-def stamps_of(pictures: Sequence[Path | None]) -> NDArray[np.int64]:
+def stamps_of(paths: Sequence[Path | None]) -> NDArray[np.int64]:
     """Size and time of N files, (N, 2), by which one that was written to is known; 0 for one that is away."""
-    return np.array([(0, 0) if path is None else size_and_time(path) for path in pictures], np.int64).reshape(-1, 2)
+    return np.array([(0, 0) if path is None else size_and_time(path) for path in paths], np.int64).reshape(-1, 2)
 
 
 def fingerprint(result: SavedResult, n: int) -> str:

@@ -93,7 +93,7 @@ def write_report(
         ReportCache(mark, side, position, thumbnails, stamps, result.root, compared).save(folder)
         size = thumbnails.size
         if result.root.is_dir():  # else nothing can be said of single images, as when a disk is not plugged in
-            size = np.where([[picture is None] for picture in result.pictures], 0, size)
+            size = np.where([[path is None] for path in result.image_paths], 0, size)
         facts = columns(result, groups, order, comparison) | {
             "place": thumbnails.place[order],
             "size": size[order],
@@ -106,7 +106,7 @@ def write_report(
             "movedFrom": [move.a.name for move in comparison.moves] if comparison else [],
             "sheet": {"columns": COLUMNS, "places": PER_SHEET, "folder": f"{_FILES}/{THUMBNAILS}/"},
             "roots": _roots(result.root, out),
-            "links": _links([result.pictures[row] for row in order], facts["path"]),
+            "links": _links([result.image_paths[row] for row in order], facts["path"]),
             "columns": {name: _packed(column) for name, column in facts.items()},
         }
         # ASCII, so that no character can end the line of the script.
@@ -187,7 +187,7 @@ def _draw(
     reporter: Reporter,
 ) -> tuple[Thumbnails, NDArray[np.float32], NDArray[np.int64]]:
     """Thumbnails into a new folder, the map, (N, 2), and the files' stamps: what is kept, and the rest anew."""
-    n, side, stamps = len(order), thumbnail_side(len(order)), stamps_of(result.pictures)
+    n, side, stamps = len(order), thumbnail_side(len(order)), stamps_of(result.image_paths)
     if kept is not None and not kept.fits(result):
         kept = None
     if kept is not None and kept.side == side:
@@ -196,7 +196,9 @@ def _draw(
     else:
         there = Thumbnails.none(n)
         (folder / THUMBNAILS).mkdir(parents=True)
-    thumbnails = write_sheets(result.pictures, order, folder / THUMBNAILS, there, side, lambda: reporter("thumbnails"))
+    thumbnails = write_sheets(
+        result.image_paths, order, folder / THUMBNAILS, there, side, lambda: reporter("thumbnails")
+    )
     if kept is None:
         position = lay_out(z, seed=result.fitted.config.seed, progress=reporter("map"))
     else:
@@ -215,12 +217,12 @@ def _roots(root: Path, out: Path) -> list[str]:
     return [quote(relative) + "/", *urls]
 
 
-def _links(pictures: Sequence[Path | None], shown: Sequence[str]) -> dict[int, str]:
+def _links(paths: Sequence[Path | None], shown: Sequence[str]) -> dict[int, str]:
     """URLs of the images whose place does not follow from the path that is shown: bytes lost, or another root."""
     return {
-        number: picture.absolute().as_uri()
-        for number, (picture, path) in enumerate(zip(pictures, shown, strict=True))
-        if picture is not None and ("\ufffd" in path or PurePath(path).is_absolute())
+        number: path.absolute().as_uri()
+        for number, (path, name) in enumerate(zip(paths, shown, strict=True))
+        if path is not None and ("\ufffd" in name or PurePath(name).is_absolute())
     }
 
 

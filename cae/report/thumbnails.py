@@ -61,7 +61,7 @@ class Thumbnails(NamedTuple):
 
 
 def write_sheets(
-    pictures: Sequence[Path | None],
+    paths: Sequence[Path | None],
     order: Iterable[int],
     folder: Path,
     there: Thumbnails,
@@ -71,7 +71,7 @@ def write_sheets(
     """Write the thumbnails that are not there yet, `PER_SHEET` to a file. Images are never enlarged.
 
     Args:
-        images: N files; None for one that is missing.
+        paths: N files; None for one that is missing.
         order: in which thumbnails go on the sheets: what is looked at together should lie together.
         folder: an existing folder, with the sheets that are there.
         there: of the same N images.
@@ -81,7 +81,7 @@ def write_sheets(
     Returns:
         The thumbnails that are there now.
     """
-    work = [(row, path) for row in order if there.place[row] < 0 and (path := pictures[row]) is not None]
+    work = [(row, path) for row in order if there.place[row] < 0 and (path := paths[row]) is not None]
     if not work:
         return there
     report = progress() if progress else None
@@ -91,8 +91,8 @@ def write_sheets(
     done = 0
     # Threads: Pillow lets go of the interpreter's lock while it decodes, shrinks and encodes.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        paths = [[path for _, path in batch] for batch in batches]
-        for batch, sizes in zip(batches, pool.map(_write_sheet, paths, targets, repeat(side)), strict=True):
+        files = [[path for _, path in batch] for batch in batches]
+        for batch, sizes in zip(batches, pool.map(_write_sheet, files, targets, repeat(side)), strict=True):
             rows = [row for row, _ in batch]
             place[rows] = len(sheets) * PER_SHEET + np.arange(len(rows))
             size[rows] = sizes

@@ -1,1 +1,27 @@
-"""cae.results.saved."""
+"""Results on disk: written by `cae cluster`, read back, edited, updated, compared and exported.
+
+Names are loaded at first use: reading a result needs no Lightning, which takes seconds to import.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cae.utils.lazy import lazy
+
+if TYPE_CHECKING:
+    from cae.results.folder import FolderResult, run_source
+    from cae.results.saved import OutputError, ResultError, SavedResult, write_result
+
+_HOMES = {
+    "FolderResult": "cae.results.folder",
+    "OutputError": "cae.results.saved",
+    "ResultError": "cae.results.saved",
+    "SavedResult": "cae.results.saved",
+    "run_source": "cae.results.folder",
+    "write_result": "cae.results.saved",
+}
+
+__all__ = ["FolderResult", "OutputError", "ResultError", "SavedResult", "run_source", "write_result"]
+
+__getattr__, __dir__ = lazy(__name__, _HOMES)

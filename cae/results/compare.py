@@ -84,7 +84,7 @@ class Comparison:
 
     a: Path
     b: Path
-    pictures: int
+    n_images: int
     only_a: int
     only_b: int
     ari: float
@@ -134,7 +134,7 @@ def compare(a: SavedResult, b: SavedResult) -> Comparison:
     return Comparison(
         a=a.folder,
         b=b.folder,
-        pictures=len(rows_a),
+        n_images=len(rows_a),
         only_a=len(a.assignments) - len(rows_a),
         only_b=len(b.assignments) - len(rows_b),
         ari=100 * ari_from_contingency(counts),

@@ -48,11 +48,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae.kernels import nearest
@@ -62,15 +63,32 @@ from cae.utils.checksums import load_json
 from cae.utils.files import write_json
 from cae.utils.words import counted
 
-if TYPE_CHECKING:  # which offers the edited view, and so imports this module
-    from cae.results.saved import SavedResult
-
 FORMAT_VERSION = 1
 EDITS_FILE = "edits.json"
 N_ANCHORS = 25
 """Pictures by which an edit made here knows a cluster again: those most like its mean."""
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Assigned(Protocol):
+    """The part of a `SavedResult` that edits read; see there."""
+
+    @property
+    def root(self) -> Path:
+        """The folder of the images."""
+
+    @property
+    def assignments(self) -> pa.Table:
+        """One row per image."""
+
+    @property
+    def clusters(self) -> list[dict[str, Any]]:
+        """One record per cluster."""
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(N, D) image embeddings."""
 
 
 class EditError(ValueError):
@@ -101,7 +119,7 @@ class Rename:
         return f"rename {self.cluster.name} to {self.name}"
 
     def apply(self, view: _View) -> None:
-        """Change the view."""
+        """Give the cluster its new name, and drop its gloss."""
         view.rename(view.find(self.cluster), self.name)
 
 
@@ -116,7 +134,7 @@ class Merge:
         return f"merge {' and '.join(cluster.name for cluster in self.clusters)} as {self.name}"
 
     def apply(self, view: _View) -> None:
-        """Change the view."""
+        """Join the clusters under the first one's id, and name them."""
         there = [cluster for cluster in self.clusters if len(view.rows(cluster.pictures))] or self.clusters
         first, *others = dict.fromkeys(view.find(cluster) for cluster in there)
         for other in others:
@@ -135,7 +153,7 @@ class Split:
         return f"split {self.cluster.name} into {' and '.join(part.name for part in self.parts)}"
 
     def apply(self, view: _View) -> None:
-        """Change the view."""
+        """Put each image into the part whose listed images are most like it."""
         cluster = view.find(self.cluster)
         listed = [(part.name, rows) for part in self.parts if len(rows := view.rows(part.pictures))]
         if len(listed) < 2:
@@ -161,7 +179,7 @@ class Pin:
         return f"pin {self.cluster.name}"
 
     def apply(self, view: _View) -> None:
-        """Change the view."""
+        """Put all its images together, in their cluster or in one of their own."""
         rows, name = view.rows(self.cluster.pictures), self.cluster.name
         if not len(rows):
             raise _UnmatchedError("its pictures are gone")
@@ -190,7 +208,7 @@ class Move:
         return f"move {counted(len(self.pictures), 'picture')} to {self.cluster.name}"
 
     def apply(self, view: _View) -> None:
-        """Change the view."""
+        """Put the images into the cluster."""
         cluster, rows = view.find(self.cluster), view.rows(self.pictures)
         if not len(rows):
             raise _UnmatchedError("the pictures are gone")
@@ -215,7 +233,7 @@ class EditedResult(NamedTuple):
     unmatched: list[str]
 
 
-def apply_edits(result: SavedResult, edits: Iterable[Edit]) -> EditedResult:
+def apply_edits(result: Assigned, edits: Iterable[Edit]) -> EditedResult:
     """Apply edits in order; see the module for what each means.
 
     Args:
@@ -260,7 +278,7 @@ def save_edits(edits: Sequence[Edit], folder: Path) -> None:
     write_json({"format_version": FORMAT_VERSION, "edits": records}, folder / EDITS_FILE)
 
 
-def anchors_of(result: SavedResult, id: int, *, every: bool = False) -> Anchors:
+def anchors_of(result: Assigned, id: int, *, every: bool = False) -> Anchors:
     """How a further edit knows a cluster.
 
     Args:
@@ -275,7 +293,7 @@ def anchors_of(result: SavedResult, id: int, *, every: bool = False) -> Anchors:
     return view.anchors(view.most_typical(view.members(id)), view.clusters[id]["name"], None if every else N_ANCHORS)
 
 
-def split_into(result: SavedResult, id: int, n: int) -> tuple[Anchors, ...]:
+def split_into(result: Assigned, id: int, n: int) -> tuple[Anchors, ...]:
     """Parts of a cluster by k-means on the image embeddings, the largest first, each called after a noun of its own.
 
     Args:
@@ -302,7 +320,7 @@ def split_into(result: SavedResult, id: int, n: int) -> tuple[Anchors, ...]:
     )
 
 
-def find_cluster(result: SavedResult, text: str) -> int:
+def find_cluster(result: Assigned, text: str) -> int:
     """The id of the cluster that a person means by its name or number.
 
     Raises:
@@ -323,7 +341,7 @@ def find_cluster(result: SavedResult, text: str) -> int:
     raise EditError(f"no cluster is called {text!r}; {hint}")
 
 
-def find_images(result: SavedResult, paths: Sequence[str]) -> tuple[str, ...]:
+def find_images(result: Assigned, paths: Sequence[str]) -> tuple[str, ...]:
     """The hashes of pictures named by their path, in the result or on disk.
 
     Raises:
@@ -340,7 +358,7 @@ def find_images(result: SavedResult, paths: Sequence[str]) -> tuple[str, ...]:
     return tuple(sha256 for sha256 in found if sha256 is not None)
 
 
-def check_name(result: SavedResult, name: str, ids: Sequence[int]) -> str:
+def check_name(result: Assigned, name: str, ids: Sequence[int]) -> str:
     """A name for some clusters, unless it is empty or another cluster's.
 
     Raises:
@@ -362,7 +380,7 @@ class _UnmatchedError(Exception):
 class _View:
     """A result while edits are applied to it."""
 
-    def __init__(self, result: SavedResult) -> None:
+    def __init__(self, result: Assigned) -> None:
         self.table = result.assignments
         self.labels: Rows = self.table["cluster"].to_numpy().copy()
         self.clusters = {record["id"]: dict(record) for record in result.clusters}

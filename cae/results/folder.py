@@ -238,7 +238,7 @@ def _root_of_images(source: Path, paths: Sequence[str] | None) -> Path:
 
 
 def _without_steps_up(path: str, root: Path) -> str:
-    """A path that leads out of the root by `..` as an absolute one: results hold no others (`SavedResult.pictures`)."""
+    """A path that leads out of the root by `..` as an absolute one: results hold no others."""
     return os.path.abspath(root / path) if ".." in Path(path).parts else path  # noqa: PTH100 (keeps links as they are)
 
 
@@ -284,7 +284,7 @@ def run_folder(
     if paths is None:
         listing = list_folder(root)
         check_not_empty(root, listing)
-        paths, left_out = listing.pictures, listing.left_out
+        paths, left_out = listing.images, listing.left_out
     if module.fitted is None:
         _check_enough(module, root, len(paths), "picture")
     module.encoder.to(device)

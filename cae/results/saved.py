@@ -176,7 +176,7 @@ def _checksums(folder: Path, names: Sequence[str], run: Mapping[str, Any]) -> di
 class SavedResult:
     """A result folder, read back.
 
-    Images may have gone since: `pictures` has None in the place of each that is missing, so that a table or a page
+    Images may have gone since: `image_paths` has None in the place of each that is missing, so that a table or a page
     can still show the rest. If the folder of images has moved as a whole, `load` looks for it where it lay before as
     seen from the result, and takes any other place as `images`. Whether a file holds something else by now is told by
     `changed`, which has to read them all.
@@ -293,7 +293,7 @@ class SavedResult:
         return embeddings
 
     @cached_property
-    def pictures(self) -> list[Path | None]:
+    def image_paths(self) -> list[Path | None]:
         """Where each of the N images lies now; None where there is no file any more.
 
         A result may come from anybody, and name any file. Only what is called like an image counts, or begins like
@@ -302,7 +302,7 @@ class SavedResult:
         paths = self.assignments["path"].to_pylist()
         # A name that is no UTF-8 is shown with a replacement character, and found by listing the folder again.
         lost = any("\ufffd" in path for path in paths) and _there(self.root.is_dir)
-        listed = list_folder(self.root).pictures if lost else ()
+        listed = list_folder(self.root).images if lost else ()
         undecodable = {shown_path(path, self.root): path for path in listed}
         places = (undecodable.get(path, self.root / path) for path in paths)
         return [
@@ -312,12 +312,12 @@ class SavedResult:
 
     def present(self) -> list[tuple[dict[str, Any], Path]]:
         """The rows whose image is still there, as dicts, with its place."""
-        rows = zip(self.assignments.to_pylist(), self.pictures, strict=True)
+        rows = zip(self.assignments.to_pylist(), self.image_paths, strict=True)
         return [(row, place) for row, place in rows if place is not None]
 
     def changed(self) -> list[int]:
         """Rows whose file is still there but holds other bytes than those that were clustered. Reads every file."""
-        here = [(row, place) for row, place in enumerate(self.pictures) if place is not None]
+        here = [(row, place) for row, place in enumerate(self.image_paths) if place is not None]
         hashes = self.assignments["sha256"].to_pylist()
         found = content_hashes([place for _, place in here])
         return [row for (row, _), now in zip(here, found, strict=True) if now != hashes[row]]

@@ -8,9 +8,9 @@ do: whatever an image shows, its counterparts are made of the texts that the fit
 encoder on a fit of 450 photographs of scenes: of 450 more, 2% are outliers (by the centroid 2%); of 100 images of
 CIFAR-10, 51% (1%); of the demo's 300 drawings, 100% (4%).
 
-*A refit is due* when more than `MAX_OUTLIER_SHARE` of the images added since the fit are outliers, so that what comes in
-is no longer what was clustered, or when those added, with those whose files have changed, are more than `MAX_NEW_SHARE` of
-the fitted ones, so that they would shape the clusters.
+*A refit is due* when more than `MAX_OUTLIER_SHARE` of the images added since the fit are outliers, so that what comes
+in is no longer what was clustered, or when those added, with those whose files have changed, are more than
+`MAX_NEW_SHARE` of the fitted ones, so that they would shape the clusters.
 
 Images are known by the hash of their bytes: one that is already in the result, under whatever name, is not added
 again, and one that has changed under its old name keeps its row and is reported.
@@ -83,7 +83,7 @@ def diff_folder(result: SavedResult, folder: Path, progress: Progress | None = N
     """
     listing = list_folder(folder)
     check_not_empty(folder, listing)
-    paths = listing.pictures
+    paths = listing.images
     rows = result.assignments.select(["path", "sha256"]).to_pylist()
     hash_of = {row["path"]: row["sha256"] for row in rows}
     seen = {row["sha256"] for row in rows}

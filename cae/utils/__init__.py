@@ -1,1 +1,1 @@
-"""cae.utils."""
+"""Plumbing that knows nothing of clustering: files, checksums, caches, devices, process groups, progress."""

@@ -15,16 +15,30 @@ from torch.distributed import ProcessGroup
 
 
 def is_first(group: ProcessGroup | None) -> bool:
-    """Whether this process does what one of them should do for all."""
+    """Whether this is the rank that does what only one of them should do."""
     return group is None or dist.get_rank(group) == 0
 
 
-def all_reduce_sum(value: Tensor, group: ProcessGroup | None, *, largest: bool = False) -> Tensor:
-    """The elementwise sum of a tensor over all ranks, the same bits on each of them; `largest`: the maximum."""
+def all_reduce_sum(value: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The elementwise sum of a tensor over all ranks, the same bits on each of them."""
+    return _all_reduce(value, dist.ReduceOp.SUM, group)
+
+
+def all_reduce_max(value: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The elementwise maximum of a tensor over all ranks."""
+    return _all_reduce(value, dist.ReduceOp.MAX, group)
+
+
+def all_reduce_min(value: Tensor, group: ProcessGroup | None) -> Tensor:
+    """The elementwise minimum of a tensor over all ranks."""
+    return _all_reduce(value, dist.ReduceOp.MIN, group)
+
+
+def _all_reduce(value: Tensor, op: dist.ReduceOp.RedOpType, group: ProcessGroup | None) -> Tensor:
     if group is None:
         return value
     reduced = value.detach().to(_device(group), copy=True)
-    dist.all_reduce(reduced, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=group)
+    dist.all_reduce(reduced, op, group=group)
     return reduced.to(value.device)
 
 
@@ -58,10 +72,10 @@ def broadcast_from_first(value: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 def first_occurrence_mask(index: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Which samples no other row stands for already.
+    """A mask that keeps one row of each sample.
 
-    `DistributedSampler` gives some samples to two ranks so that all have equally many. Each index is looked after by
-    the rank of its remainder, so memory and traffic are O(N / ranks).
+    `DistributedSampler` gives some samples to two ranks so that all have equally many. The rank `index % ranks` decides
+    which row stays, so memory and traffic are O(N / ranks).
 
     Args:
         index: (N_r,) int64, what tells the samples apart; at least 0.
@@ -85,7 +99,7 @@ def first_occurrence_mask(index: Tensor, group: ProcessGroup | None) -> Tensor:
 
 
 def _exchanged(value: Tensor, received: list[int], sent: list[int], group: ProcessGroup) -> Tensor:
-    """Consecutive stretches of `value` to the ranks in turn, for what they send here."""
+    """All-to-all: send consecutive slices of `value` to the ranks, and return what they sent, by rank."""
     here = value.to(_device(group))
     result = here.new_empty(sum(received))
     dist.all_to_all_single(result, here, received, sent, group=group)
@@ -99,6 +113,6 @@ def _first_of_each(index: Tensor) -> Tensor:
 
 
 def _device(group: ProcessGroup) -> torch.device:
-    """Where the group's backend wants its tensors."""
+    """The device on which the group's backend takes tensors."""
     on_cuda = dist.get_backend(group) == dist.Backend.NCCL
     return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")

@@ -15,10 +15,10 @@ import torch
 T = TypeVar("T")
 
 ProgressListener = Callable[[str, float, str], None]
-"""Hears which stage runs, what share of it in [0, 1] is done, and a word on where it stands."""
+"""Called with the name of the running stage, the share of it in [0, 1] that is done, and a note."""
 
 Progress = Callable[[int, int], None]
-"""Hears how much of one piece of work is done, and of how much."""
+"""Called with (done, total)."""
 
 
 class Report(Protocol):
@@ -32,8 +32,8 @@ Reporter = Callable[[str], Report]
 """Takes what is being worked on (`nouns`, `captions`, `pictures`, `grouping`, `hashes`, …)."""
 
 _running: ContextVar[Counter[str] | None] = ContextVar("running", default=None)
-_watching: ContextVar[ProgressListener | None] = ContextVar("watching", default=None)
-_telling: ContextVar[Callable[[float, str], None] | None] = ContextVar("telling", default=None)
+_listener: ContextVar[ProgressListener | None] = ContextVar("listener", default=None)
+_report: ContextVar[Callable[[float, str], None] | None] = ContextVar("report", default=None)
 
 
 @contextmanager
@@ -44,9 +44,9 @@ def stopwatch() -> Iterator[Counter[str]]:
         yield seconds
 
 
-def listen_to_progress(watcher: ProgressListener) -> AbstractContextManager[None]:
-    """Let `watcher` hear of every `stage` that runs inside, and of what they `report_progress`."""
-    return _set(_watching, watcher)
+def listen_to_progress(listener: ProgressListener) -> AbstractContextManager[None]:
+    """Call `listener` for every `stage` that runs inside, and for what it reports with `report_progress`."""
+    return _set(_listener, listener)
 
 
 @contextmanager
@@ -55,11 +55,11 @@ def stage(name: str) -> Iterator[None]:
 
     A stage inside a stage belongs to the outer one, so that the stages add up to the whole.
     """
-    seconds, watcher = _running.get(), _watching.get()
-    if seconds is None and watcher is None:
+    seconds, listener = _running.get(), _listener.get()
+    if seconds is None and listener is None:
         yield
         return
-    with _set(_running, None), _set(_watching, None), _set(_telling, partial(watcher, name) if watcher else None):
+    with _set(_running, None), _set(_listener, None), _set(_report, partial(listener, name) if listener else None):
         report_progress(0, "")
         start = _now()
         try:
@@ -71,10 +71,10 @@ def stage(name: str) -> Iterator[None]:
 
 
 def report_progress(share: float, note: str) -> None:
-    """Let whoever watches know how far the running stage is."""
-    telling = _telling.get()
-    if telling is not None:
-        telling(share, note)
+    """Report how far the running stage is, to whoever listens."""
+    report = _report.get()
+    if report is not None:
+        report(share, note)
 
 
 @contextmanager

@@ -90,15 +90,15 @@ def make_category(category: str, clipart: Path, images: Path) -> Iterator[Source
     for png in sorted((clipart / "png" / CATEGORIES[category]).glob("*.png"), key=order):
         original = png.relative_to(clipart / "png")
         credit = public_domain_credit((clipart / "svg" / original).with_suffix(".svg"))
-        picture = None if credit is None else drawn(png)
-        if credit is None or picture is None:
+        image = None if credit is None else drawn(png)
+        if credit is None or image is None:
             continue
-        look = np.asarray(picture.resize((16, 16), Image.Resampling.BOX).convert("L"), dtype=np.float32) / 255
+        look = np.asarray(image.resize((16, 16), Image.Resampling.BOX).convert("L"), dtype=np.float32) / 255
         if any(np.abs(look - other).mean() < NEARLY_SAME for other in taken):
             continue
         taken.append(look)
         file = images / category / f"{png.stem}.webp"
-        picture.save(file, quality=80, method=6)
+        image.save(file, quality=80, method=6)
         yield Source(f"{category}/{file.name}", category, *credit, PUBLIC_DOMAIN, f"openclipart-png: png/{original}")
         if len(taken) == PER_CATEGORY:
             return
@@ -142,13 +142,13 @@ def drawn(png: Path) -> Image.Image | None:
     if box is None:
         return None
     colours = colours.crop(box)
-    picture = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
-    short, long = sorted(picture.size)
+    image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
+    short, long = sorted(image.size)
     if long < SIDE // 2 or long > 3 * short:
         return None
-    picture.thumbnail((SIDE - 2 * MARGIN, SIDE - 2 * MARGIN), Image.Resampling.LANCZOS)
+    image.thumbnail((SIDE - 2 * MARGIN, SIDE - 2 * MARGIN), Image.Resampling.LANCZOS)
     canvas = Image.new("RGB", (SIDE, SIDE), "white")
-    canvas.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
+    canvas.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
     ink = (np.asarray(canvas.convert("L")) < 255 - WHITE).mean()
     return canvas if ink >= LEAST_INK else None
 

@@ -1,9 +1,9 @@
 """TAC's cluster heads (Li et al. 2024, arXiv 2310.11989), and the same training on CAE's richer counterparts.
 
 A head per modality: on the image, and on each of its text counterparts. A step takes images and for each of them one
-random neighbour in every modality; `cae.models.trained.losses.mutual_distillation` asks of two heads that they agree on an
-image, and that either cuts the batch into clusters as the other does for the neighbours. TAC has two heads, image and
-noun; with more the loss is the mean over all pairs, which for two is TAC's.
+random neighbour in every modality; `losses.mutual_distillation` asks of two heads that they agree on an image, and that
+either cuts the batch into clusters as the other does for the neighbours. TAC has two heads, image and noun; with more
+the loss is the mean over all pairs, which for two is TAC's.
 
 As in TAC's published code, neighbours go through the heads in a forward pass of their own, the image itself is not
 among its neighbours, a column does not compete with itself, and labels are the arg-max of the image head.

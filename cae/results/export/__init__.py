@@ -89,7 +89,7 @@ def export(
         raise ExportError(f"{out} would mix with the original pictures; choose another folder with --out")
     removed = carry_out(plan, out, target=target, by=by, progress=progress)
     paths = result.assignments["path"].to_pylist()
-    missing = [path for path, place in zip(paths, result.pictures, strict=True) if place is None]
+    missing = [path for path, place in zip(paths, result.image_paths, strict=True) if place is None]
     return Exported(
         written=len(plan),
         removed=removed,

@@ -21,5 +21,5 @@ def plan(result: SavedResult) -> Plan:
             PurePosixPath(name).stem: classes[row["cluster"]] for name, (row, _) in zip(names, rows, strict=True)
         },
     }
-    pictures = {f"data/{name}": place for name, (_, place) in zip(names, rows, strict=True)}
-    return {**pictures, "labels.json": lambda path: dump_json(labels, path)}
+    images = {f"data/{name}": place for name, (_, place) in zip(names, rows, strict=True)}
+    return {**images, "labels.json": lambda path: dump_json(labels, path)}

@@ -25,5 +25,5 @@ def plan(result: SavedResult) -> Plan:
                 metadata = {"file_name": name, "label": row["name"], **row}
                 file.write(json.dumps(metadata, ensure_ascii=False) + "\n")
 
-    pictures = {f"train/{name}": place for name, (_, place) in zip(names, rows, strict=True)}
-    return {**pictures, "train/metadata.jsonl": write_metadata}
+    images = {f"train/{name}": place for name, (_, place) in zip(names, rows, strict=True)}
+    return {**images, "train/metadata.jsonl": write_metadata}

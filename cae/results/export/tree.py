@@ -77,34 +77,34 @@ def _bring(content: Path | Callable[[Path], None], place: Path, draft: Path, by:
     draft.replace(place)
 
 
-def _is_placed(picture: Path, place: Path, by: Placing) -> bool:
+def _is_placed(image: Path, place: Path, by: Placing) -> bool:
     if by == "symlink":
-        return place.is_symlink() and place.readlink() == picture.absolute()
+        return place.is_symlink() and place.readlink() == image.absolute()
     if place.is_symlink() or not place.exists():
         return False
     if by == "hardlink":
-        return place.samefile(picture)
-    ours, original = place.stat(), picture.stat()
+        return place.samefile(image)
+    ours, original = place.stat(), image.stat()
     # `copy2` keeps the time of the last change, so another size or time means another content.
     same = (ours.st_size, ours.st_mtime_ns) == (original.st_size, original.st_mtime_ns)
-    return same and not place.samefile(picture)
+    return same and not place.samefile(image)
 
 
-def _place(picture: Path, draft: Path, by: Placing) -> None:
+def _place(image: Path, draft: Path, by: Placing) -> None:
     try:
         if by == "copy":
-            shutil.copy2(picture, draft)
+            shutil.copy2(image, draft)
         elif by == "hardlink":
-            os.link(picture.resolve(), draft)
+            os.link(image.resolve(), draft)
         else:
-            draft.symlink_to(picture)
+            draft.symlink_to(image)
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise ExportError(f"{picture} was there a moment ago and is gone; run the export again") from error
+            raise ExportError(f"{image} was there a moment ago and is gone; run the export again") from error
         if error.errno == errno.ENOSPC:
-            raise ExportError(f"no space left for {picture}; make room and run the export again to go on") from error
+            raise ExportError(f"no space left for {image}; make room and run the export again to go on") from error
         other = "" if by == "copy" else "; use --by copy"
-        raise ExportError(f"cannot {by} {picture}: {error.strerror or error}{other}") from error
+        raise ExportError(f"cannot {by} {image}: {error.strerror or error}{other}") from error
 
 
 def _remove(name: str, out: Path) -> bool:
