@@ -31,9 +31,9 @@ class CAEConfig:
         top_k: texts retrieved per center, K of Eq. 3. The paper sweeps 1-30 without stating its choice; TAC uses 5.
         retrieval: `all` ranks every text for every center (Eq. 2-3); `assigned` gives each text to its best center
             first and ranks inside it, as TAC's code does.
-        modalities: which text counterparts join the image.
+        modalities: the text counterparts that join the image.
         image: let the image embedding take part in the fusion; False clusters the counterparts alone (Table 3).
-        balance: how evenly the texts are used, from 0 to 1. 1 is Eq. 5, where every text gets the same mass, also one
+        balance: evenness of the use of texts, from 0 to 1. 1 is Eq. 5, where every text gets the same mass, also one
             that fits no image; at 0 a text gets what a softmax over the texts gives it (Eq. 9), and hubs draw all;
             between them the transport is unbalanced (`cae.kernels.cosine_sinkhorn`).
         epsilon: entropic regularisation of Eq. 10, or the temperature of the softmax.
@@ -46,17 +46,17 @@ class CAEConfig:
         fusion: `prototype` is Eq. 14-17; `concat` puts the modalities side by side, as TAC does; `sum` adds them up
             with equal weights (Table 4); `auto` lets the data decide how the texts take part, down to not at all
             (`cae.method.auto`), starting from the other settings.
-        text_weight: what a counterpart counts for beside the image in the fusion; 1 is the letter, 0 leaves the image
+        text_weight: weight of a counterpart beside the image in the fusion; 1 is the letter, 0 leaves the image
             embeddings alone.
         gamma: temperature of the modality weights, Eq. 16.
-        clustering: how Eq. 18 finds the clusters of z: `spectral` cuts the graph of nearest neighbours
+        clustering: method that finds the clusters of Eq. 18: `spectral` cuts the graph of nearest neighbours
             (`cae.method.spectral`), `kmeans` is the paper's.
         spherical: bring z to unit length; k-means then goes by cosine. False is Euclidean k-means.
         n_init: restarts of the last k-means; the best objective wins.
         kmeans_iter: most iterations of one k-means run.
         sinkhorn_iter: most Sinkhorn iterations.
         sinkhorn_tol: Sinkhorn stops when the L1 error of the column marginal is at most this.
-        seed: of every k-means and eigen-solver, from 0 to 2^31 - 1. Same seed, same labels.
+        seed: seed of every k-means and eigen-solver, from 0 to 2^31 - 1. Same seed, same labels.
 
     Raises:
         ValueError: a value is out of range; the message names the setting.

@@ -100,26 +100,27 @@ class ClusteringCallback(Callback):
 
     Args:
         n_clusters: K, or `auto` to find it out at the first clustering and keep it, so that clusters keep their ids.
-        embedding: where the embeddings (B, D) are in what `validation_step` returns: a dict key, a path of keys,
+        embedding: place of the embeddings (B, D) in what `validation_step` returns: a dict key, a path of keys,
             attributes and positions (`"outputs.pooled"`, `"1"`), or a function of it.
-        label: where the class labels (B,) are, likewise; None for none.
-        method: what gives the embeddings in place of `validation_step`: a function of module and batch, such as
+        label: place of the class labels (B,), likewise; None for none.
+        method: source of the embeddings in place of `validation_step`: a function of module and batch, such as
             `lambda module, batch: module.backbone(batch[0])`, or the name of a method of the LightningModule that takes
             the batch. Its result holds the embeddings (B, D), or is them if `embedding` is left alone. `label` is then
             looked up in the batch.
         banks: a `cae.text.TextBank` of the embeddings' space under `noun` and under `caption`.
-        encoder: in place of `banks`, what embeds the corpora: a spec for `cae.encoders.load_encoder` or an `Encoder`.
+        encoder: encoder of the corpora, in place of `banks`: a spec for `cae.encoders.load_encoder` or an `Encoder`.
         nouns: corpus for `encoder`; or a file of text vectors of the embeddings' space, which needs none.
         captions: likewise.
         every_n_epochs: cluster the validation runs of every n-th epoch; 1 unless `every_n_train_steps` is given.
-        every_n_train_steps: in place of epochs, cluster at the first validation run after this many more steps.
+        every_n_train_steps: number of steps, in place of epochs: cluster at the first validation run after this many
+            more steps.
         max_samples: cluster a uniform sample of at most so many embeddings.
-        prefix: of the logged names. Several of these callbacks with one prefix have what they cluster appended to it:
+        prefix: prefix of the logged names. Callbacks that share one have what they cluster appended to it:
             `cluster_early_acc` and `cluster_late_acc` for `embedding="early"` and `embedding="late"`.
         details: give loggers more than scores: cluster sizes to every logger, a histogram and the embedding projector
             to TensorBoard, a table to W&B.
         strict: raise `ClusteringError` in place of the warning.
-        preset: of `cae.config.CAEConfig`; `default` keeps one rule for all epochs, where `auto` may choose anew.
+        preset: preset of `cae.config.CAEConfig`; `default` keeps one rule for all epochs, `auto` may choose again.
         settings: any field of `CAEConfig`, such as `seed`; `n_init` is 5 unless given. In the YAML of a LightningCLI
             they stand under `dict_kwargs`, beside `init_args`.
 
@@ -216,7 +217,7 @@ class ClusteringCallback(Callback):
         self._tell_apart(trainer)
         if isinstance(self.method, str) and not callable(getattr(pl_module, self.method, None)):
             raise ValueError(
-                f"{type(pl_module).__name__} has no method {self.method!r}, which this callback shall call"
+                f"{type(pl_module).__name__} has no method {self.method!r}, which this callback should call"
             )
         if self.banks is None:
             on_rank_zero(trainer, self._load_banks)
@@ -249,7 +250,7 @@ class ClusteringCallback(Callback):
         self.banks = text_banks(self.config, None, self.encoder, nouns=self.nouns, captions=self.captions)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show monitors the last scores, and begin to collect if this run shall be clustered."""
+        """Show monitors the last scores, and begin to collect if this run is to be clustered."""
         self._reservoir, self._width, self._failure = None, None, None
         if trainer.sanity_checking:
             return
@@ -267,7 +268,7 @@ class ClusteringCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collect the batch's embeddings; a failure is told at the end, where all ranks hear of it and none waits."""
+        """Collect the batch's embeddings; a failure is reported at the end, to all ranks, so that none waits."""
         if self._reservoir is None or self._failure is not None:
             return
         _, error = attempt(lambda: self._collect(trainer, pl_module, outputs, batch))

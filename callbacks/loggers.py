@@ -27,9 +27,9 @@ def log_details(
         x: (N, D) float32 embeddings.
         labels: (N,) int64 clusters.
         classes: (N,) int64 classes, if known.
-        sizes: of the K clusters.
-        prefix: of the names.
-        step: what the loggers file it under.
+        sizes: sizes of the K clusters.
+        prefix: prefix of the names.
+        step: step to log under.
     """
     header = ["cluster"] if classes is None else ["cluster", "class"]
     columns = [labels] if classes is None else [labels, classes]

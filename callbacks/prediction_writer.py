@@ -161,7 +161,7 @@ class ParquetShard:
     """One process's rows in Parquet files, a new one whenever a column's type widens.
 
     Args:
-        path: of the first file, `rank-00000.00000.parquet`; the next is `rank-00000.00001.parquet`.
+        path: path of the first file, `rank-00000.00000.parquet`; the next is `rank-00000.00001.parquet`.
     """
 
     def __init__(self, path: Path) -> None:

@@ -16,7 +16,7 @@ class Reservoir:
 
     Args:
         capacity: most rows to keep.
-        seed: of the keys; the same stream and seed give the same sample. The global generators are left alone.
+        seed: seed of the keys; the same stream and seed give the same sample. The global generators are left alone.
     """
 
     def __init__(self, capacity: int, seed: int) -> None:

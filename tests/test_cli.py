@@ -267,7 +267,7 @@ def test_broken_edits_stop_a_run_before_its_work(clustered, run, picture_folder,
     monkeypatch.setattr("cae.results.folder.run_folder", lambda *_, **__: pytest.fail("work that would be lost"))
     code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", out)
     assert code == 1
-    assert "mend it, or remove it" in stderr
+    assert "repair it, or remove it" in stderr
 
 
 def test_update_adds_what_is_new_and_compare_sees_it(clustered, run, picture_folder, tmp_path):

@@ -265,7 +265,7 @@ C = {"name": "cat", "pictures": ["h1"]}
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "mend it, or remove it"),
+        ("{", "repair it, or remove it"),
         ("[]", "no format_version"),
         ('{"format_version": 2, "edits": []}', "upgrade cae"),
         ('{"format_version": 1}', "edits"),

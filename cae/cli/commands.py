@@ -24,7 +24,7 @@ EXIT_INTERRUPTED = 130
 
 
 class _Commands(TyperGroup):
-    """Errors that a user can mend become one line and a non-zero exit."""
+    """Errors that a user can fix become one line and a non-zero exit."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -180,8 +180,8 @@ def _open(file: IO[bytes], name: str = "") -> Image.Image:
     """What `Image.open` gives, without its limit of pixels, which does not tell a large photograph from a bomb.
 
     Args:
-        file: from its beginning on.
-        name: of the file, if Pillow may map it into memory.
+        file: an open file, read from its beginning.
+        name: path of the file, if Pillow may map it into memory.
 
     Raises:
         ImageError: none of the formats.
@@ -221,7 +221,7 @@ def _check_size(image: Image.Image, full: int, side: int | None) -> None:
     Args:
         image: not loaded yet; a JPEG perhaps to be decoded smaller.
         full: pixels of the whole.
-        side: as for `read_image`.
+        side: see `read_image`.
 
     Raises:
         ImageError: it has more pixels than were allowed, or, where nobody has said how many, takes too much memory.
@@ -383,7 +383,7 @@ class ImageDataset(Dataset[tuple[Tensor, int] | None]):
     """Images from `start` on, preprocessed, with their index; None where one cannot be read.
 
     Args:
-        images: what to read.
+        images: the images to read.
         preprocess: RGB image to (3, H, W) float32, an encoder's `preprocess`.
         side: an encoder's `image_size`, see `read_image`.
         start: the first one.

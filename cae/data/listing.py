@@ -33,7 +33,7 @@ class Listing:
 
     Attributes:
         images: files that will be read as images, in a fixed order.
-        left_out: what looks like an image or may hold some, but is not used, with the reason and the remedy.
+        left_out: files that look like an image or may hold some, but are not used, with the reason and the remedy.
     """
 
     images: list[Path]
@@ -44,7 +44,7 @@ def list_folder(root: str | os.PathLike[str]) -> Listing:
     """All files below `root` that look like images, and those of them that cannot be used.
 
     A file looks like an image when its ending is one of an image or of a camera's raw file, or, with another ending
-    or none, when its first bytes are those of a common format. Hidden files and folders are passed over, as are the
+    or none, when its first bytes are those of a common format. Hidden files and folders are skipped, as are the
     thumbnails of reports: a result may lie among its images.
 
     Links are followed, inside the folder and out of it, each folder and each linked file once: so loops end. Links to
@@ -140,7 +140,7 @@ def _visible_files(root: Path, left_out: dict[Path, str]) -> Iterator[os.DirEntr
     """Files, pipes, devices, links to them and broken links: folder by folder, real ones before linked ones.
 
     Args:
-        root: where to begin.
+        root: the folder to begin in.
         left_out: takes the folders that are not entered, with the reason.
     """
     seen = set[tuple[int, int]]()

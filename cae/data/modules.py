@@ -53,7 +53,7 @@ class ImageData(Data):
     """Images for `trainer.fit`, `predict` and `test`, by an `Embedder` or `CAE`.
 
     Args:
-        images: what there is.
+        images: the images that it serves.
         batch_size: images per batch.
         num_workers: processes that read and preprocess; None for as many as there are cores for, up to 8.
     """
@@ -69,7 +69,7 @@ class ImageData(Data):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The images that the module's store lacks."""
-        # At least one for each process: Lightning passes over an epoch without batches, and with it over the fit.
+        # At least one for each process: Lightning skips an epoch without batches, and with it the fit.
         last = len(self.images) - self.attached.world_size
         return self.loader(max(min(self.embedder.done(), last), 0))
 

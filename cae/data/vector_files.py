@@ -128,7 +128,7 @@ def read_vectors(source: Any, of: Of = "images", *, labels: Path | None = None) 
 
     Args:
         source: a file or folder of the table above, a pandas or Arrow table, a `datasets.Dataset`, or a list of files.
-        of: which vectors to take where a source holds both.
+        of: the vectors to take where a source holds both.
         labels: a .npy file of N classes in place of those in the source; by default for a .npy file STEM.labels.npy, if
             there is one.
 

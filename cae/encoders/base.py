@@ -25,7 +25,7 @@ class Encoder(Protocol):
         dim: Width D of the vectors.
         fingerprint: Short hash that differs between encoders whose vectors differ (model, weights, preprocessing) and
             is the same on every machine.
-        prompt: The encoder's own prompt for nouns, with `{}` for the noun; whoever encodes nouns applies it.
+        prompt: The encoder's own prompt for nouns, with `{}` for the noun; the caller that encodes nouns applies it.
         preprocess: An RGB image ↦ float32 tensor (3, H, W). Picklable, so that DataLoader workers can run it.
         image_size: Side in pixels of the preprocessed image; a reader need not decode a JPEG at many times this size.
     """

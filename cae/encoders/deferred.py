@@ -56,10 +56,10 @@ def deferred(spec: str, *, weights: Path | None = None, dim: int, given: str) ->
     """An encoder that is loaded at first use.
 
     Args:
-        spec: for `load_encoder`, or `NO_ENCODER` where there is none to load.
-        weights: for `load_encoder`.
+        spec: spec for `load_encoder`, or `NO_ENCODER` where there is none to load.
+        weights: weights file for `load_encoder`.
         dim: width of the vectors that are given.
-        given: what holds them, for messages.
+        given: name of what holds the vectors, for messages.
 
     Raises:
         EncoderError: at first use, if it cannot be loaded or makes vectors of another width.

@@ -50,7 +50,7 @@ class LabelledImages:
     """Images with their classes.
 
     Attributes:
-        name: for tables.
+        name: name in tables.
         read: (index, side) to an RGB image, see `cae.data.read_image`; picklable, so that workers can read.
         labels: (N,) int64 in [0, C).
         class_names: C names, as they would be said.
@@ -69,7 +69,7 @@ class LabelledEmbeddings:
     """Image embeddings that somebody computed, with their classes.
 
     Attributes:
-        name: for tables.
+        name: name in tables.
         x: (N, D) float32 unit rows.
         labels: (N,) int64 in [0, C).
         class_names: C names, or None where the file has none.
@@ -92,8 +92,8 @@ def load_dataset(
         spec: a name of the table above; `hf:NAME`, a data set of the Hugging Face hub or a local folder of one; a
             folder with a sub-folder per class, or with `train` and `test` (or `val`) above those; or a file of
             embeddings, .npy, .safetensors or .parquet (`embedding`, `label`).
-        split: which part, where there are two.
-        root: where the named data sets lie or are downloaded to; the cache by default.
+        split: the part to take, where there are two.
+        root: folder that named data sets lie in or are downloaded to; the cache by default.
         labels: a .npy file of N classes for a file of embeddings; for a .npy file by default STEM.labels.npy.
 
     Raises:

@@ -48,9 +48,9 @@ class Method:
     """A row of the comparison.
 
     Attributes:
-        about: what it is, for tables.
-        preset: of `CAEConfig`.
-        settings: what it changes in the preset.
+        about: description in tables.
+        preset: preset of `CAEConfig`.
+        settings: settings that differ from the preset.
         kind: `fit` runs the pipeline, `trained` one of `cae.models.trained` on top of it; `ntk-sc` is a method of
             others; `kmeans`, `spectral` and `zero-shot` are the baselines without texts.
     """
@@ -103,7 +103,7 @@ def run_method(name: str, problem: Problem, seed: int) -> Tensor:
     Args:
         name: a row of `METHODS`, with settings behind colons if need be.
         problem: embeddings and banks.
-        seed: of every k-means.
+        seed: seed of every k-means.
 
     Raises:
         ValueError: no such method or setting, zero-shot without class names, or what `cae.method.pipeline.fit` refuses.

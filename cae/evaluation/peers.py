@@ -26,7 +26,7 @@ def image_spectral(x: Tensor, k: int, *, seed: int) -> Tensor:
     Args:
         x: (N, D) unit image embeddings.
         k: number of clusters.
-        seed: of the solver's start and of k-means.
+        seed: seed of the solver's start and of k-means.
 
     Returns:
         (N,) int64 labels on the CPU.

@@ -49,24 +49,24 @@ def evaluate(
     """Score methods on a data set and write results.json, results.md and plots.
 
     Args:
-        dataset: as `cae.evaluation.load_dataset` takes it.
-        methods: as `cae.evaluation.run_method` takes them. What cannot run is left out with a warning: `zero-shot`
-            where the classes have no names, methods of nouns where there are captions alone.
-        out: where the results go.
+        dataset: name or folder, see `cae.evaluation.load_dataset`.
+        methods: names of methods, see `cae.evaluation.run_method`. What cannot run is left out with a warning:
+            `zero-shot` where the classes have no names, methods of nouns where there are captions alone.
+        out: folder for the results.
         encoder: a spec for `cae.encoders.load_encoder`.
         encoder_weights: a local weights file for `open_clip` encoders.
         nouns: corpus of nouns, see `cae.text.load_corpus`, or vectors of nouns, see `cae.text.load_vectors`. On
             embeddings with vectors no encoder is loaded.
         captions: the same of captions. Where one of the two is vectors and the other is not given, methods run
             without the other, as `default:modalities=noun`.
-        seeds: one run of each method for each.
+        seeds: seeds; each method runs once with each.
         fit_on: `train` selects texts on the training split, as TAC does; the test split is clustered and scored.
-        root: where named data sets lie.
+        root: folder that named data sets lie in.
         labels: classes of a .npy file of embeddings.
-        class_names: for zero-shot a text file, one name a line in the order of the sorted classes, or vectors of the
-            names with their texts.
+        class_names: names for zero-shot: a text file, one name per line in the order of the sorted classes, or vectors
+            of the names with their texts.
         tsne: draw Figure 5 for the defaults, which takes a minute.
-        device: where the work is done.
+        device: device to work on.
         batch_size: images encoded at once.
         workers: processes that read images.
         reporter: called with what is going on; returns what takes its progress as (done, total).

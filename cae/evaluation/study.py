@@ -50,7 +50,7 @@ def embed(
     Args:
         data: images; embeddings are handed back as they are.
         encoder: encodes the images.
-        device: where it does.
+        device: device to encode on.
         batch_size: images encoded at once.
         workers: processes that read images.
         progress: called with the number of images embedded so far and in all.
@@ -107,9 +107,9 @@ def make_problem(
         data: embeddings and classes.
         encoder: says the class names.
         banks: texts.
-        device: where the work is done.
-        class_names: in place of the data set's own, in the order of its labels. The data set's own are encoded only if
-            the encoder is loaded by now.
+        device: device to work on.
+        class_names: names in place of the data set's own, in the order of its labels. The data set's own are encoded
+            only if the encoder is loaded by now.
         class_texts: (C, D) float32 unit vectors of `class_names`; by default the encoder makes them.
         select_on: the training split, where texts are to be selected there.
 
@@ -162,7 +162,7 @@ def run_study(
 
     Args:
         problem: embeddings, banks and classes; or one such for each seed, where the data are drawn at random as well.
-        methods: as `cae.evaluation.run_method` takes them.
+        methods: names of methods, see `cae.evaluation.run_method`.
         seeds: one run each.
         progress: called with the number of runs done and in all.
 

@@ -23,8 +23,8 @@ def write_study(results: Sequence[Mapping[str, Any]], conditions: Mapping[str, A
     """Write results.json, results.md and, where matplotlib is installed, accuracy.png and a plot per sweep.
 
     Args:
-        results: from `cae.evaluation.run_study`.
-        conditions: from `cae.evaluation.conditions`.
+        results: records from `cae.evaluation.run_study`.
+        conditions: record from `cae.evaluation.conditions`.
         out: a folder; made if need be.
 
     Returns:

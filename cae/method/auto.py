@@ -90,7 +90,7 @@ def decide(
 
     Args:
         sample: (S, D) float32 unit image embeddings, the same on every rank of the group.
-        config: what was asked for, with `n_clusters` or `fusion` left open, or both.
+        config: the settings that were asked for, with `n_clusters` or `fusion` left open, or both.
         select: the selected texts for a number of clusters; a collective call.
         trial: the pipeline on a sample with selected texts.
         group: the processes that share the images; the first one's numbers decide.

@@ -48,7 +48,7 @@ def count_clusters(z: Tensor, *, seed: int) -> ClusterCount:
 
     Args:
         z: (N, D) float32 unit rows; a sample of some thousand is enough. N at least 6.
-        seed: of the eigen-solver's start.
+        seed: seed of the eigen-solver's start.
 
     Raises:
         ValueError: too few images for groups to show, or images that are all the same.

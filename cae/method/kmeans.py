@@ -40,7 +40,7 @@ TOLERANCE = 1e-6
 """A run has converged when an iteration lowers the loss by less than this share of it."""
 
 CHUNK = 8192
-"""Rows of a pass over all points."""
+"""Rows per block."""
 
 
 class Assignment(NamedTuple):
@@ -77,13 +77,14 @@ def kmeans(
     """Centroids of k-means: k-means++ seeding, the best of `n_init` restarts, every point used.
 
     Args:
-        z: (N, D) on any device, float32 or float16; unit rows if `spherical`. Of a group, this rank's share.
+        z: (N, D) on any device, float32 or float16; unit rows if `spherical`. With `group`, only
+            this rank's rows.
         k: number of centroids, at most N.
         spherical: keep centroids at unit length, so that the nearest one has the largest cosine.
         n_init: restarts.
         max_iter: most iterations of one run; a run stops earlier once it no longer improves.
         seed: same seed and thread count, same centroids.
-        index: (N,) int64, a number of its own for each image, which a group cannot do without; 0 to N - 1 by default.
+        index: (N,) int64, the ids of the images, all different; required with `group`, else 0 to N - 1 by default.
         group: the processes that share the images.
 
     Returns:
@@ -123,10 +124,10 @@ def sample_rows(z: Tensor, index: Tensor | None, size: int, seed: int, group: Pr
     """Some rows, the same in the same order however they are spread over ranks.
 
     Args:
-        z: (N, D), this rank's share.
-        index: (N,) int64, a number of its own for each row, which a group cannot do without; 0 to N - 1 by default.
-        size: how many of all ranks, at most their sum.
-        seed: of the choice.
+        z: (N, D), this rank's rows.
+        index: (N,) int64, the ids of the rows, all different; required with `group`, else 0 to N - 1 by default.
+        size: number of rows over all ranks, at most their sum.
+        seed: seed of the choice.
         group: the processes that share the rows.
 
     Returns:

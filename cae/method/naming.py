@@ -69,7 +69,7 @@ def describe_clusters(
     """Names, glosses, typical texts and sizes of the K clusters.
 
     Args:
-        x: (N, D) float32 or float16 unit image embeddings, of a group this rank's share.
+        x: (N, D) float32 or float16 unit image embeddings; with `group`, only this rank's rows.
         labels: (N,) int64 clusters.
         selected: the selected texts and their potentials, by modality.
         banks: the banks they come from, which know the glosses.
@@ -110,7 +110,7 @@ def transport_mass(
     """p(j|k): how each cluster's images spread over the texts, by the row-normalised plan.
 
     Args:
-        x: (N, D) float32 or float16 unit image embeddings, of a group this rank's share.
+        x: (N, D) float32 or float16 unit image embeddings; with `group`, only this rank's rows.
         labels: (N,) int64 clusters.
         texts: M selected texts with their potentials.
         config: gives K and epsilon.

@@ -54,10 +54,11 @@ def partition(
     """Cluster z.
 
     Args:
-        z: (N, D) on any device, float32 or float16; unit rows if `config.spherical`. Of a group, this rank's share.
+        z: (N, D) on any device, float32 or float16; unit rows if `config.spherical`. With `group`,
+            only this rank's rows.
         config: gives K, the kind of clustering and its settings. Where the graph of neighbours does not tell K
             clusters, as with few different images, k-means makes them.
-        index: (N,) int64, a number of its own for each image, which a group cannot do without; 0 to N - 1 by default.
+        index: (N,) int64, the ids of the images, all different; required with `group`, else 0 to N - 1 by default.
         group: the processes that share the images; every rank gets the same.
 
     Raises:

@@ -81,15 +81,15 @@ def fit(
     """Cluster N images, end to end.
 
     Args:
-        x: (N, D) float32 or float16 unit image embeddings, on the device that shall do the work. Of a group, this
-            rank's share, which may be empty.
+        x: (N, D) float32 or float16 unit image embeddings, on the device to work on. With `group`, only this
+            rank's rows, of which there may be none.
         banks: a `TextBank` of the same encoder for each of `config.modalities`.
         config: the settings.
-        provenance: kept in the state as it is.
+        provenance: record that is kept in the state as it is.
         select_on: (N', D) float32 unit embeddings of other images, whose centers select the texts in place of the
             images' own: TAC selects on the training split and clusters the test split. Not with a group.
-        index: (N,) int64, a number of its own for each image, by which the result does not depend on the images' order;
-            a group cannot do without. 0 to N - 1 by default.
+        index: (N,) int64, the ids of the images, all different: with them the result does not depend on the order of
+            the images. Required with `group`, else 0 to N - 1 by default.
         group: the processes that share the images. Every rank gets the same state.
 
     Returns:
@@ -170,7 +170,7 @@ def predict(x: Tensor, fitted: FittedCAE) -> Prediction:
 
     Args:
         x: (B, D) float32 or float16 unit image embeddings of the fitted encoder, on the state's device.
-        fitted: from `fit`.
+        fitted: state that `fit` returned.
     """
 
     def stages(rows: Tensor) -> tuple[Tensor, ...]:
@@ -185,7 +185,7 @@ def representations(x: Tensor, fitted: FittedCAE) -> dict[str, Tensor]:
 
     Args:
         x: (B, D) float32 or float16 unit image embeddings.
-        fitted: from `fit`.
+        fitted: state that `fit` returned.
 
     Returns:
         `image`, each of `config.modalities`, and `fused`, which is what gets clustered; (B, D) each, `fused` wider for
@@ -205,7 +205,7 @@ def top_texts(x: Tensor, selected: SelectedTexts, k: int) -> Tensor:
     Args:
         x: (B, D) float32 unit image embeddings.
         selected: one modality of a fitted state.
-        k: how many, at most M.
+        k: number of texts, at most M.
 
     Returns:
         (B, k) int64 indices into `selected.texts`, the heaviest first.
@@ -233,12 +233,12 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: P
     for rows in x.split(8192):
         length = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
         broken += (~length.isfinite()).sum().cpu()
-        # No further than the kernels allow: they would stop one rank alone, and only once the others wait for it.
+        # The kernels' own tolerance. They would raise on one rank only, and leave the others waiting.
         stretched += ((length - 1).abs() > UNIT_TOLERANCE[torch.float32]).sum().cpu()
     broken, stretched = all_reduce_sum(torch.stack([broken, stretched]), group).tolist()
     if broken:
         raise ValueError(
-            f"{broken} of {n_images} image embeddings hold NaN or infinity; leave these out, or mend what made them"
+            f"{broken} of {n_images} image embeddings hold NaN or infinity; leave these out, or fix what made them"
         )
     if stretched:
         raise ValueError(f"{stretched} of {n_images} image embeddings are not of unit length; normalize them first")

@@ -25,7 +25,7 @@ def semantic_centers(
     """Eq. 1: the mean image embedding of each k-means cell.
 
     Args:
-        x: (N, D) float32 or float16 unit image embeddings, of a group this rank's share.
+        x: (N, D) float32 or float16 unit image embeddings; with `group`, only this rank's rows.
         config: gives the number of centers and the seed.
         index: (N,) int64, the images' numbers, see `cae.method.kmeans.kmeans`.
         group: the processes that share the images.

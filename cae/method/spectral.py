@@ -84,10 +84,10 @@ def spectral(
     """Clusters of z by the graph of nearest neighbours.
 
     Args:
-        z: (N, D) on any device, float32 or float16. Of a group, this rank's share.
+        z: (N, D) on any device, float32 or float16. With `group`, only this rank's rows.
         k: number of clusters, from 2 to N.
-        seed: of the sample and of the eigen-solver's start.
-        index: (N,) int64, a number of its own for each image, which a group cannot do without; 0 to N - 1 by default.
+        seed: seed of the sample and of the eigen-solver's start.
+        index: (N,) int64, the ids of the images, all different; required with `group`, else 0 to N - 1 by default.
         group: the processes that share the images.
 
     Returns:
@@ -141,8 +141,8 @@ def leading_eigenvectors(graph: csr_array, rows: Tensor, k: int, seed: int) -> F
     Args:
         graph: (N, N) symmetric weights without negative ones.
         rows: (N, D) unit rows that the cosines are of.
-        k: at most N.
-        seed: of the solver's start.
+        k: number of clusters, at most N.
+        seed: seed of the solver's start.
     """
     n = graph.shape[0]
     # Low-rank factor F of the small edges, F F^T = c (1 + cosine).

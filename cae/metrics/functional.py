@@ -27,7 +27,7 @@ def as_labels(labels: Labels, name: str = "labels") -> Tensor:
 
     Args:
         labels: (N,) of any integer dtype, or bool.
-        name: what an error calls them.
+        name: name of the labels in errors.
 
     Returns:
         On the device of the labels. Those from 2^63 on become negative, and stay distinct.
@@ -174,7 +174,7 @@ def silhouette_score(x: Tensor, labels: Labels, *, sample: int = 2000, seed: int
         x: (N, D) float embeddings, not zero.
         labels: (N,) clusters of any integer dtype.
         sample: images to take; the cost grows with its square.
-        seed: of the sample.
+        seed: seed of the sample.
 
     Returns:
         In [-1, 1]; 0 where the sample has one cluster, or as many as images, which scikit-learn refuses.
@@ -192,7 +192,7 @@ def stability(labelings: Sequence[Labels]) -> float:
     """Mean ARI over all pairs of labelings of the same images: over seeds, or over bootstraps seen through `predict`.
 
     Args:
-        labelings: at least two, (N,) of any integer dtype.
+        labelings: two labelings or more, (N,) of any integer dtype.
 
     Returns:
         1 where all agree, about 0 where they are unrelated.

@@ -114,7 +114,7 @@ def clustering_metrics(n_clusters: int, n_classes: int, **kwargs: Any) -> Metric
     Args:
         n_clusters: K.
         n_classes: C.
-        kwargs: of `torchmetrics.MetricCollection`, such as `prefix`.
+        kwargs: further arguments of `torchmetrics.MetricCollection`, such as `prefix`.
     """
     metrics: dict[str, Metric] = {
         "nmi": NormalizedMutualInfo(n_clusters, n_classes),

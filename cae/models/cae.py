@@ -57,7 +57,7 @@ class CAE(Embedder):
             none where the nouns are vectors. With vectors alone, and batches of embeddings, no encoder is loaded.
         return_embeddings: hand back the image embeddings with the predictions.
         store: a folder for the embeddings of a fit, so that it can be interrupted and need not have them in memory.
-        dtype: what embeddings are rounded to, `float32` or `float16`.
+        dtype: dtype that embeddings are rounded to, `float32` or `float16`.
         settings: any field of `cae.config.CAEConfig`, changing the preset; None leaves it as it is.
 
     Raises:

@@ -53,7 +53,7 @@ class Embedder(pl.LightningModule):
         encoder: a spec for `cae.encoders.load_encoder`, or an `Encoder`.
         encoder_weights: a local weights file for `open_clip` encoders, in place of a download.
         store: a folder for the embeddings, mapped into memory from there; None keeps them in memory.
-        dtype: what embeddings are rounded to, `float32` or `float16`.
+        dtype: dtype that embeddings are rounded to, `float32` or `float16`.
 
     Raises:
         ValueError: another dtype.
@@ -252,7 +252,7 @@ def embed_images(
     Args:
         data: images with an identity, without which they are embedded each time.
         encoder: encodes them.
-        device: where it does.
+        device: device to encode on.
         progress: called with the number of images embedded so far and in all.
 
     Returns:

@@ -47,10 +47,11 @@ class EmbeddingStore:
         last: the largest number that was appended, -1 if there is none.
 
     Args:
-        dim: D.
+        dim: width D of the rows.
         dtype: float32 or float16.
-        folder: where the rows go; in memory if None. Held by one process at a time; a second one waits.
-        identity: what the rows are of (data, encoder, settings), plain values. Rows of another identity are dropped.
+        folder: folder for the rows; None keeps them in memory. Held by one process at a time; a second one waits.
+        identity: plain values that say what the rows are of (data, encoder, settings). Rows of another identity are
+            dropped.
 
     Raises:
         StoreError: the folder cannot be written.
@@ -76,7 +77,7 @@ class EmbeddingStore:
             self._open(self.folder, {"format": FORMAT, "dim": dim, "dtype": str(dtype), **(identity or {})})
 
     def append(self, index: Tensor, rows: Tensor) -> None:
-        """Add a batch; rows whose image the store had when it was opened are passed over.
+        """Add a batch; rows whose image the store had when it was opened are skipped.
 
         Args:
             index: (B,) int64 numbers of the images.

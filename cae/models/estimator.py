@@ -45,15 +45,15 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
     Args:
         n_clusters: K, at least 2.
         banks: a `cae.text.TextBank` of the space of `X` under `noun` and under `caption`.
-        encoder: in place of `banks`, a spec for `cae.encoders.load_encoder` or an `Encoder`, which embeds the corpora.
+        encoder: encoder of the corpora, in place of `banks`: a spec for `cae.encoders.load_encoder` or an `Encoder`.
         nouns: corpus for `encoder`: `imagenet22k`, `wordnet` or a text file; or a file of text vectors of the space of
             `X`, see `cae.text.load_vectors`, which need no encoder.
         captions: corpus for `encoder`: `glosses`, `flickr30k` or a text file; or a file of text vectors. Where one of
             the two is vectors and the other is not given, it is left out.
-        preset: of `cae.config.CAEConfig`.
+        preset: preset of `cae.config.CAEConfig`.
         settings: further fields of `CAEConfig`, such as `{"n_init": 5}`.
         random_state: seed of every random choice; None for another one each time.
-        device: where to work: `auto`, `cpu`, `cuda`, …
+        device: device to work on: `auto`, `cpu`, `cuda`, …
 
     Attributes:
         labels_: (N,) int64 clusters of the fitted rows, equal to what `predict` gives for them.
@@ -190,7 +190,7 @@ def text_banks(
 
     Args:
         config: says which modalities are needed.
-        banks: by modality.
+        banks: text banks by modality.
         encoder: embeds the corpora `nouns` and `captions`, unless their banks are in the cache.
         nouns: corpus for `cae.text.load_corpus`, or text vectors.
         captions: likewise.

@@ -33,7 +33,7 @@ class ClusterSection:
 
     Attributes:
         id: its label in the result.
-        name: as in the result, edits included.
+        name: its name in the result, edits included.
         gloss: definition of the name; may be empty.
         size: its images.
         nouns: typical ones, best first.
@@ -42,7 +42,7 @@ class ClusterSection:
         first: number of its most typical image; the others follow.
         representatives: the images nearest to its centre.
         borderline: the least sure of the others: nearly in another group.
-        odd: of those left, the least like the rest of the group to the image encoder alone, texts aside.
+        odd: those of the remaining that the image encoder alone, texts aside, finds least like the rest of the group.
     """
 
     id: int
@@ -122,9 +122,9 @@ def columns(
 
     Args:
         result: N images.
-        groups: from `describe_groups`.
-        order: from there, too.
-        comparison: with another result, this one the second.
+        groups: sections from `describe_groups`.
+        order: order of the rows, from `describe_groups` as well.
+        comparison: comparison with another result, this one the second.
 
     Returns:
         `path`; `group` and `runnerUp`, positions in `groups` (-1: none); `confidence` and `weights` (N, 3) of image,

@@ -31,11 +31,11 @@ class ReportCache:
     """A report as it was drawn, by row of the assignments.
 
     Attributes:
-        fingerprint: of what the map was made of, see `fingerprint`.
+        fingerprint: hash of what the map was made of, see `fingerprint`.
         side: pixels of a thumbnail's longer side.
         position: (N, 2) float32 on the map.
-        thumbnails: of the same N images.
-        stamps: of their files, when the thumbnails were made, see `stamps_of`.
+        thumbnails: thumbnails of the same N images.
+        stamps: size and time of their files, when the thumbnails were made, see `stamps_of`.
         root: the folder in which the images were.
         compared: the result that it is compared with.
     """
@@ -91,7 +91,7 @@ class ReportCache:
         """The thumbnails of n images that show what their files hold; none yet of those that have come or changed.
 
         Args:
-            stamps: of the files as they are now, (n, 2), n at least N.
+            stamps: stamps of the files as they are now, (n, 2), n at least N.
         """
         thumbnails, n = self.thumbnails.padded(len(stamps)), len(self.stamps)
         # Of a file that is away nothing can be said.

@@ -32,7 +32,7 @@ def lay_out(z: NDArray[np.float32], *, seed: int, progress: Progress | None = No
     Args:
         z: (N, D) unit rows, what was clustered; N at least 2.
         seed: same seed, same map.
-        progress: hears of (done, total) iterations.
+        progress: called with (done, total) iterations.
 
     Returns:
         (N, 2) in [0, 1]: the longer side fills the range, the shape of the cloud is kept.

@@ -61,10 +61,10 @@ def write_report(
     Args:
         result: may have lost images; they are shown as missing.
         out: the report's folder, made if need be; an earlier report in it is replaced.
-        reporter: hears of progress.
-        comparison: of another result with this one; the page says what lies elsewhere there.
-        kept: of the earlier report in `out`: thumbnails and places on the map that need not be made again.
-        notes: what to say at the top of the page, besides what is to be said of every result.
+        reporter: makes the progress callback of each step.
+        comparison: comparison of another result with this one; the page says what lies elsewhere there.
+        kept: the cache of the earlier report in `out`: thumbnails and places on the map that need not be made again.
+        notes: lines to show at the top of the page, besides what is to be said of every result.
 
     Returns:
         The page to open.
@@ -139,9 +139,9 @@ def redraw_report(result_folder: Path, reporter: Reporter, *, images: Path | Non
     """Draw the page beside a result again, after an edit or an update: what has not changed is kept.
 
     Args:
-        result_folder: of `cae cluster`.
-        reporter: hears of progress.
-        images: where the images lie now, if they have moved.
+        result_folder: folder that `cae cluster` wrote.
+        reporter: makes the progress callback of each step.
+        images: folder that the images lie in now, if they have moved.
 
     Returns:
         The page; None if there is none to draw again.
@@ -186,7 +186,7 @@ def _draw(
     kept: ReportCache | None,
     reporter: Reporter,
 ) -> tuple[Thumbnails, NDArray[np.float32], NDArray[np.int64]]:
-    """Thumbnails into a new folder, the map, (N, 2), and the files' stamps: what is kept, and the rest anew."""
+    """Thumbnails into a new folder, the map, (N, 2), and the files' stamps: what is cached, and the rest made."""
     n, side, stamps = len(order), thumbnail_side(len(order)), stamps_of(result.image_paths)
     if kept is not None and not kept.fits(result):
         kept = None

@@ -72,11 +72,11 @@ def write_sheets(
 
     Args:
         paths: N files; None for one that is missing.
-        order: in which thumbnails go on the sheets: what is looked at together should lie together.
+        order: order of the thumbnails on the sheets: what is looked at together should lie together.
         folder: an existing folder, with the sheets that are there.
-        there: of the same N images.
+        there: thumbnails of the same N images that are there.
         side: pixels of the longer side, at most.
-        progress: called if there is work; returns what hears of (done, total) images.
+        progress: called if there is work; returns a callback for (done, total) images.
 
     Returns:
         The thumbnails that are there now.

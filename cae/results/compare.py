@@ -18,8 +18,8 @@ class ComparedCluster:
     """A cluster, as far as both results have its images.
 
     Attributes:
-        id: in its result.
-        name: in its result.
+        id: its id in its result.
+        name: its name in its result.
         size: its images that both results have.
     """
 
@@ -33,8 +33,8 @@ class Pair:
     """Clusters that are each other's match; one is None where a cluster has no match.
 
     Attributes:
-        a: of the first result.
-        b: of the second result.
+        a: the cluster in the first result.
+        b: the cluster in the second result.
         shared: images in both.
     """
 
@@ -48,10 +48,10 @@ class Migration:
     """Images that left their cluster: in the second result they are not in the match of where they were.
 
     Attributes:
-        a: where they are in the first result.
-        b: where they are in the second.
-        rows: of the second result's assignments, ascending.
-        paths: as the second result has them.
+        a: their cluster in the first result.
+        b: their cluster in the second result.
+        rows: rows of the second result's assignments, ascending.
+        paths: their paths in the second result.
     """
 
     a: ComparedCluster
@@ -72,14 +72,14 @@ class Comparison:
     Attributes:
         a: folder of the first result.
         b: folder of the second.
-        images: how many both results have.
-        only_a: how many only the first has.
-        only_b: how many only the second has.
+        n_images: number of images that both results have.
+        only_a: number of images that only the first has.
+        only_b: number of images that only the second has.
         ari: adjusted Rand index in percent.
         nmi: normalised mutual information in percent.
         pairs: every cluster once, matched one to one so that they share as many images as possible; the largest
             first, clusters without a match last.
-        moves: from cluster to cluster, the largest first.
+        moves: the moves from cluster to cluster, the largest first.
     """
 
     a: Path

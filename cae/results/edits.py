@@ -100,7 +100,7 @@ class Anchors:
     """A cluster as edits know it.
 
     Attributes:
-        name: of the cluster when the edit was made.
+        name: name of the cluster when the edit was made.
         pictures: hashes of pictures in it.
     """
 
@@ -223,7 +223,7 @@ class EditedResult(NamedTuple):
     """A result as its edits show it.
 
     Attributes:
-        assignments: as given, with other `cluster`, `name` and `runner_up`.
+        assignments: the assignments, with other `cluster`, `name` and `runner_up`.
         clusters: a record a cluster, without those that no picture is in.
         unmatched: a line for each edit that could not be applied, with the reason.
     """
@@ -237,8 +237,8 @@ def apply_edits(result: Assigned, edits: Iterable[Edit]) -> EditedResult:
     """Apply edits in order; see the module for what each means.
 
     Args:
-        result: as the fit left it, or already edited.
-        edits: from `load_edits`, or just made.
+        result: the result as the fit left it, or already edited.
+        edits: edits from `load_edits`, or just made.
     """
     view, unmatched = _View(result), []
     for edit in edits:
@@ -268,7 +268,7 @@ def load_edits(folder: Path) -> tuple[Edit, ...]:
     except EditError:
         raise
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise EditError(f"{path} cannot be read ({error!r}); mend it, or remove it to go without edits") from error
+        raise EditError(f"{path} cannot be read ({error!r}); repair it, or remove it to go without edits") from error
 
 
 def save_edits(edits: Sequence[Edit], folder: Path) -> None:
@@ -283,7 +283,7 @@ def anchors_of(result: Assigned, id: int, *, every: bool = False) -> Anchors:
 
     Args:
         result: the view that the edit changes: `SavedResult.edited`.
-        id: of the cluster.
+        id: id of the cluster.
         every: list every picture, for a pin.
 
     Raises:
@@ -298,7 +298,7 @@ def split_into(result: Assigned, id: int, n: int) -> tuple[Anchors, ...]:
 
     Args:
         result: the view that the edit changes: `SavedResult.edited`.
-        id: of the cluster.
+        id: id of the cluster.
         n: number of parts, at least 2.
 
     Raises:

@@ -41,10 +41,10 @@ class FolderResult:
         root: the folder.
         paths: N images that could be read, below `root`.
         embeddings: (N, D) float32 unit rows on the CPU.
-        prediction: of the same N images, on the CPU.
+        prediction: prediction for the same N images, on the CPU.
         fitted: the state behind it, on the CPU.
         sha256: of the files' bytes, by which an image is known wherever it goes (`cae.utils.checksums.content_hash`).
-        skipped: what looks like an image but could not be used, with the reason.
+        skipped: files that look like an image but could not be used, with the reason.
     """
 
     root: Path
@@ -146,7 +146,7 @@ class EmbeddingsResult(FolderResult):
     Without a column of paths there are no images: `paths` is empty, and a row is called by its number.
 
     Attributes:
-        vectors: what the file holds.
+        vectors: the contents of the file.
     """
 
     vectors: Vectors
@@ -188,10 +188,10 @@ def run_embeddings(module: CAE, source: Path, *, device: torch.device, reporter:
     """Predict on embeddings, fitting the module first if it is fresh. An encoder is loaded only for texts that need it.
 
     Args:
-        module: for vectors of the same encoder.
-        source: as `cae.data.vector_files.read_vectors` takes it.
-        device: where to work.
-        reporter: hears of progress.
+        module: a module for vectors of the same encoder.
+        source: file or folder, see `cae.data.vector_files.read_vectors`.
+        device: device to work on.
+        reporter: makes the progress callback of each step.
 
     Raises:
         EmbeddingError: the source cannot be read, or a row is not finite or zero.
@@ -267,12 +267,12 @@ def run_folder(
     """Predict on a folder, fitting the module first if it is fresh. Texts come before images: they fail sooner.
 
     Args:
-        module: with `return_embeddings=True`.
+        module: a module with `return_embeddings=True`.
         root: the folder.
-        device: where to encode.
+        device: device to encode on.
         batch_size: images encoded at once.
         workers: processes that read images.
-        reporter: hears of progress.
+        reporter: makes the progress callback of each step.
         paths: take only these images of the folder.
 
     Raises:

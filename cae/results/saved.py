@@ -114,7 +114,7 @@ def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
     """Write all files of a clustering run; they take their places together (`cae.utils.files.committing`).
 
     Args:
-        result: what was found.
+        result: the result of the run.
         out: an existing folder.
         run: method, scores and timings of the run; provenance and settings are added.
     """
@@ -157,7 +157,7 @@ def write_tables(
         assignments: N rows.
         embeddings: (N, D) float unit rows.
         clusters: a record a cluster.
-        run: what `run.json` holds besides the format version.
+        run: the contents of `run.json` besides the format version.
     """
     _write_assignments(assignments, out)
     save_file({"embedding": embeddings.half().contiguous()}, out / _EMBEDDINGS)
@@ -206,7 +206,7 @@ class SavedResult:
 
         Args:
             folder: the result folder.
-            images: where the images lie now, if they have moved.
+            images: folder that the images lie in now, if they have moved.
 
         Raises:
             ResultError: no result, or one that is incomplete, damaged, or from another version.

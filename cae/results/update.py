@@ -59,9 +59,9 @@ class FolderDiff:
 
     Attributes:
         paths: images with new content.
-        known: how many have content that is already in the result, or in another of `paths`.
+        known: number of images with content that is already in the result, or in another of `paths`.
         changed: paths, as in the assignments, of images that hold other bytes than those that were clustered.
-        left_out: what looks like an image but cannot be used, with the reason.
+        left_out: files that look like an image but cannot be used, with the reason.
     """
 
     paths: list[Path]
@@ -106,7 +106,7 @@ def add_images(result: SavedResult, found: FolderResult) -> None:
     The rows that were there stay as they are; all rows get a column `outlier`, false for the fitted ones.
 
     Args:
-        result: as the fit and earlier updates left it, without edits applied.
+        result: the result as the fit and earlier updates left it, without edits applied.
         found: predictions by the result's own model for images that are not in it.
     """
     assignments, n_fitted = result.assignments, result.fitted.n_images
@@ -167,8 +167,8 @@ def refit_reasons(result: SavedResult, n_changed: int) -> list[str]:
     """Reasons to cluster again, none if there are none.
 
     Args:
-        result: after its updates.
-        n_changed: how many of its images hold other bytes than those that were clustered.
+        result: the result after its updates.
+        n_changed: number of its images that hold other bytes than those that were clustered.
     """
     reasons, n_fitted = [], result.fitted.n_images
     outlier = outliers(result)[n_fitted:]

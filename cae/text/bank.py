@@ -85,7 +85,7 @@ def load_bank(
 
     Args:
         kind: `noun` or `caption`.
-        source: as `load_corpus` takes it.
+        source: name or file, see `load_corpus`.
         encoder: Embeds the texts.
         reporter: Called with `nouns` or `captions`; returns what takes the progress as (done, total).
 

@@ -67,10 +67,10 @@ def load_banks(
     """A bank for each modality: vectors as they are, the rest embedded.
 
     Args:
-        modalities: which are needed.
-        sources: of `text_sources`.
+        modalities: the modalities that are needed.
+        sources: sources from `text_sources`.
         encoder: called only if something has to be embedded, and once.
-        reporter: as for `load_bank`.
+        reporter: see `load_bank`.
 
     Raises:
         TextError: a source is missing or cannot be used.
@@ -112,7 +112,7 @@ def bank_of_vectors(kind: Kind, texts: Sequence[str], vectors: Tensor, *, name: 
         kind: `noun` or `caption`. Nouns that differ only in case are one noun.
         texts: T strings.
         vectors: (T, D) floats of any length.
-        name: what results call it.
+        name: name in results.
 
     Raises:
         TextError: not as many vectors as texts, or a vector without a direction.

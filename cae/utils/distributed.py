@@ -1,6 +1,6 @@
 """Collective operations over processes that each hold a share of the images.
 
-All of them take the process group as an argument and are the identity where it is None: whoever runs alone inside a
+All of them take the process group as an argument and are the identity where it is None: code that runs alone inside a
 larger distributed program (a callback on one rank, say) must not wait for the others. Every rank of the group has to
 call them in the same order.
 """

@@ -88,7 +88,7 @@ def _finish_commit(folder: Path) -> None:
     commit = folder / _COMMIT
     if not commit.is_dir():
         return
-    # Another process may do the same at once: `os.walk` passes over folders that are gone by the time it looks.
+    # Another process may do the same at once: `os.walk` skips folders that are gone by the time it looks.
     for place, _, names in os.walk(commit, topdown=False):
         target = folder / Path(place).relative_to(commit)
         for name in names:

@@ -31,7 +31,7 @@ def load_pretrained(folder: str | os.PathLike[str], **overrides: Any) -> CAE:
 
     Args:
         folder: written by `save_pretrained` of `cae.CAE` or of a trained method.
-        overrides: of `from_pretrained`.
+        overrides: arguments of `from_pretrained`.
 
     Raises:
         ModelError: no model folder, damaged, or of a newer format.

@@ -15,7 +15,7 @@ def cluster_head(dim: int, n_clusters: int, seed: int) -> nn.Sequential:
     Args:
         dim: D.
         n_clusters: K.
-        seed: of the weights, truncated normal with standard deviation 0.02; biases start at 0.
+        seed: seed of the weights, truncated normal with standard deviation 0.02; biases start at 0.
     """
     head = nn.Sequential(
         nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, n_clusters), nn.Softmax(dim=1)

@@ -67,7 +67,7 @@ def mutual_distillation(
         q: (B, K) predictions of the other.
         p_neighbour: p' (B, K), the one head's predictions for a neighbour of each image in its own modality.
         q_neighbour: q' (B, K), the other head's.
-        temperature: of D.
+        temperature: temperature of D.
         balance_weight: w.
 
     Returns:

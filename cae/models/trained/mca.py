@@ -26,7 +26,7 @@ cluster's images send them; each image against the prototype of its cluster amon
 the half of the batch that is surest of it (1 - second / best probability). As in TAC, an image and its neighbour should
 agree, and the entropy of the mean prediction is rewarded.
 
-Clusters and p(j|k) are taken anew from the prototypes of the aligned space at the end of an epoch, once in `REFRESH`
+Clusters and p(j|k) are computed from the prototypes of the aligned space at the end of an epoch, once in `REFRESH`
 steps: earlier, images have not come near their prototypes, and a cluster can lose them all. All terms have weight 1
 but the entropy. One setting for all data; none was chosen by labels of image sets.
 """
@@ -129,7 +129,7 @@ class MCA(TrainedClustering):
         return {"loss": loss, **terms}
 
     def on_train_epoch_end(self) -> None:
-        """Take clusters and p(j|k) anew from the aligned space if it is time, and log as the base class does."""
+        """Compute clusters and p(j|k) again from the aligned space if it is time, and log as the base class does."""
         super().on_train_epoch_end()
         if self.global_step // REFRESH == (self.global_step - self.trainer.num_training_batches) // REFRESH:
             return
@@ -161,7 +161,7 @@ def smaller_space(x: Tensor, texts: SelectedTexts, bank: TextBank, epsilon: floa
     Args:
         x: (N, D) float32 unit image embeddings.
         texts: M selected nouns without potentials.
-        bank: where they come from; `wordnet` brings its hierarchy.
+        bank: bank that they come from; `wordnet` brings its hierarchy.
         epsilon: temperature of the mass that images send to nouns.
 
     Returns:

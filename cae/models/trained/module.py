@@ -82,10 +82,10 @@ class TrainedClustering(CAE):
     Args:
         n_clusters: K, or "auto" to find it out as `cae.CAE` does, before training.
         batch_size: images in a step, over all processes; by default 512, or 8192 from 100 clusters on. At most N.
-        neighbours: how many nearest neighbours of an image the random one is drawn from.
-        learning_rate: of Adam.
+        neighbours: number of nearest neighbours that the random neighbour of an image is drawn from.
+        learning_rate: learning rate of Adam.
         balance_weight: weight of the entropy that keeps all clusters in use.
-        options: what `cae.CAE` takes, but `preset` and `fusion`. `seed` is the training's as well.
+        options: arguments of `cae.CAE`, but `preset` and `fusion`. `seed` is the training's as well.
 
     Raises:
         ValueError: a setting is unknown or out of range.
@@ -179,7 +179,7 @@ class TrainedClustering(CAE):
 
         Args:
             x: (N, D) float32 or float16 unit image embeddings.
-            banks: of the same encoder.
+            banks: text banks of the same encoder.
             made_from: provenance of the two.
 
         Raises:
@@ -304,10 +304,10 @@ class TrainedClustering(CAE):
         """Train on image embeddings, `epochs(N)` epochs with a Trainer of its own; returns their predictions.
 
         Args:
-            x: (N, D) float32 or float16 unit rows, on the device that shall do the work.
+            x: (N, D) float32 or float16 unit rows, on the device to work on.
             index: (N,) int64, a number of its own for each image, by which the result does not depend on their order.
             group: not shared out.
-            banks: in place of the module's own, and then without provenance.
+            banks: text banks in place of the module's own, and then without provenance.
 
         Raises:
             RuntimeError: a group of processes; `trainer.fit` trains on several.

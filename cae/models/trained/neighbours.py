@@ -13,7 +13,7 @@ def nearest_neighbours(x: Tensor, k: int) -> Tensor:
 
     Args:
         x: (N, D) float32 unit rows, N at least 2.
-        k: how many; N - 1 where there are not so many others.
+        k: number of neighbours; N - 1 where there are not so many others.
 
     Returns:
         (N, k) int64 on the CPU, nearest first; a row is never its own neighbour.
@@ -35,7 +35,7 @@ def draw_neighbours(neighbours: Tensor, rows: Tensor, generator: torch.Generator
     Args:
         neighbours: (N, k) from `nearest_neighbours`.
         rows: (B,) int64 on the CPU.
-        generator: of the draw.
+        generator: random generator of the draw.
 
     Returns:
         (B,) int64.

@@ -34,8 +34,8 @@ class TAC(TrainedClustering):
 
     Args:
         n_clusters: K, or "auto".
-        temperature: of the distillation; by default 0.5, or 5 from 100 clusters on.
-        options: of `TrainedClustering`.
+        temperature: temperature of the distillation; by default 0.5, or 5 from 100 clusters on.
+        options: arguments of `TrainedClustering`.
     """
 
     method: ClassVar[str] = "tac-heads"

@@ -68,10 +68,10 @@ def export(
     only, and goes on from there when it is run again. The original images are never moved or changed.
 
     Args:
-        result: what to export.
+        result: the result to export.
         target: a key of `TARGETS`.
         out: a folder, made if need be. What is in it and not of an earlier export to the same target is left alone.
-        by: how images get there: `copy`, `hardlink` (same disk; changing one changes the original) or `symlink`.
+        by: way to place images: `copy`, `hardlink` (same disk; changing one changes the original) or `symlink`.
         progress: called with (done, total) files.
 
     Raises:

@@ -33,10 +33,10 @@ def carry_out(plan: Plan, out: Path, *, target: str, by: Placing, progress: Prog
     known as ours, and what it leaves behind can be removed later. Whatever is not in that list is left alone.
 
     Args:
-        plan: what is to be where.
+        plan: the files of the export and what each holds.
         out: the folder; made if need be.
-        target: what is exported; a folder holds one kind of export.
-        by: how images get there.
+        target: name of the export's kind; a folder holds one kind of export.
+        by: way to place images.
         progress: called with (done, total) files.
 
     Returns:
