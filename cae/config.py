@@ -60,6 +60,11 @@ class CAEConfig:
 
     Raises:
         ValueError: a value is out of range; the message names the setting.
+
+    Examples:
+        >>> config = CAEConfig(n_clusters=10, epsilon=0.02)
+        >>> config.clustering, config.epsilon
+        ('spectral', 0.02)
     """
 
     n_clusters: int

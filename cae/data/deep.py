@@ -63,9 +63,9 @@ def colours_in_8_bits(upper: Image.Image, lower: Image.Image) -> Image.Image:
 def in_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     """Values of any number type and shape, by the rule of this module.
 
-    >>> in_8_bits(np.array([[0, 4095], [1638, 819]], dtype=np.uint16))
-    array([[  0, 255],
-           [102,  51]], dtype=uint8)
+    >>> in_8_bits(np.array([[0, 1365], [2730, 4095]], dtype=np.uint16))
+    array([[  0,  85],
+           [170, 255]], dtype=uint8)
     """
     low, high = value_range(values)
     # A float of four bytes holds 24 bits exactly; of numbers with more, the range may be the last few.

@@ -31,6 +31,12 @@ def read_embeddings(path: str | os.PathLike[str], labels: str | os.PathLike[str]
 
     Raises:
         EmbeddingError: no such file, of another kind, or without what is needed; labels that are floats.
+
+    Examples:
+        >>> np.save("two.npy", np.eye(2, dtype=np.float32))
+        >>> np.save("two.labels.npy", np.array([0, 1]))
+        >>> read_embeddings("two.npy")[0].shape
+        (2, 2)
     """
     found = read_vectors(path, labels=None if labels is None else Path(labels))
     return found.x, found.labels

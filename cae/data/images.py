@@ -74,6 +74,11 @@ class Images:
         paths: N names for people, a path below the root where there is one.
         labels: (N,) int64 classes, or None.
         identity: differs where the images do; None where that cannot be told without reading them all.
+
+    Examples:
+        >>> images = Images(lambda index, side: Image.new("RGB", (8, 8)), ["first", "second"])
+        >>> len(images), images.read(0, None).size
+        (2, (8, 8))
     """
 
     read: Callable[[int, int | None], Image.Image]
@@ -134,6 +139,10 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None
 
     Raises:
         ImageError: not an image, truncated, empty, or so large that it may be a decompression bomb.
+
+    Examples:
+        >>> read_image("photos/red/0.png").size
+        (24, 20)
     """
     try:
         if not isinstance(path, str | os.PathLike):
@@ -365,6 +374,11 @@ def files_identity(root: Path, paths: Sequence[Path]) -> str:
     """A hash that differs when a file is added, removed, renamed or written to.
 
     Size and time stand for the content: hashing a million images would take as long as embedding them.
+
+    Examples:
+        >>> paths = [Path("photos/red/0.png")]
+        >>> files_identity(Path("photos"), paths) == files_identity(Path("photos"), paths)
+        True
     """
     stats = [(os.fspath(path.relative_to(root)), *size_and_time(path)) for path in paths]
     return json_hash([_READING, stats])[:32]
@@ -387,6 +401,13 @@ class ImageDataset(Dataset[tuple[Tensor, int] | None]):
         preprocess: RGB image to (3, H, W) float32, an encoder's `preprocess`.
         side: an encoder's `image_size`, see `read_image`.
         start: the first one.
+
+    Examples:
+        >>> from torchvision.transforms.functional import to_tensor
+        >>> images = Images(lambda index, side: read_image("photos/red/0.png", side), ["photos/red/0.png"])
+        >>> image, index = ImageDataset(images, to_tensor, side=None)[0]
+        >>> image.shape, index
+        (torch.Size([3, 20, 24]), 0)
     """
 
     def __init__(
@@ -409,7 +430,14 @@ class ImageDataset(Dataset[tuple[Tensor, int] | None]):
 
 
 def collate_readable(images: Images, side: int, samples: Sequence[tuple[Tensor, int] | None]) -> ImageBatch:
-    """Stack what could be read."""
+    """Stack what could be read.
+
+    Examples:
+        >>> images = Images(lambda index, side: Image.new("RGB", (4, 4)), ["first", "damaged", "third"])
+        >>> batch = collate_readable(images, 4, [(torch.zeros(3, 4, 4), 0), None, (torch.zeros(3, 4, 4), 2)])
+        >>> batch["image"].shape, batch["path"]
+        (torch.Size([2, 3, 4, 4]), ['first', 'third'])
+    """
     readable = [sample for sample in samples if sample is not None]
     index = torch.tensor([index for _, index in readable], dtype=torch.int64)
     batch: ImageBatch = {

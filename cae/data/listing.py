@@ -55,6 +55,11 @@ def list_folder(root: str | os.PathLike[str]) -> Listing:
 
     Raises:
         ImageError: no such folder, or a file in its place.
+
+    Examples:
+        >>> listing = list_folder("photos")
+        >>> len(listing.images), listing.left_out
+        (30, {})
     """
     root = Path(root)
     if not root.is_dir():
@@ -79,6 +84,10 @@ def list_images(root: str | os.PathLike[str]) -> list[Path]:
 
     Raises:
         ImageError: no such folder, a file in its place, or no image in it.
+
+    Examples:
+        >>> [path.name for path in list_images("photos/red")[:3]]
+        ['0.png', '1.png', '2.png']
     """
     listing = list_folder(root)
     for line in left_out_lines({shown_path(path, Path(root)): why for path, why in listing.left_out.items()}):

@@ -56,6 +56,13 @@ class ImageData(Data):
         images: the images that it serves.
         batch_size: images per batch.
         num_workers: processes that read and preprocess; None for as many as there are cores for, up to 8.
+
+    Examples:
+        >>> from cae.data import Images, read_image
+        >>> paths = ["photos/red/0.png", "photos/blue/0.png"]
+        >>> data = ImageData(Images(lambda index, side: read_image(paths[index], side), paths))
+        >>> len(data.images)
+        2
     """
 
     def __init__(self, images: Images, *, batch_size: int = 64, num_workers: int | None = None) -> None:
@@ -105,6 +112,11 @@ class ImageFolderData(ImageData):
 
     Raises:
         ImageError: no such folder, or no image in it.
+
+    Examples:
+        >>> data = ImageFolderData("photos")
+        >>> data.classes, len(data.paths)
+        (['blue', 'green', 'red'], 30)
     """
 
     def __init__(
@@ -144,6 +156,12 @@ class TorchvisionData(ImageData):
         dataset: the data set.
         batch_size: images per batch.
         num_workers: processes that read and preprocess, see `ImageData`.
+
+    Examples:
+        >>> from torchvision.datasets import FakeData
+        >>> data = TorchvisionData(FakeData(size=12, image_size=(3, 8, 8), num_classes=2))
+        >>> len(data.images)
+        12
     """
 
     def __init__(self, dataset: Any, *, batch_size: int = 64, num_workers: int | None = None) -> None:
@@ -202,6 +220,13 @@ class HuggingFaceData(ImageData):
     Raises:
         ValueError: no such column, none that can be chosen, or classes that are neither numbers nor strings.
         TypeError: no split of such a data set.
+
+    Examples:
+        >>> import datasets
+        >>> rows = datasets.Dataset.from_dict({"image": ["photos/red/0.png", "photos/blue/0.png"]})
+        >>> data = HuggingFaceData(rows.cast_column("image", datasets.Image()))
+        >>> len(data.images)
+        2
     """
 
     def __init__(

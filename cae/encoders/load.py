@@ -19,6 +19,11 @@ def load_encoder(spec: str, *, weights: Path | None = None, device: torch.device
 
     Raises:
         EncoderError: The spec is unknown or its weights cannot be had.
+
+    Examples:
+        >>> encoder = load_encoder("lite")
+        >>> encoder.encode_texts(["a dog", "a cat"]).shape == (2, encoder.dim)
+        True
     """
     kind, _, name = spec.partition(":")
     if kind == "open_clip" and name:

@@ -55,6 +55,11 @@ class LabelledImages:
         labels: (N,) int64 in [0, C).
         class_names: C names, as they would be said.
         identity: differs where the images do; the cache of embeddings goes by it.
+
+    Examples:
+        >>> data = load_dataset("photos")
+        >>> data.read(0, None).size
+        (24, 20)
     """
 
     name: str
@@ -74,6 +79,11 @@ class LabelledEmbeddings:
         labels: (N,) int64 in [0, C).
         class_names: C names, or None where the file has none.
         identity: hash of the embeddings.
+
+    Examples:
+        >>> data = LabelledEmbeddings("two", torch.eye(2), torch.tensor([0, 1]), ["ant", "bee"], identity="two")
+        >>> data.class_names[data.labels[1]]
+        'bee'
     """
 
     name: str
@@ -98,6 +108,11 @@ def load_dataset(
 
     Raises:
         DatasetError: no such data set or split, labels that are missing or do not fit, or one class only.
+
+    Examples:
+        >>> data = load_dataset("photos")
+        >>> data.class_names, len(data.labels)
+        (['blue', 'green', 'red'], 30)
     """
     path = Path(spec)
     if spec in NAMED:

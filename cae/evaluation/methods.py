@@ -33,6 +33,13 @@ class Problem:
         labels: (N,) int64 true classes, which no method sees.
         class_texts: (C, D) float32 unit embeddings of the class names in the order of the labels, for zero-shot.
         select_on: (N', D) float32 unit embeddings of other images whose centers select the texts; None for `x` itself.
+
+    Examples:
+        >>> import torch
+        >>> x = torch.eye(4)[:2].repeat_interleave(10, dim=0)
+        >>> problem = Problem(x, banks={}, n_clusters=2, labels=torch.arange(2).repeat_interleave(10))
+        >>> problem.x.shape
+        torch.Size([20, 4])
     """
 
     x: Tensor
@@ -53,6 +60,10 @@ class Method:
         settings: settings that differ from the preset.
         kind: `fit` runs the pipeline, `trained` one of `cae.models.trained` on top of it; `ntk-sc` is a method of
             others; `kmeans`, `spectral` and `zero-shot` are the baselines without texts.
+
+    Examples:
+        >>> Method("without counterparts", settings={"text_weight": 0.0}).needs_texts
+        True
     """
 
     about: str
@@ -107,6 +118,13 @@ def run_method(name: str, problem: Problem, seed: int) -> Tensor:
 
     Raises:
         ValueError: no such method or setting, zero-shot without class names, or what `cae.method.pipeline.fit` refuses.
+
+    Examples:
+        >>> import torch
+        >>> x = torch.eye(4)[:2].repeat_interleave(10, dim=0)
+        >>> problem = Problem(x, banks={}, n_clusters=2, labels=torch.arange(2).repeat_interleave(10))
+        >>> run_method("kmeans", problem, seed=0).bincount().tolist()
+        [10, 10]
     """
     method, config = parse_method(name, problem.n_clusters, seed=seed)
     if method.kind == "kmeans":
@@ -138,6 +156,11 @@ def parse_method(name: str, n_clusters: int | Literal["auto"], **overrides: Any)
 
     Raises:
         ValueError: no such method or setting, or a value that does not fit its setting.
+
+    Examples:
+        >>> method, config = parse_method("default:gamma=0.1", n_clusters=10)
+        >>> method.about, config.gamma
+        ('CAE with the defaults of this package', 0.1)
     """
     row, *changes = name.split(":")
     if row not in METHODS:

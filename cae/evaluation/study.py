@@ -57,6 +57,13 @@ def embed(
 
     Raises:
         DatasetError: no image can be read.
+
+    Examples:
+        >>> from cae.encoders import load_encoder
+        >>> from cae.evaluation import load_dataset
+        >>> data = embed(load_dataset("photos"), load_encoder("open_clip:ViT-B-32/openai"), workers=0)
+        >>> data.x.shape, data.class_names
+        (torch.Size([30, 48]), ['blue', 'green', 'red'])
     """
     if isinstance(data, LabelledEmbeddings):
         return data
@@ -81,6 +88,13 @@ def load_banks(
 
     Raises:
         TextError: a corpus cannot be had.
+
+    Examples:
+        >>> from cae.encoders import load_encoder
+        >>> encoder = load_encoder("open_clip:ViT-B-32/openai")
+        >>> banks = load_banks(["kmeans", "tac"], encoder, nouns="nouns.txt", captions=None)
+        >>> sorted(banks)  # TAC uses nouns alone
+        ['noun']
     """
     needed: set[Kind] = set()
     for name in methods:
@@ -115,6 +129,15 @@ def make_problem(
 
     Raises:
         DatasetError: class names that are not as many as the classes.
+
+    Examples:
+        >>> from cae.encoders import load_encoder
+        >>> from cae.evaluation import load_dataset
+        >>> encoder = load_encoder("open_clip:ViT-B-32/openai")
+        >>> data = embed(load_dataset("photos"), encoder, workers=0)
+        >>> problem = make_problem(data, encoder, banks={}, class_names=data.class_names)
+        >>> problem.n_clusters, problem.class_texts.shape
+        (3, torch.Size([3, 48]))
     """
     names = list(class_names) if class_names is not None else data.class_names
     n_classes = int(data.labels.max()) + 1 if data.class_names is None else len(data.class_names)
@@ -173,6 +196,14 @@ def run_study(
 
     Raises:
         ValueError: an unknown method or setting, before anything runs.
+
+    Examples:
+        >>> from cae.evaluation import Problem
+        >>> x = torch.eye(4)[:2].repeat_interleave(10, dim=0)
+        >>> problem = Problem(x, banks={}, n_clusters=2, labels=torch.arange(2).repeat_interleave(10))
+        >>> (record,) = run_study(problem, ["kmeans"], seeds=[0, 1])
+        >>> record["acc"]
+        {'mean': 100.0, 'std': 0.0}
     """
     problems = [problem] * len(seeds) if isinstance(problem, Problem) else list(problem)
     for name in methods:
@@ -223,7 +254,17 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 def conditions(
     problem: Problem, data: LabelledEmbeddings, encoder: Encoder, seeds: Sequence[int], fit_on: str
 ) -> dict[str, Any]:
-    """What a result was made from and on: data, encoder, corpora, seeds, command, versions, machine, peak memory."""
+    """What a result was made from and on: data, encoder, corpora, seeds, command, versions, machine, peak memory.
+
+    Examples:
+        >>> from cae.encoders import load_encoder
+        >>> from cae.evaluation import LabelledEmbeddings, Problem
+        >>> labels = torch.arange(2).repeat_interleave(10)
+        >>> data = LabelledEmbeddings("two", torch.eye(4)[labels], labels, None, identity="two")
+        >>> problem = Problem(data.x, banks={}, n_clusters=2, labels=labels)
+        >>> conditions(problem, data, load_encoder("lite"), seeds=[0], fit_on="test")["dataset"]["images"]
+        20
+    """
     return {
         "dataset": {
             "name": data.name,

@@ -29,6 +29,17 @@ def write_study(results: Sequence[Mapping[str, Any]], conditions: Mapping[str, A
 
     Returns:
         The files written.
+
+    Examples:
+        >>> from cae.evaluation import LabelledEmbeddings, Problem, conditions, run_study
+        >>> from cae.encoders import load_encoder
+        >>> labels = torch.arange(2).repeat_interleave(10)
+        >>> data = LabelledEmbeddings("two", torch.eye(4)[labels], labels, None, identity="two")
+        >>> problem = Problem(data.x, banks={}, n_clusters=2, labels=labels)
+        >>> record = conditions(problem, data, load_encoder("lite"), seeds=[0], fit_on="test")
+        >>> files = write_study(run_study(problem, ["kmeans"], seeds=[0]), record, Path("study"))
+        >>> [file.name for file in files][:2]
+        ['results.json', 'results.md']
     """
     out.mkdir(parents=True, exist_ok=True)
     name = conditions["dataset"]["name"]
@@ -130,13 +141,19 @@ def plot_tsne(representations: Mapping[str, Tensor], labels: Tensor, out: Path) 
 
     Raises:
         ImportError: matplotlib is not installed.
+
+    Examples:
+        >>> x = torch.randn(40, 8)
+        >>> plot_tsne({"images": x}, torch.arange(4).repeat_interleave(10), Path()).name
+        'tsne.png'
     """
     from matplotlib.figure import Figure
     from sklearn.manifold import TSNE
 
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:TSNE_IMAGES]
     figure = Figure(figsize=(4 * len(representations), 4), layout="constrained")
-    for axes, (name, rows) in zip(figure.subplots(1, len(representations)), representations.items(), strict=True):
+    drawn = figure.subplots(1, len(representations), squeeze=False)
+    for axes, (name, rows) in zip(drawn[0], representations.items(), strict=True):
         # Perplexity 30 as usual, less where the sample is too small for it.
         tsne = TSNE(metric="cosine", init="random", perplexity=min(30, (len(chosen) - 1) / 3), random_state=0)
         points = tsne.fit_transform(rows.cpu()[chosen].numpy())

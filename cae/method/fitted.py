@@ -90,6 +90,13 @@ class FittedCAE:
         provenance: encoder, corpora with hashes, versions; plain JSON values.
         method: `cae`, or the method of `cae.models.trained` that trained the network.
         network: the network's `state_dict`, empty for `cae`.
+
+    Examples:
+        >>> from cae import SavedResult
+        >>> fitted = SavedResult.load("cae-result").fitted
+        >>> fitted.save("model")
+        >>> FittedCAE.load("model").n_images
+        30
     """
 
     config: CAEConfig

@@ -36,6 +36,13 @@ class ContingencyMetric(Metric):
 
     Raises:
         ValueError: fewer than one cluster or class; from `update`, for labels outside the table or of different length.
+
+    Examples:
+        >>> class Purity(ContingencyMetric):
+        ...     def _score(self, counts):
+        ...         return float(counts.max(axis=1).sum() / counts.sum())
+        >>> Purity(2, 2)(torch.tensor([1, 1, 0, 0]), torch.tensor([0, 0, 1, 0]))
+        tensor(0.7500)
     """
 
     is_differentiable = False
@@ -82,7 +89,15 @@ class ContingencyMetric(Metric):
 
 
 class ClusterAccuracy(ContingencyMetric):
-    """ACC: the share of images in the class that the best one-to-one match gives to their cluster."""
+    """ACC: the share of images in the class that the best one-to-one match gives to their cluster.
+
+    Examples:
+        >>> metric = ClusterAccuracy(n_clusters=2, n_classes=2)
+        >>> metric.update(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 1]))
+        >>> metric.update(torch.tensor([0, 0]), torch.tensor([1, 0]))
+        >>> metric.compute()
+        tensor(0.8000)
+    """
 
     def _score(self, counts: ContingencyMatrix) -> float:
         return accuracy_from_contingency(counts)
@@ -93,14 +108,30 @@ class ClusterAccuracy(ContingencyMetric):
 
 
 class NormalizedMutualInfo(ContingencyMetric):
-    """NMI with the arithmetic mean of entropies."""
+    """NMI with the arithmetic mean of entropies.
+
+    Examples:
+        >>> metric = NormalizedMutualInfo(n_clusters=2, n_classes=2)
+        >>> metric.update(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 1]))
+        >>> metric.update(torch.tensor([0, 0]), torch.tensor([1, 0]))
+        >>> metric.compute()
+        tensor(0.4325)
+    """
 
     def _score(self, counts: ContingencyMatrix) -> float:
         return nmi_from_contingency(counts)
 
 
 class AdjustedRandIndex(ContingencyMetric):
-    """ARI."""
+    """ARI.
+
+    Examples:
+        >>> metric = AdjustedRandIndex(n_clusters=2, n_classes=2)
+        >>> metric.update(torch.tensor([1, 1, 0]), torch.tensor([0, 0, 1]))
+        >>> metric.update(torch.tensor([0, 0]), torch.tensor([1, 0]))
+        >>> metric.compute()
+        tensor(0.1667)
+    """
 
     plot_lower_bound = -0.5
 
@@ -115,6 +146,12 @@ def clustering_metrics(n_clusters: int, n_classes: int, **kwargs: Any) -> Metric
         n_clusters: K.
         n_classes: C.
         kwargs: further arguments of `torchmetrics.MetricCollection`, such as `prefix`.
+
+    Examples:
+        >>> metrics = clustering_metrics(2, 2, prefix="test_")
+        >>> scores = metrics(torch.tensor([1, 1, 0, 0]), torch.tensor([0, 0, 1, 1]))
+        >>> {name: round(float(score), 2) for name, score in sorted(scores.items())}
+        {'test_acc': 1.0, 'test_ari': 1.0, 'test_nmi': 1.0}
     """
     metrics: dict[str, Metric] = {
         "nmi": NormalizedMutualInfo(n_clusters, n_classes),

@@ -58,6 +58,15 @@ class Embedder(pl.LightningModule):
     Raises:
         ValueError: another dtype.
         EncoderError, StoreError: from `setup`, when weights cannot be had or the folder cannot be written.
+
+    Examples:
+        >>> from cae.data import ImageFolderData
+        >>> quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+        >>> embedder = Embedder("open_clip:ViT-B-32/openai")
+        >>> trainer = pl.Trainer(accelerator="cpu", max_epochs=1, logger=False, **quiet)
+        >>> trainer.fit(embedder, datamodule=ImageFolderData("photos", num_workers=0))
+        >>> embedder.store.rows.shape
+        torch.Size([30, 48])
     """
 
     def __init__(

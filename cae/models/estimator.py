@@ -62,6 +62,13 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         fitted_: the `FittedCAE` on the CPU, which knows the clusters' names; None without texts.
         beta_: (N, m) float32 modality weights of Eq. 16, the image first; None without texts.
         n_features_in_: D.
+
+    Examples:
+        >>> from sklearn.datasets import make_blobs
+        >>> X, y = make_blobs(90, centers=3, n_features=8, random_state=0)
+        >>> labels = CAEClusterer(n_clusters=3).fit_predict(X)
+        >>> sorted(np.bincount(labels).tolist())
+        [30, 30, 30]
     """
 
     labels_: NDArray[np.int64]

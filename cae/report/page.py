@@ -166,7 +166,12 @@ def redraw_report(result_folder: Path, reporter: Reporter, *, images: Path | Non
 
 
 def has_report(result_folder: Path) -> bool:
-    """Whether there is a page beside a result that an edit or an update makes old."""
+    """Whether there is a page beside a result that an edit or an update makes old.
+
+    Examples:
+        >>> has_report(Path("cae-result"))
+        False
+    """
     return _is_report(result_folder / REPORT_FOLDER / PAGE)
 
 

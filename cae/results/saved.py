@@ -190,6 +190,11 @@ class SavedResult:
             in the assignments). Look clusters up by `id`.
         run: settings, provenance, scores and what was skipped.
         edits: changes by hand that `edited` applies.
+
+    Examples:
+        >>> result = SavedResult.load("cae-result")
+        >>> result.assignments.num_rows, len(result.clusters), result.embeddings.shape
+        (30, 3, torch.Size([30, 48]))
     """
 
     folder: Path

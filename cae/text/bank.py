@@ -49,6 +49,12 @@ class TextBank:
         prompt: What the texts were put into before they were embedded, with `{}` for the text.
         encoder: Spec of the encoder; `none` where the embeddings were given.
         fingerprint: Fingerprint of the encoder; of the embeddings where they were given.
+
+    Examples:
+        >>> from cae.text import bank_of_vectors
+        >>> bank = bank_of_vectors("noun", ["ant", "bee"], torch.eye(2))
+        >>> bank.texts
+        ['ant', 'bee']
     """
 
     corpus: Corpus
@@ -91,6 +97,11 @@ def load_bank(
 
     Raises:
         TextError: The corpus cannot be had, or not be embedded.
+
+    Examples:
+        >>> from cae.encoders import load_encoder
+        >>> load_bank("noun", "nouns.txt", load_encoder("open_clip:ViT-B-32/openai")).texts[0]
+        'thing 0'
     """
     corpus = load_corpus(kind, source)
     progress = reporter(f"{kind}s") if reporter else None
@@ -120,6 +131,13 @@ def build_bank(
     Raises:
         TextError: The prompt has no place for the text, the encoder returns something else than finite unit rows of
             its width, or the cache cannot be written.
+
+    Examples:
+        >>> from cae.encoders import load_encoder
+        >>> from cae.text import load_corpus
+        >>> bank = build_bank(load_corpus("noun", "nouns.txt"), load_encoder("open_clip:ViT-B-32/openai"))
+        >>> bank.embeddings.shape
+        torch.Size([60, 48])
     """
     if prompt is None:
         prompt = encoder.prompt if corpus.kind == "noun" else "{}"

@@ -63,6 +63,11 @@ class Corpus:
         glosses: For each text its definitions, most frequent sense first where the source knows the order; None for
             corpora without definitions.
         source_rows: Rows of the source before blank and repeated ones were dropped.
+
+    Examples:
+        >>> corpus = Corpus("noun", "mine", ["dog", "cat"], glosses=None, source_rows=2)
+        >>> corpus.provenance()["rows"]
+        2
     """
 
     kind: Kind
@@ -100,6 +105,11 @@ def load_corpus(kind: Kind, source: str) -> Corpus:
 
     Raises:
         TextError: The source is unknown, cannot be reached, or is not a text file; the message says what to do.
+
+    Examples:
+        >>> corpus = load_corpus("noun", "nouns.txt")
+        >>> corpus.texts[:2]
+        ['thing 0', 'thing 1']
     """
     if kind not in get_args(Kind):
         raise TextError(f"unknown kind of texts {kind!r}: expected 'noun' or 'caption'")

@@ -74,6 +74,13 @@ def load_banks(
 
     Raises:
         TextError: a source is missing or cannot be used.
+
+    Examples:
+        >>> from cae.encoders import load_encoder
+        >>> sources = {"noun": "nouns.txt", "caption": "captions.txt"}
+        >>> banks = load_banks(("noun", "caption"), sources, lambda: load_encoder("open_clip:ViT-B-32/openai"))
+        >>> {modality: len(bank.texts) for modality, bank in banks.items()}
+        {'noun': 60, 'caption': 90}
     """
     banks: dict[str, TextBank] = {}
     encoder = cache(encoder)
@@ -100,6 +107,10 @@ def load_vectors(kind: Kind, source: Source) -> TextBank:
 
     Raises:
         TextError: it cannot be read, or vectors and texts do not fit; the message names the file and the row.
+
+    Examples:
+        >>> load_vectors("noun", "nouns.npy").embeddings.shape
+        torch.Size([60, 48])
     """
     texts, vectors = read_text_vectors(source)
     return bank_of_vectors(kind, texts, vectors, name=Path(source).name)

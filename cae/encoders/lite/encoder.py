@@ -30,6 +30,11 @@ class LiteEncoder:
     It is not CLIP: the image tower knows the 1,000 classes of ImageNet, and texts tell it nothing beyond them. Image
     vectors are pooled features, centred and unit; where an image's vector lies does not depend on its batch (equal to
     the bit on one machine). The text side is built when texts are first encoded: images alone do not need it.
+
+    Examples:
+        >>> encoder = LiteEncoder()
+        >>> encoder.encode_images(torch.rand(2, 3, encoder.image_size, encoder.image_size)).shape == (2, encoder.dim)
+        True
     """
 
     spec = "lite"

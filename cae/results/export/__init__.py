@@ -77,6 +77,11 @@ def export(
     Raises:
         ExportError: there are no images to take along; or `out` holds another export, files in the way or the
             originals, or cannot hold links.
+
+    Examples:
+        >>> from cae import SavedResult
+        >>> export(SavedResult.load("cae-result"), "folders", Path("groups")).written
+        30
     """
     if not result.has_images and target not in ("csv", "parquet", "json"):
         raise ExportError(
