@@ -15,7 +15,7 @@ from torch import Tensor
 from cae.config import CAEConfig, Preset
 from cae.evaluation.peers import image_spectral, ntk_sc
 from cae.kernels import nearest
-from cae.method import pipeline
+from cae.method import pipeline, stages
 from cae.method.auto import CANDIDATES
 from cae.method.kmeans import image_kmeans
 from cae.models.trained import TRAINED
@@ -134,7 +134,7 @@ def run_method(name: str, problem: Problem, seed: int) -> Tensor:
     if method.kind == "spectral":
         return image_spectral(problem.x, config.n_clusters, seed=config.seed)
     if method.kind == "ntk-sc":
-        return ntk_sc(problem.x, pipeline.select(problem.x, problem.banks, config)["noun"][1], config)
+        return ntk_sc(problem.x, stages.select(problem.x, problem.banks, config)["noun"][1], config)
     if method.kind == "zero-shot":
         if problem.class_texts is None:
             raise ValueError(

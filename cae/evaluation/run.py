@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from cae.config import Modality
 from cae.encoders import load_encoder
 from cae.encoders.deferred import deferred
 from cae.evaluation.datasets import DatasetError, LabelledEmbeddings, Split, load_dataset
@@ -19,7 +20,6 @@ from cae.evaluation.methods import parse_method
 from cae.evaluation.study import conditions, embed, load_banks, make_problem, run_study
 from cae.evaluation.tables import plot_tsne, write_study
 from cae.method import pipeline
-from cae.text.corpora import Kind
 from cae.text.vectors import Source, check_width, is_vectors, read_text_vectors, text_sources
 from cae.utils.progress import Reporter
 
@@ -135,7 +135,7 @@ def evaluate(
     return results
 
 
-def _with_texts(methods: Sequence[str], sources: Mapping[Kind, Source]) -> list[str]:
+def _with_texts(methods: Sequence[str], sources: Mapping[Modality, Source]) -> list[str]:
     """The methods on the kinds of texts that there are, without those that have none left."""
     possible = []
     for name in methods:

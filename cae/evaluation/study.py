@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cae import text
+from cae.config import Modality
 from cae.data import ImageData, Images
 from cae.encoders import Encoder
 from cae.encoders.deferred import is_loaded
@@ -27,7 +28,6 @@ from cae.metrics.functional import clustering_scores, silhouette_score, stabilit
 from cae.models.cae import provenance
 from cae.models.embedder import embed_images
 from cae.text import TextBank
-from cae.text.corpora import Kind
 from cae.text.vectors import Source, text_sources
 from cae.utils.progress import Progress, Reporter, stopwatch
 
@@ -96,12 +96,12 @@ def load_banks(
         >>> sorted(banks)  # TAC uses nouns alone
         ['noun']
     """
-    needed: set[Kind] = set()
+    needed: set[Modality] = set()
     for name in methods:
         method, config = parse_method(name, 2)
         if method.needs_texts:
             needed.update(config.modalities)
-    in_order = [kind for kind in get_args(Kind) if kind in needed]
+    in_order = [kind for kind in get_args(Modality) if kind in needed]
     return text.load_banks(in_order, text_sources(nouns, captions), lambda: encoder, reporter)
 
 

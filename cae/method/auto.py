@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from torch.nn.functional import normalize, one_hot
 from cae.config import AUTO_N_CLUSTERS, CAEConfig
 from cae.method.cluster_count import count_clusters
 from cae.method.partition import partition
+from cae.method.stages import Texts, Trial
 from cae.metrics.functional import clustering_scores
 from cae.utils.distributed import broadcast_from_first
 from cae.utils.progress import stage
@@ -66,13 +67,6 @@ RIDGE = 1.0
 """Penalty of the probe, for rows of unit length."""
 
 
-class Trial(Protocol):
-    """The pipeline on a sample, `cae.method.pipeline.Trial`."""
-
-    def fused(self, config: CAEConfig) -> Tensor:
-        """The z (S, D) of Eq. 17 under these settings."""
-
-
 def sample_size(n_images: int, config: CAEConfig) -> int:
     """Images to decide on."""
     return min(n_images, max(SAMPLE, PER_CLUSTER * config.n_clusters))
@@ -82,8 +76,7 @@ def sample_size(n_images: int, config: CAEConfig) -> int:
 def decide(
     sample: Tensor,
     config: CAEConfig,
-    select: Callable[[int], Any],
-    trial: Callable[[Tensor, Any], Trial],
+    texts_for: Callable[[int], Texts],
     group: ProcessGroup | None = None,
 ) -> tuple[CAEConfig, dict[str, Any]]:
     """Fill in what the settings leave open.
@@ -91,8 +84,7 @@ def decide(
     Args:
         sample: (S, D) float32 unit image embeddings, the same on every rank of the group.
         config: the settings that were asked for, with `n_clusters` or `fusion` left open, or both.
-        select: the selected texts for a number of clusters; a collective call.
-        trial: the pipeline on a sample with selected texts.
+        texts_for: the selected texts for a number of clusters; a collective call.
         group: the processes that share the images; the first one's numbers decide.
 
     Returns:
@@ -105,9 +97,9 @@ def decide(
     probe = Probe(sample)
     decided: dict[str, Any] = {}
     if config.n_clusters == AUTO_N_CLUSTERS:
-        config, decided["cluster_count"] = _count(sample, probe, config, select, trial, group)
+        config, decided["cluster_count"] = _count(sample, probe, config, texts_for, group)
     if config.fusion == "auto":
-        config, decided["auto"] = _weigh(probe, config, trial(sample, select(config.n_clusters)), group)
+        config, decided["auto"] = _weigh(probe, config, Trial(sample, texts_for(config.n_clusters)), group)
     return config, decided
 
 
@@ -115,15 +107,14 @@ def _count(
     sample: Tensor,
     probe: Probe,
     config: CAEConfig,
-    select: Callable[[int], Any],
-    trial: Callable[[Tensor, Any], Trial],
+    texts_for: Callable[[int], Texts],
     group: ProcessGroup | None,
 ) -> tuple[CAEConfig, dict[str, Any]]:
     """The number of clusters."""
     images = count_clusters(sample, seed=config.seed)
     config = replace(config, n_clusters=_agreed(images.n_clusters, group))
     fixed = replace(config, fusion="prototype") if config.fusion == "auto" else config
-    fused = count_clusters(normalize(trial(sample, select(config.n_clusters)).fused(fixed), dim=1), seed=config.seed)
+    fused = count_clusters(normalize(Trial(sample, texts_for(config.n_clusters)).fused(fixed), dim=1), seed=config.seed)
     counts = {"images": images, "fused": fused}
     scores = {source: probe.score(count.labels, count.n_clusters) for source, count in counts.items()}
     source = max(scores, key=lambda name: scores[name])

@@ -1,4 +1,4 @@
-"""CAE from embeddings to named clusters. Read this file first: it is the whole method, one stage a line.
+"""CAE from embeddings to named clusters. Read this file first: it is the whole method, one line per stage.
 
     images ─ encoder ─▶ X (N, D) ─ k-means ─▶ centers P (n, D)                     Eq. 1     semantic_space
     banks of nouns and captions ─ retrieve(P) ─▶ U, V (M, D)                        Eq. 2-3   semantic_space
@@ -22,7 +22,7 @@ may be mapped from disk, and z; counterparts are made again, block by block, whe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
@@ -34,20 +34,16 @@ from torch.distributed import ProcessGroup
 from cae.config import AUTO_N_CLUSTERS, CAEConfig
 from cae.kernels import nearest
 from cae.kernels.checks import UNIT_TOLERANCE
+from cae.method import stages
 from cae.method.auto import decide, sample_size
-from cae.method.blocks import blockwise, row_blocks
+from cae.method.blocks import blockwise
 from cae.method.fitted import FittedCAE, SelectedTexts
-from cae.method.fusion import fuse_modalities, modality_means
+from cae.method.fusion import fuse_modalities
 from cae.method.kmeans import sample_rows, warn_of_empty
 from cae.method.naming import describe_clusters
 from cae.method.partition import Partition, partition
-from cae.method.semantic_space import select_texts, semantic_centers
-from cae.method.transport import column_potentials, text_counterparts
 from cae.text import TextBank
 from cae.utils.distributed import all_reduce_count, all_reduce_sum, is_first
-
-Texts = Mapping[str, tuple[list[str], Tensor]]
-"""By modality the selected texts, M strings, and their unit embeddings (M, D)."""
 
 
 class Prediction(NamedTuple):
@@ -104,65 +100,27 @@ def fit(
     asked = config
 
     @cache
-    def texts_for(n_clusters: int) -> Texts:
+    def texts_for(n_clusters: int) -> stages.Texts:
         """U and V. Of what may still be decided they depend on the number of clusters alone."""
         config = replace(asked, n_clusters=n_clusters)
         if select_on is not None:
-            return select(select_on, banks, config)
-        return select(x, banks, config, index, group)
+            return stages.select(select_on, banks, config)
+        return stages.select(x, banks, config, index, group)
 
     notes = dict(provenance or {})
     if config.n_clusters == AUTO_N_CLUSTERS or config.fusion == "auto":
         sample = sample_rows(x, index, sample_size(n_images, config), config.seed, group).to(x.device)
-        config, decided = decide(sample, config, texts_for, Trial, group)
+        config, decided = decide(sample, config, texts_for, group)
         notes |= decided
-    selected = _potentials(x, texts_for(config.n_clusters), config, group)
-    means = _means(x, selected, config, n_images, group)
-    z, beta = blockwise(lambda rows: _fused(rows, selected, means, config, n_images), x)
+    selected = stages.potentials(x, texts_for(config.n_clusters), config, group)
+    means = stages.means(x, selected, config, n_images, group)
+    z, beta = blockwise(lambda rows: stages.fused(rows, selected, means, config, n_images), x)
     found = partition(z, config, index=index, group=group)
-    prediction = Prediction(*blockwise(lambda *rows: _placed(*rows, clusters=found), z, beta))
+    prediction = Prediction(*blockwise(lambda *rows: _assigned(*rows, clusters=found), z, beta))
     clusters = describe_clusters(x, prediction.cluster, selected, banks, config, group)
     if is_first(group):
         warn_of_empty(torch.tensor([cluster.size for cluster in clusters]))
     return FittedCAE(config, n_images, selected, means, found, clusters, notes), prediction
-
-
-class Trial:
-    """The stages up to Eq. 17 on a sample, for `cae.method.auto` to try settings on; keeps counterparts by balance."""
-
-    def __init__(self, sample: Tensor, texts: Texts) -> None:
-        self.sample, self.texts = sample, texts
-        self._parts: dict[float, tuple[Tensor, ...]] = {}
-
-    def fused(self, config: CAEConfig) -> Tensor:
-        """The z (S, D) of these settings, which may differ between calls in balance and in the fusion."""
-        if config.balance not in self._parts:
-            selected = _potentials(self.sample, self.texts, config)
-            self._parts[config.balance] = blockwise(
-                lambda rows: _counterparts(rows, selected, config, len(self.sample)), self.sample
-            )
-        parts = self._parts[config.balance]
-        means = modality_means([parts]) if config.center_modalities else torch.zeros(len(parts), parts[0].shape[1])
-        means = means.to(self.sample)
-        return blockwise(lambda *rows: fuse_modalities(rows, means, config)[:1], *parts)[0]
-
-
-def select(
-    x: Tensor,
-    banks: Mapping[str, TextBank],
-    config: CAEConfig,
-    index: Tensor | None = None,
-    group: ProcessGroup | None = None,
-) -> Texts:
-    """Eq. 1-3: the texts of each modality that these images' centers select, U and V; arguments as for `fit`."""
-    centers = semantic_centers(x, config, index, group)
-    texts: dict[str, tuple[list[str], Tensor]] = {}
-    for modality in config.modalities:
-        bank = banks[modality]
-        chosen = select_texts(bank.embeddings, centers, config).cpu()
-        u = torch.nn.functional.normalize(bank.embeddings[chosen].float(), dim=1).to(centers.device)
-        texts[modality] = [bank.texts[j] for j in chosen.tolist()], u
-    return texts
 
 
 def predict(x: Tensor, fitted: FittedCAE) -> Prediction:
@@ -173,11 +131,11 @@ def predict(x: Tensor, fitted: FittedCAE) -> Prediction:
         fitted: state that `fit` returned.
     """
 
-    def stages(rows: Tensor) -> tuple[Tensor, ...]:
-        z, beta = _fused(rows, fitted.selected, fitted.means, fitted.config, fitted.n_images)
-        return _placed(z, beta, clusters=fitted.partition)
+    def label(rows: Tensor) -> tuple[Tensor, ...]:
+        z, beta = stages.fused(rows, fitted.selected, fitted.means, fitted.config, fitted.n_images)
+        return _assigned(z, beta, clusters=fitted.partition)
 
-    return Prediction(*blockwise(stages, x))
+    return Prediction(*blockwise(label, x))
 
 
 def representations(x: Tensor, fitted: FittedCAE) -> dict[str, Tensor]:
@@ -192,11 +150,11 @@ def representations(x: Tensor, fitted: FittedCAE) -> dict[str, Tensor]:
         concatenation.
     """
 
-    def stages(rows: Tensor) -> tuple[Tensor, ...]:
-        parts = _counterparts(rows, fitted.selected, fitted.config, fitted.n_images)
+    def represent(rows: Tensor) -> tuple[Tensor, ...]:
+        parts = stages.counterparts(rows, fitted.selected, fitted.config, fitted.n_images)
         return *parts, fuse_modalities(parts, fitted.means, fitted.config)[0]
 
-    return dict(zip(("image", *fitted.config.modalities, "fused"), blockwise(stages, x), strict=True))
+    return dict(zip(("image", *fitted.config.modalities, "fused"), blockwise(represent, x), strict=True))
 
 
 def top_texts(x: Tensor, selected: SelectedTexts, k: int) -> Tensor:
@@ -244,51 +202,7 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: P
         raise ValueError(f"{stretched} of {n_images} image embeddings are not of unit length; normalize them first")
 
 
-def _potentials(
-    x: Tensor, texts: Texts, config: CAEConfig, group: ProcessGroup | None = None
-) -> dict[str, SelectedTexts]:
-    """U with g_u, V with g_v."""
-    return {
-        modality: SelectedTexts(names, u, column_potentials(x, u, config, group))
-        for modality, (names, u) in texts.items()
-    }
-
-
-def _means(
-    x: Tensor,
-    selected: Mapping[str, SelectedTexts],
-    config: CAEConfig,
-    n_images: int,
-    group: ProcessGroup | None,
-) -> Tensor:
-    """What centring subtracts from each modality: (m, D), zero where the config does not centre."""
-    if not config.center_modalities:
-        return torch.zeros(1 + len(selected), x.shape[1], dtype=torch.float32, device=x.device)
-
-    def blocks() -> Iterator[tuple[Tensor, ...]]:
-        for (rows,), place in row_blocks(x):
-            parts = _counterparts(rows, selected, config, n_images)
-            yield tuple(part[: place.stop - place.start] for part in parts)
-
-    return modality_means(blocks(), group)
-
-
-def _counterparts(
-    rows: Tensor, selected: Mapping[str, SelectedTexts], config: CAEConfig, n_fitted: int
-) -> tuple[Tensor, ...]:
-    """A block of x, and its counterpart in each modality: m tensors (B, D) float32."""
-    rows = rows.float()
-    return rows, *(text_counterparts(rows, texts.embeddings, texts.g, config, n_fitted) for texts in selected.values())
-
-
-def _fused(
-    rows: Tensor, selected: Mapping[str, SelectedTexts], means: Tensor, config: CAEConfig, n_fitted: int
-) -> tuple[Tensor, Tensor]:
-    """A block of x to z and the modality weights."""
-    return fuse_modalities(_counterparts(rows, selected, config, n_fitted), means, config)
-
-
-def _placed(z: Tensor, beta: Tensor, *, clusters: Partition) -> tuple[Tensor, ...]:
+def _assigned(z: Tensor, beta: Tensor, *, clusters: Partition) -> tuple[Tensor, ...]:
     """A block of z to the fields of `Prediction`."""
     found = clusters.assign(z)
     return found.labels, found.confidence, found.runner_up, found.similarity, beta

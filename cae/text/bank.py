@@ -22,9 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cae.config import Modality
 from cae.encoders import Encoder
 from cae.encoders.deferred import NO_ENCODER
-from cae.text.corpora import Corpus, Kind, TextError, load_corpus
+from cae.text.corpora import Corpus, TextError, load_corpus
 from cae.utils.cache import cache_dir
 from cae.utils.checksums import content_hash, json_hash, load_json, load_tensors, save_tensors
 from cae.utils.files import committing, dump_json, holding, replacing, tidy
@@ -82,7 +83,7 @@ class TextBank:
 
 
 def load_bank(
-    kind: Kind,
+    kind: Modality,
     source: str,
     encoder: Encoder,
     reporter: Reporter | None = None,

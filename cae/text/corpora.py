@@ -30,13 +30,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import BinaryIO, get_args
 
+from cae.config import Modality
 from cae.data.vector_files import READERS
 
 logger = logging.getLogger("cae")
 
-Kind = Literal["noun", "caption"]
 
 MAX_BYTES = 10_000
 """Longest line of a text file. Text towers read about 77 tokens; a longer line is not one text a line."""
@@ -70,7 +70,7 @@ class Corpus:
         2
     """
 
-    kind: Kind
+    kind: Modality
     name: str
     texts: list[str]
     glosses: list[tuple[str, ...]] | None
@@ -96,7 +96,7 @@ class Corpus:
         }
 
 
-def load_corpus(kind: Kind, source: str) -> Corpus:
+def load_corpus(kind: Modality, source: str) -> Corpus:
     """Load nouns or captions.
 
     Args:
@@ -111,7 +111,7 @@ def load_corpus(kind: Kind, source: str) -> Corpus:
         >>> corpus.texts[:2]
         ['thing 0', 'thing 1']
     """
-    if kind not in get_args(Kind):
+    if kind not in get_args(Modality):
         raise TextError(f"unknown kind of texts {kind!r}: expected 'noun' or 'caption'")
     loaders = {
         "noun": {"wordnet": _wordnet, "imagenet22k": _imagenet22k},
@@ -242,7 +242,7 @@ def _flickr30k_file() -> Path:
         ) from error
 
 
-def _text_file(kind: Kind, path: Path) -> Corpus:
+def _text_file(kind: Modality, path: Path) -> Corpus:
     """A text file, see `read_lines`.
 
     Raises:

@@ -14,28 +14,28 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cae.config import CAEConfig
+from cae.config import CAEConfig, Modality
 from cae.data.vector_files import EmbeddingError, Vectors, holds_vectors, read_vectors
 from cae.encoders import Encoder
 from cae.encoders.deferred import NO_ENCODER
 from cae.text.bank import TextBank, load_bank
-from cae.text.corpora import Corpus, Kind, TextError, normalise, read_lines
+from cae.text.corpora import Corpus, TextError, normalise, read_lines
 from cae.utils.checksums import tensors_hash
 from cae.utils.progress import Reporter
 
 Source = str | os.PathLike[str]
 """A corpus by name, a text file, or text vectors."""
 
-DEFAULTS: dict[Kind, Source] = {"noun": "imagenet22k", "caption": "glosses"}
+DEFAULTS: dict[Modality, Source] = {"noun": "imagenet22k", "caption": "glosses"}
 
 
-def text_sources(nouns: Source | None, captions: Source | None) -> dict[Kind, Source]:
+def text_sources(nouns: Source | None, captions: Source | None) -> dict[Modality, Source]:
     """Where each kind of texts comes from.
 
     What is not given has a default, unless the others are vectors: a default would have to be embedded, and nothing
     says by which encoder.
     """
-    given: dict[Kind, Source | None] = {"noun": nouns, "caption": captions}
+    given: dict[Modality, Source | None] = {"noun": nouns, "caption": captions}
     named = {kind: source for kind, source in given.items() if source is not None}
     return named if any(map(is_vectors, named.values())) else {**DEFAULTS, **named}
 
@@ -45,7 +45,7 @@ def is_vectors(source: Source) -> bool:
     return holds_vectors(source, "texts")
 
 
-def limit_modalities(config: CAEConfig, sources: Mapping[Kind, Source]) -> CAEConfig:
+def limit_modalities(config: CAEConfig, sources: Mapping[Modality, Source]) -> CAEConfig:
     """Leave out the modalities that there are no texts for.
 
     Raises:
@@ -59,8 +59,8 @@ def limit_modalities(config: CAEConfig, sources: Mapping[Kind, Source]) -> CAECo
 
 
 def load_banks(
-    modalities: Sequence[Kind],
-    sources: Mapping[Kind, Source],
+    modalities: Sequence[Modality],
+    sources: Mapping[Modality, Source],
     encoder: Callable[[], Encoder],
     reporter: Reporter | None = None,
 ) -> dict[str, TextBank]:
@@ -98,7 +98,7 @@ def load_banks(
     return banks
 
 
-def load_vectors(kind: Kind, source: Source) -> TextBank:
+def load_vectors(kind: Modality, source: Source) -> TextBank:
     """A bank of text vectors from disk.
 
     Args:
@@ -116,7 +116,7 @@ def load_vectors(kind: Kind, source: Source) -> TextBank:
     return bank_of_vectors(kind, texts, vectors, name=Path(source).name)
 
 
-def bank_of_vectors(kind: Kind, texts: Sequence[str], vectors: Tensor, *, name: str = "vectors") -> TextBank:
+def bank_of_vectors(kind: Modality, texts: Sequence[str], vectors: Tensor, *, name: str = "vectors") -> TextBank:
     """A bank of texts and their vectors in memory; of a text that is there twice the first counts.
 
     Args:
@@ -200,7 +200,7 @@ def _texts_beside(path: Path) -> tuple[list[str | None], str]:
     return list(lines), str(file)
 
 
-def check_width(banks: Mapping[str, TextBank], sources: Mapping[Kind, Source], dim: int, images: str) -> None:
+def check_width(banks: Mapping[str, TextBank], sources: Mapping[Modality, Source], dim: int, images: str) -> None:
     """Refuse texts of another space than the images'.
 
     Raises:
