@@ -12,7 +12,7 @@ from pathlib import Path
 from cae.data.images import ImageError, has_image_ending, is_image_by_content, shown_path
 from cae.utils.words import counted
 
-logger = logging.getLogger("cae")
+logger = logging.getLogger(__name__)
 
 REPORT_MARK = "kept.safetensors"
 """The file by which a report's folder is known (`cae.report.kept`): its thumbnails are nobody's images."""

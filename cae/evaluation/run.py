@@ -23,7 +23,7 @@ from cae.method import pipeline
 from cae.text.vectors import Source, check_width, is_vectors, read_text_vectors, text_sources
 from cae.utils.progress import Reporter
 
-logger = logging.getLogger("cae")
+logger = logging.getLogger(__name__)
 
 
 def evaluate(

@@ -31,7 +31,7 @@ from cae.utils.distributed import (
 )
 from cae.utils.progress import report_progress, stage
 
-logger = logging.getLogger("cae")
+logger = logging.getLogger(__name__)
 
 SAMPLE, SAMPLE_PER_CENTROID = 2**16, 64
 """Most points that FAISS sees; with many centroids that many for each. FAISS calls fewer than 39 too few."""

@@ -30,7 +30,7 @@ from cae.text.vectors import check_width, is_vectors, limit_modalities, text_sou
 from cae.utils.distributed import all_reduce_count, all_reduce_max, all_reduce_sum, first_occurrence_mask, is_first
 from cae.utils.progress import Reporter
 
-logger = logging.getLogger("cae")
+logger = logging.getLogger(__name__)
 
 
 class CAE(Embedder):

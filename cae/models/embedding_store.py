@@ -26,7 +26,7 @@ from torch import Tensor
 from cae.utils.checksums import parse_json
 from cae.utils.files import hold, replacing
 
-logger = logging.getLogger("cae")
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the files. Change it with their layout."""

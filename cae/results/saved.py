@@ -41,7 +41,7 @@ from cae.utils.files import committing, dump_json, holding, tidy
 if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
     from cae.results.folder import FolderResult
 
-logger = logging.getLogger("cae")
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 """From 2 on there are checksums."""

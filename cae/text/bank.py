@@ -31,7 +31,7 @@ from cae.utils.checksums import content_hash, json_hash, load_json, load_tensors
 from cae.utils.files import committing, dump_json, holding, replacing, tidy
 from cae.utils.progress import Progress, Reporter
 
-logger = logging.getLogger("cae")
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the files below. Change it with their layout, the block size, or the order of the blocks."""

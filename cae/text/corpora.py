@@ -35,7 +35,7 @@ from typing import BinaryIO, get_args
 from cae.config import Modality
 from cae.data.vector_files import READERS
 
-logger = logging.getLogger("cae")
+logger = logging.getLogger(__name__)
 
 
 MAX_BYTES = 10_000

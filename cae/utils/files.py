@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-logger = logging.getLogger("cae")
+logger = logging.getLogger(__name__)
 
 _DRAFT = ".writing-"
 """Begins the names of folders for what is not finished. Then come the host and the process, which tell litter."""

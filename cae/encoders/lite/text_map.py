@@ -22,7 +22,7 @@ from cae.utils.cache import cache_dir
 from cae.utils.checksums import load_tensors, save_tensors
 from cae.utils.files import replacing, tidy
 
-logger = logging.getLogger("cae")
+logger = logging.getLogger(__name__)
 
 TABLE = Path(__file__).with_name("hypernyms.tsv")
 SHARPNESS = 8.0

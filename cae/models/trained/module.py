@@ -40,7 +40,7 @@ from cae.text import TextBank
 from cae.utils.distributed import all_gather_rows, all_reduce_count
 from cae.utils.progress import report_progress, stage
 
-logger = logging.getLogger("cae")
+logger = logging.getLogger(__name__)
 
 EPOCHS, BATCH, MANY_EPOCHS, MANY_BATCH = 20, 512, 100, 8192
 """TAC's, below and from `MANY_CLUSTERS` clusters on."""
