@@ -477,7 +477,8 @@ def test_help_on_an_edit_needs_no_result(run, verb):
 
 
 def test_an_edit_does_not_wait_for_what_only_a_fit_needs():
-    statement = "import cae.results.edits, cae.results.export, cae.results.compare, cae.report, cae.results.saved"
+    rooms = "make_edits, cae.results.edits_file, cae.results.export, cae.results.compare, cae.results.saved, cae.report"
+    statement = f"import cae.results.{rooms}"
     assert_not_loaded(statement, "lightning", "torchmetrics", "torchvision", "sklearn", "open_clip")
 
 

@@ -9,20 +9,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from cae.results.edits import (
-    Anchors,
-    EditError,
-    Merge,
-    Move,
-    Pin,
-    Rename,
-    Split,
-    anchors_of,
-    apply_edits,
-    load_edits,
-    save_edits,
-    split_into,
-)
+from cae.results.edits import Anchors, EditError, Merge, Move, Pin, Rename, Split, apply_edits
+from cae.results.edits_file import load_edits, save_edits
+from cae.results.make_edits import anchors_of, split_into
 from cae.results.saved import SavedResult
 
 SIZES = {0: 8, 1: 6, 2: 10}

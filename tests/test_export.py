@@ -10,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cae.results.edits import Merge, Rename, anchors_of, save_edits
+from cae.results.edits import Merge, Rename
+from cae.results.edits_file import save_edits
 from cae.results.export import TARGETS, ExportError, export
 from cae.results.export.names import MAX_BYTES, distinct_names, safe_name
+from cae.results.make_edits import anchors_of
 from cae.results.saved import SavedResult
 
 

@@ -23,7 +23,9 @@ from cae.report.map import lay_among, lay_out
 from cae.report.page import _packed
 from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
 from cae.results.compare import compare
-from cae.results.edits import Anchors, Merge, Move, Rename, anchors_of, find_images, save_edits
+from cae.results.edits import Anchors, Merge, Move, Rename
+from cae.results.edits_file import save_edits
+from cae.results.make_edits import anchors_of, find_images
 from cae.results.saved import OutputError, ResultError, SavedResult
 from cae.utils.files import write_json
 

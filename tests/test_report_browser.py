@@ -15,7 +15,9 @@ from playwright.sync_api import expect, sync_playwright
 
 from cae.report import write_report
 from cae.results.compare import compare
-from cae.results.edits import Move, Rename, anchors_of, find_images, save_edits
+from cae.results.edits import Move, Rename
+from cae.results.edits_file import save_edits
+from cae.results.make_edits import anchors_of, find_images
 from cae.results.saved import SavedResult
 from cae.utils.files import write_json
 

@@ -508,7 +508,7 @@ def _cluster(
     from cae.models.cae import CAE
     from cae.models.trained import TRAINED
     from cae.report import REPORT_FOLDER, write_report
-    from cae.results.edits import load_edits
+    from cae.results.edits_file import load_edits
     from cae.results.folder import run_source
     from cae.results.saved import SavedResult, check_writable, write_result
     from cae.utils.devices import find_device

@@ -48,7 +48,8 @@ def rename(
     report: Redraw = True,
 ) -> None:
     """Call a group something else."""
-    from cae.results.edits import Rename, anchors_of, check_name, find_cluster
+    from cae.results.edits import Rename
+    from cae.results.make_edits import anchors_of, check_name, find_cluster
 
     result = _open(context)
     view = result.edited
@@ -64,7 +65,8 @@ def merge(
     report: Redraw = True,
 ) -> None:
     """Make several groups one."""
-    from cae.results.edits import EditError, Merge, anchors_of, check_name, find_cluster
+    from cae.results.edits import EditError, Merge
+    from cae.results.make_edits import anchors_of, check_name, find_cluster
 
     result = _open(context)
     view = result.edited
@@ -83,7 +85,8 @@ def split(
     report: Redraw = True,
 ) -> None:
     """Take a group apart by what its pictures look like."""
-    from cae.results.edits import Split, anchors_of, find_cluster, split_into
+    from cae.results.edits import Split
+    from cae.results.make_edits import anchors_of, find_cluster, split_into
 
     result = _open(context)
     view = result.edited
@@ -94,7 +97,8 @@ def split(
 @edit_app.command()
 def pin(context: typer.Context, clusters: Clusters, report: Redraw = True) -> None:
     """Keep the pictures and the name of groups, whatever the next fit finds."""
-    from cae.results.edits import Pin, anchors_of, find_cluster
+    from cae.results.edits import Pin
+    from cae.results.make_edits import anchors_of, find_cluster
 
     result = _open(context)
     view = result.edited
@@ -113,7 +117,8 @@ def move(
     report: Redraw = True,
 ) -> None:
     """Put single pictures into another group."""
-    from cae.results.edits import Move, anchors_of, find_cluster, find_images
+    from cae.results.edits import Move
+    from cae.results.make_edits import anchors_of, find_cluster, find_images
 
     result = _open(context)
     view = result.edited
@@ -123,7 +128,8 @@ def move(
 @edit_app.command()
 def undo(context: typer.Context, report: Redraw = True) -> None:
     """Take the last edit back."""
-    from cae.results.edits import EditError, save_edits
+    from cae.results.edits import EditError
+    from cae.results.edits_file import save_edits
 
     result = _open(context)
     if not result.edits:
@@ -143,7 +149,7 @@ def _open(context: typer.Context) -> SavedResult:
 
 def _add(result: SavedResult, edits: list[Edit], report: bool) -> None:
     """Keep edits after those that there are, and show the groups as they are now."""
-    from cae.results.edits import save_edits
+    from cae.results.edits_file import save_edits
     from cae.results.saved import SavedResult
 
     save_edits([*result.edits, *edits], result.folder)

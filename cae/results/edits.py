@@ -1,4 +1,4 @@
-"""What people change by hand in a result: `edits.json` beside it, applied to every view of it.
+"""What people change by hand in a result, applied to every view of it. `edits_file` reads and writes the list of edits.
 
 The files of a fit stay as the fit wrote them. Edits are a list, applied in order each time the result is looked at
 (`SavedResult.edited`); so they outlive the next `cae cluster` into the same folder, on the same pictures or on more.
@@ -26,26 +26,13 @@ A renamed, merged or pinned cluster keeps its `id`, or the first one's; the firs
 others get new ones; clusters left without pictures are gone. `confidence`, `similarity` and the weights still speak of
 the fit; `runner_up` follows merges, and is null where it is no other cluster any more.
 
-The file, which other programs may write, too:
-
-    {"format_version": 1,
-     "edits": [{"edit": "rename", "cluster": C, "name": "boats"},
-               {"edit": "merge", "clusters": [C, C, …], "name": "boats"},
-               {"edit": "split", "cluster": C, "parts": [C, C, …]},
-               {"edit": "pin", "cluster": C},
-               {"edit": "move", "cluster": C, "pictures": ["SHA-256", …]}]}
-
-where C is `{"name": "harbor", "pictures": ["SHA-256", …]}`: a cluster's name when the edit was made, which messages
-show, and its anchors. For a part, `name` is what it will be called; for a pin, `pictures` are all its pictures.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -57,14 +44,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae.kernels import nearest
-from cae.method.kmeans import kmeans
 from cae.method.naming import N_REPRESENTATIVES, TEXTS_PER_CLUSTER, assign_names, typicality
-from cae.utils.checksums import load_json
-from cae.utils.files import write_json
 from cae.utils.words import counted
 
-FORMAT_VERSION = 1
-EDITS_FILE = "edits.json"
 N_ANCHORS = 25
 """Pictures by which an edit made here knows a cluster again: those most like its mean."""
 
@@ -118,7 +100,7 @@ class Rename:
     def __str__(self) -> str:
         return f"rename {self.cluster.name} to {self.name}"
 
-    def apply(self, view: _View) -> None:
+    def apply(self, view: EditedView) -> None:
         """Give the cluster its new name, and drop its gloss."""
         view.rename(view.find(self.cluster), self.name)
 
@@ -133,7 +115,7 @@ class Merge:
     def __str__(self) -> str:
         return f"merge {' and '.join(cluster.name for cluster in self.clusters)} as {self.name}"
 
-    def apply(self, view: _View) -> None:
+    def apply(self, view: EditedView) -> None:
         """Join the clusters under the first one's id, and name them."""
         there = [cluster for cluster in self.clusters if len(view.rows(cluster.pictures))] or self.clusters
         first, *others = dict.fromkeys(view.find(cluster) for cluster in there)
@@ -152,12 +134,12 @@ class Split:
     def __str__(self) -> str:
         return f"split {self.cluster.name} into {' and '.join(part.name for part in self.parts)}"
 
-    def apply(self, view: _View) -> None:
+    def apply(self, view: EditedView) -> None:
         """Put each image into the part whose listed images are most like it."""
         cluster = view.find(self.cluster)
         listed = [(part.name, rows) for part in self.parts if len(rows := view.rows(part.pictures))]
         if len(listed) < 2:
-            raise _UnmatchedError("the pictures that tell its parts from each other are gone")
+            raise UnmatchedError("the pictures that tell its parts from each other are gone")
         members = view.members(cluster)
         prototypes = normalize(torch.stack([view.x[rows].mean(dim=0) for _, rows in listed]), dim=1)
         parts = nearest(view.x[members], prototypes).labels.numpy()
@@ -178,14 +160,14 @@ class Pin:
     def __str__(self) -> str:
         return f"pin {self.cluster.name}"
 
-    def apply(self, view: _View) -> None:
+    def apply(self, view: EditedView) -> None:
         """Put all its images together, in their cluster or in one of their own."""
         rows, name = view.rows(self.cluster.pictures), self.cluster.name
         if not len(rows):
-            raise _UnmatchedError("its pictures are gone")
+            raise UnmatchedError("its pictures are gone")
         try:
             cluster = view.find(self.cluster)
-        except _UnmatchedError:
+        except UnmatchedError:
             cluster = view.new_id()
         if not set(self.cluster.pictures) & view.pinned.get(cluster, set(self.cluster.pictures)):
             cluster = view.new_id()  # another pinned cluster lives there
@@ -207,16 +189,15 @@ class Move:
     def __str__(self) -> str:
         return f"move {counted(len(self.pictures), 'picture')} to {self.cluster.name}"
 
-    def apply(self, view: _View) -> None:
+    def apply(self, view: EditedView) -> None:
         """Put the images into the cluster."""
         cluster, rows = view.find(self.cluster), view.rows(self.pictures)
         if not len(rows):
-            raise _UnmatchedError("the pictures are gone")
+            raise UnmatchedError("the pictures are gone")
         view.put(rows, cluster)
 
 
 Edit = Rename | Merge | Split | Pin | Move
-_KINDS: dict[str, type[Edit]] = {"rename": Rename, "merge": Merge, "split": Split, "pin": Pin, "move": Move}
 
 
 class EditedResult(NamedTuple):
@@ -240,144 +221,20 @@ def apply_edits(result: Assigned, edits: Iterable[Edit]) -> EditedResult:
         result: the result as the fit left it, or already edited.
         edits: edits from `load_edits`, or just made.
     """
-    view, unmatched = _View(result), []
+    view, unmatched = EditedView(result), []
     for edit in edits:
         try:
             edit.apply(view)
-        except _UnmatchedError as reason:
+        except UnmatchedError as reason:
             unmatched.append(f"{edit}: {reason}")
     return EditedResult(view.assignments(), view.records(), unmatched)
 
 
-def load_edits(folder: Path) -> tuple[Edit, ...]:
-    """The edits beside a result; none without the file.
-
-    Raises:
-        EditError: damaged, or from a newer version.
-    """
-    path = folder / EDITS_FILE
-    if not path.exists():
-        return ()
-    try:
-        document = load_json(path)
-        if not isinstance(document, dict) or not isinstance(document.get("format_version"), int):
-            raise ValueError("it has no format_version")
-        if document["format_version"] > FORMAT_VERSION:
-            raise EditError(f"{path} has format {document['format_version']}, newer than this cae reads; upgrade cae")
-        return tuple(_read_edit(record) for record in document["edits"])
-    except EditError:
-        raise
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise EditError(f"{path} cannot be read ({error!r}); repair it, or remove it to go without edits") from error
-
-
-def save_edits(edits: Sequence[Edit], folder: Path) -> None:
-    """Write the edits beside a result, whole or not at all."""
-    kinds = {kind: name for name, kind in _KINDS.items()}
-    records = [{"edit": kinds[type(edit)], **asdict(edit)} for edit in edits]
-    write_json({"format_version": FORMAT_VERSION, "edits": records}, folder / EDITS_FILE)
-
-
-def anchors_of(result: Assigned, id: int, *, every: bool = False) -> Anchors:
-    """How a further edit knows a cluster.
-
-    Args:
-        result: the view that the edit changes: `SavedResult.edited`.
-        id: id of the cluster.
-        every: list every picture, for a pin.
-
-    Raises:
-        EditError: none of its pictures has a hash.
-    """
-    view = _View(result)
-    return view.anchors(view.most_typical(view.members(id)), view.clusters[id]["name"], None if every else N_ANCHORS)
-
-
-def split_into(result: Assigned, id: int, n: int) -> tuple[Anchors, ...]:
-    """Parts of a cluster by k-means on the image embeddings, the largest first, each called after a noun of its own.
-
-    Args:
-        result: the view that the edit changes: `SavedResult.edited`.
-        id: id of the cluster.
-        n: number of parts, at least 2.
-
-    Raises:
-        EditError: fewer different pictures than parts.
-    """
-    view = _View(result)
-    members = view.members(id)
-    x = view.x[members]
-    different = len(x.unique(dim=0))
-    if different < n:
-        name = view.clusters[id]["name"]
-        raise EditError(f"{name} cannot be split in {n}: it has too few different pictures ({different})")
-    labels = nearest(x, kmeans(x, n, spherical=True, n_init=20, max_iter=300, seed=0)).labels.numpy()
-    parts = [members[labels == i] for i in range(n) if (labels == i).any()]
-    parts.sort(key=len, reverse=True)
-    return tuple(
-        view.anchors(view.most_typical(part), name)
-        for part, name in zip(parts, view.part_names(id, parts), strict=True)
-    )
-
-
-def find_cluster(result: Assigned, text: str) -> int:
-    """The id of the cluster that a person means by its name or number.
-
-    Raises:
-        EditError: there is none, or several are called so.
-    """
-    names = {record["id"]: record["name"] for record in result.clusters}
-    called = [id for id, name in names.items() if name == text]
-    if len(called) > 1:
-        raise EditError(
-            f"{len(called)} clusters are called {text!r}; say which by number: {', '.join(map(str, called))}"
-        )
-    if called:
-        return called[0]
-    if text.isdecimal() and int(text) in names:
-        return int(text)
-    near = difflib.get_close_matches(text, names.values(), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(names.values())}"
-    raise EditError(f"no cluster is called {text!r}; {hint}")
-
-
-def find_images(result: Assigned, paths: Sequence[str]) -> tuple[str, ...]:
-    """The hashes of pictures named by their path, in the result or on disk.
-
-    Raises:
-        EditError: a path is not in the result, or its picture has no hash.
-    """
-    rows = result.assignments.select(["path", "sha256"]).to_pylist()
-    hash_of = {row["path"]: row["sha256"] for row in rows}
-    root = Path(os.path.abspath(result.root))  # noqa: PTH100 (keeps links as they are)
-    hash_of |= {os.fspath(root / path): sha256 for path, sha256 in hash_of.items()}
-    found = [hash_of.get(path) or hash_of.get(os.path.abspath(path)) for path in paths]  # noqa: PTH100
-    unknown = [path for path, sha256 in zip(paths, found, strict=True) if sha256 is None]
-    if unknown:
-        raise EditError(f"not in the result: {', '.join(unknown)}; paths are those of assignments.csv, or on disk")
-    return tuple(sha256 for sha256 in found if sha256 is not None)
-
-
-def check_name(result: Assigned, name: str, ids: Sequence[int]) -> str:
-    """A name for some clusters, unless it is empty or another cluster's.
-
-    Raises:
-        EditError: it is.
-    """
-    name = name.strip()
-    if not name:
-        raise EditError("a name cannot be empty")
-    taken = {record["name"]: record["id"] for record in result.clusters if record["id"] not in ids}
-    if name in taken:
-        raise EditError(f"cluster {taken[name]} is called {name!r} already; merge the two, or choose another name")
-    return name
-
-
-class _UnmatchedError(Exception):
+class UnmatchedError(Exception):
     """An edit speaks of pictures or clusters that are no longer there; the message says which."""
 
 
-class _View:
+class EditedView:
     """A result while edits are applied to it."""
 
     def __init__(self, result: Assigned) -> None:
@@ -406,10 +263,10 @@ class _View:
         """The cluster with more than half of the anchors that are still there."""
         rows = [self._rows[picture][0] for picture in anchors.pictures if picture in self._rows]
         if not rows:
-            raise _UnmatchedError(f"the pictures of {anchors.name} are gone")
+            raise UnmatchedError(f"the pictures of {anchors.name} are gone")
         (cluster, count), *_ = Counter(self.labels[rows].tolist()).most_common(1)
         if 2 * count <= len(rows):
-            raise _UnmatchedError(f"the pictures of {anchors.name} are spread over several clusters")
+            raise UnmatchedError(f"the pictures of {anchors.name} are spread over several clusters")
         return cluster
 
     def new_id(self) -> int:
@@ -511,46 +368,3 @@ class _View:
         while cluster in self._merged:
             cluster = self._merged[cluster]
         return cluster
-
-
-def _read_edit(record: Mapping[str, Any]) -> Edit:
-    """An edit out of JSON, every field checked.
-
-    Raises:
-        ValueError, KeyError: it is not one.
-    """
-    if record["edit"] not in _KINDS:
-        raise ValueError(f"unknown edit {record['edit']!r}")
-    kind = _KINDS[record["edit"]]
-    return kind(**{field.name: _READ[field.name](record[field.name]) for field in fields(kind)})
-
-
-def _read_name(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"a name must be a text, got {value!r}")
-    return value
-
-
-def _read_hashes(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(picture, str) for picture in value):
-        raise ValueError("pictures must be a list of at least one hash")
-    return tuple(value)
-
-
-def _read_anchors(value: Any) -> Anchors:
-    return Anchors(_read_name(value["name"]), _read_hashes(value["pictures"]))
-
-
-def _read_several(value: Any) -> tuple[Anchors, ...]:
-    if not isinstance(value, list) or len(value) < 2:
-        raise ValueError("clusters and parts must be lists of at least two")
-    return tuple(_read_anchors(cluster) for cluster in value)
-
-
-_READ: dict[str, Callable[[Any], Any]] = {
-    "cluster": _read_anchors,
-    "clusters": _read_several,
-    "parts": _read_several,
-    "name": _read_name,
-    "pictures": _read_hashes,
-}

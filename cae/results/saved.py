@@ -34,7 +34,8 @@ from torch import Tensor
 from cae.data.images import shown_path
 from cae.data.listing import list_folder, looks_like_image
 from cae.method.fitted import FittedCAE, ModelError
-from cae.results.edits import Edit, EditedResult, apply_edits, load_edits
+from cae.results.edits import Edit, EditedResult, apply_edits
+from cae.results.edits_file import load_edits
 from cae.utils.checksums import check_kinds, content_hash, content_hashes, is_version, json_hash, load_json
 from cae.utils.files import committing, dump_json, holding, tidy
 

@@ -23,8 +23,10 @@ from cae import CAE
 from cae.method.fitted import FittedCAE, ModelError
 from cae.models.embedding_store import EmbeddingStore
 from cae.report import write_report
-from cae.results.edits import EditError, Rename, anchors_of, save_edits
+from cae.results.edits import EditError, Rename
+from cae.results.edits_file import save_edits
 from cae.results.export import ExportError, export
+from cae.results.make_edits import anchors_of
 from cae.results.saved import OutputError, ResultError, SavedResult
 from cae.text import Corpus, bank, build_bank
 from drills.record import record

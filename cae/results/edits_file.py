@@ -1,0 +1,99 @@
+"""`edits.json`, beside a result: the list of edits, which other programs may write, too.
+
+    {"format_version": 1,
+     "edits": [{"edit": "rename", "cluster": C, "name": "boats"},
+               {"edit": "merge", "clusters": [C, C, …], "name": "boats"},
+               {"edit": "split", "cluster": C, "parts": [C, C, …]},
+               {"edit": "pin", "cluster": C},
+               {"edit": "move", "cluster": C, "pictures": ["SHA-256", …]}]}
+
+where C is `{"name": "harbor", "pictures": ["SHA-256", …]}`: a cluster's name when the edit was made, which messages
+show, and its anchors. For a part, `name` is what it will be called; for a pin, `pictures` are all its pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from cae.results.edits import Anchors, Edit, EditError, Merge, Move, Pin, Rename, Split
+from cae.utils.checksums import load_json
+from cae.utils.files import write_json
+
+FORMAT_VERSION = 1
+EDITS_FILE = "edits.json"
+_KINDS: dict[str, type[Edit]] = {"rename": Rename, "merge": Merge, "split": Split, "pin": Pin, "move": Move}
+
+
+def load_edits(folder: Path) -> tuple[Edit, ...]:
+    """The edits beside a result; none without the file.
+
+    Raises:
+        EditError: damaged, or from a newer version.
+    """
+    path = folder / EDITS_FILE
+    if not path.exists():
+        return ()
+    try:
+        document = load_json(path)
+        if not isinstance(document, dict) or not isinstance(document.get("format_version"), int):
+            raise ValueError("it has no format_version")
+        if document["format_version"] > FORMAT_VERSION:
+            raise EditError(f"{path} has format {document['format_version']}, newer than this cae reads; upgrade cae")
+        return tuple(_read_edit(record) for record in document["edits"])
+    except EditError:
+        raise
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise EditError(f"{path} cannot be read ({error!r}); repair it, or remove it to go without edits") from error
+
+
+def save_edits(edits: Sequence[Edit], folder: Path) -> None:
+    """Write the edits beside a result, whole or not at all."""
+    kinds = {kind: name for name, kind in _KINDS.items()}
+    records = [{"edit": kinds[type(edit)], **asdict(edit)} for edit in edits]
+    write_json({"format_version": FORMAT_VERSION, "edits": records}, folder / EDITS_FILE)
+
+
+def _read_edit(record: Mapping[str, Any]) -> Edit:
+    """An edit out of JSON, every field checked.
+
+    Raises:
+        ValueError, KeyError: it is not one.
+    """
+    if record["edit"] not in _KINDS:
+        raise ValueError(f"unknown edit {record['edit']!r}")
+    kind = _KINDS[record["edit"]]
+    return kind(**{field.name: _READ[field.name](record[field.name]) for field in fields(kind)})
+
+
+def _read_name(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"a name must be a text, got {value!r}")
+    return value
+
+
+def _read_hashes(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(picture, str) for picture in value):
+        raise ValueError("pictures must be a list of at least one hash")
+    return tuple(value)
+
+
+def _read_anchors(value: Any) -> Anchors:
+    return Anchors(_read_name(value["name"]), _read_hashes(value["pictures"]))
+
+
+def _read_several(value: Any) -> tuple[Anchors, ...]:
+    if not isinstance(value, list) or len(value) < 2:
+        raise ValueError("clusters and parts must be lists of at least two")
+    return tuple(_read_anchors(cluster) for cluster in value)
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "cluster": _read_anchors,
+    "clusters": _read_several,
+    "parts": _read_several,
+    "name": _read_name,
+    "pictures": _read_hashes,
+}

@@ -1,0 +1,107 @@
+"""Making edits of what a person says: clusters by name or number, images by path, parts of a cluster by k-means."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cae.kernels import nearest
+from cae.method.kmeans import kmeans
+from cae.results.edits import N_ANCHORS, Anchors, Assigned, EditedView, EditError
+
+
+def anchors_of(result: Assigned, id: int, *, every: bool = False) -> Anchors:
+    """How a further edit knows a cluster.
+
+    Args:
+        result: the view that the edit changes: `SavedResult.edited`.
+        id: id of the cluster.
+        every: list every picture, for a pin.
+
+    Raises:
+        EditError: none of its pictures has a hash.
+    """
+    view = EditedView(result)
+    return view.anchors(view.most_typical(view.members(id)), view.clusters[id]["name"], None if every else N_ANCHORS)
+
+
+def split_into(result: Assigned, id: int, n: int) -> tuple[Anchors, ...]:
+    """Parts of a cluster by k-means on the image embeddings, the largest first, each called after a noun of its own.
+
+    Args:
+        result: the view that the edit changes: `SavedResult.edited`.
+        id: id of the cluster.
+        n: number of parts, at least 2.
+
+    Raises:
+        EditError: fewer different pictures than parts.
+    """
+    view = EditedView(result)
+    members = view.members(id)
+    x = view.x[members]
+    different = len(x.unique(dim=0))
+    if different < n:
+        name = view.clusters[id]["name"]
+        raise EditError(f"{name} cannot be split in {n}: it has too few different pictures ({different})")
+    labels = nearest(x, kmeans(x, n, spherical=True, n_init=20, max_iter=300, seed=0)).labels.numpy()
+    parts = [members[labels == i] for i in range(n) if (labels == i).any()]
+    parts.sort(key=len, reverse=True)
+    return tuple(
+        view.anchors(view.most_typical(part), name)
+        for part, name in zip(parts, view.part_names(id, parts), strict=True)
+    )
+
+
+def find_cluster(result: Assigned, text: str) -> int:
+    """The id of the cluster that a person means by its name or number.
+
+    Raises:
+        EditError: there is none, or several are called so.
+    """
+    names = {record["id"]: record["name"] for record in result.clusters}
+    called = [id for id, name in names.items() if name == text]
+    if len(called) > 1:
+        raise EditError(
+            f"{len(called)} clusters are called {text!r}; say which by number: {', '.join(map(str, called))}"
+        )
+    if called:
+        return called[0]
+    if text.isdecimal() and int(text) in names:
+        return int(text)
+    near = difflib.get_close_matches(text, names.values(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(names.values())}"
+    raise EditError(f"no cluster is called {text!r}; {hint}")
+
+
+def find_images(result: Assigned, paths: Sequence[str]) -> tuple[str, ...]:
+    """The hashes of pictures named by their path, in the result or on disk.
+
+    Raises:
+        EditError: a path is not in the result, or its picture has no hash.
+    """
+    rows = result.assignments.select(["path", "sha256"]).to_pylist()
+    hash_of = {row["path"]: row["sha256"] for row in rows}
+    root = Path(os.path.abspath(result.root))  # noqa: PTH100 (keeps links as they are)
+    hash_of |= {os.fspath(root / path): sha256 for path, sha256 in hash_of.items()}
+    found = [hash_of.get(path) or hash_of.get(os.path.abspath(path)) for path in paths]  # noqa: PTH100
+    unknown = [path for path, sha256 in zip(paths, found, strict=True) if sha256 is None]
+    if unknown:
+        raise EditError(f"not in the result: {', '.join(unknown)}; paths are those of assignments.csv, or on disk")
+    return tuple(sha256 for sha256 in found if sha256 is not None)
+
+
+def check_name(result: Assigned, name: str, ids: Sequence[int]) -> str:
+    """A name for some clusters, unless it is empty or another cluster's.
+
+    Raises:
+        EditError: it is.
+    """
+    name = name.strip()
+    if not name:
+        raise EditError("a name cannot be empty")
+    taken = {record["name"]: record["id"] for record in result.clusters if record["id"] not in ids}
+    if name in taken:
+        raise EditError(f"cluster {taken[name]} is called {name!r} already; merge the two, or choose another name")
+    return name
