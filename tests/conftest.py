@@ -101,7 +101,8 @@ def assert_not_loaded(statement: str, *heavy: str) -> None:
 
 def rewrite_assignments(folder: Path, table: pa.Table) -> None:
     """Put another table into a result, checksums and all."""
-    from cae.results.saved import SavedResult, write_tables
+    from cae.results.saved import SavedResult
+    from cae.results.writing import write_tables
 
     result = SavedResult.load(folder)
     write_tables(folder, table, result.embeddings, result.clusters, result.run)
@@ -112,7 +113,7 @@ def result_folder(tmp_path: Path, picture_folder: Path, text_files: dict[str, st
     """What `cae cluster` leaves of `picture_folder` in three clusters."""
     from cae.models.cae import CAE
     from cae.results.folder import run_folder
-    from cae.results.saved import write_result
+    from cae.results.writing import write_result
 
     module = CAE(3, encoder=FakeEncoder(), return_embeddings=True, **text_files)
     device = torch.device("cpu")

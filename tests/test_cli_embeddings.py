@@ -19,7 +19,8 @@ from cae import CAE
 from cae.callbacks import PredictionWriter
 from cae.data import EmbeddingData, list_images, read_embeddings
 from cae.evaluation import load_dataset
-from cae.results.saved import ResultError, SavedResult
+from cae.results.layout import ResultError
+from cae.results.saved import SavedResult
 
 K, D = 3, FakeEncoder.dim
 GENERATOR = torch.Generator().manual_seed(0)
@@ -209,7 +210,7 @@ def test_a_result_that_lies_about_its_rows_is_refused(run, nouns, tmp_path):
 def written_by_a_result(folder, nouns):
     module = CAE(K, nouns=nouns, n_init=2, return_embeddings=True)
     from cae.results.folder import run_embeddings
-    from cae.results.saved import write_result
+    from cae.results.writing import write_result
 
     np.save(folder / "source.npy", X.numpy())
     found = run_embeddings(

@@ -25,8 +25,10 @@ from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side
 from cae.results.compare import compare
 from cae.results.edits import Anchors, Merge, Move, Rename
 from cae.results.edits_file import save_edits
+from cae.results.layout import ResultError
 from cae.results.make_edits import anchors_of, find_images
-from cae.results.saved import OutputError, ResultError, SavedResult
+from cae.results.saved import SavedResult
+from cae.results.writing import OutputError
 from cae.utils.files import write_json
 
 NASTY = "<script>alert(1)</script>\"'&amp;<img src=x onerror=alert(1)>"

@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 
 from cae.method import pipeline
 from cae.results.export import export
-from cae.results.saved import FORMAT_VERSION, ResultError, SavedResult, write_tables
+from cae.results.layout import FORMAT_VERSION, ResultError
+from cae.results.saved import SavedResult
+from cae.results.writing import write_tables
 from cae.utils.files import committing
 
 
@@ -218,7 +220,7 @@ def test_embeddings_of_something_else_are_refused(result_folder, damage, message
 
 
 def test_an_interrupted_write_leaves_the_old_result(result_folder, monkeypatch):
-    from cae.results import saved as results
+    from cae.results import writing as results
 
     before = {path.name: path.read_bytes() for path in result_folder.iterdir() if path.is_file()}
     old = SavedResult.load(result_folder)

@@ -226,7 +226,8 @@ def predict(
     """Sort new pictures into the groups of a fitted model, without fitting again."""
     from cae.models.trained import load_pretrained
     from cae.results.folder import run_source
-    from cae.results.saved import MODEL_FOLDER, check_writable, write_assignments
+    from cae.results.layout import MODEL_FOLDER
+    from cae.results.writing import check_writable, write_assignments
     from cae.utils.devices import find_device
     from cae.utils.files import tidy
 
@@ -294,8 +295,10 @@ def update(
     from cae.data.vector_files import holds_vectors
     from cae.models.trained import load_pretrained
     from cae.results.folder import run_folder
-    from cae.results.saved import MODEL_FOLDER, SavedResult, changing
+    from cae.results.layout import MODEL_FOLDER
+    from cae.results.saved import SavedResult
     from cae.results.update import add_images, diff_folder, refit_reasons
+    from cae.results.writing import changing
     from cae.utils.devices import find_device
 
     if holds_vectors(folder, "images"):
@@ -421,7 +424,7 @@ def evaluate(
 ) -> None:
     """Score methods against known classes: NMI, ACC and ARI over seeds, with tables and plots."""
     from cae import evaluation
-    from cae.results.saved import check_writable
+    from cae.results.writing import check_writable
     from cae.utils.checksums import load_json
     from cae.utils.devices import find_device
 
@@ -510,7 +513,8 @@ def _cluster(
     from cae.report import REPORT_FOLDER, write_report
     from cae.results.edits_file import load_edits
     from cae.results.folder import run_source
-    from cae.results.saved import SavedResult, check_writable, write_result
+    from cae.results.saved import SavedResult
+    from cae.results.writing import check_writable, write_result
     from cae.utils.devices import find_device
     from cae.utils.progress import stopwatch
 

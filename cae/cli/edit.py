@@ -141,7 +141,8 @@ def undo(context: typer.Context, report: Redraw = True) -> None:
 
 def _open(context: typer.Context) -> SavedResult:
     """The result to be changed, which nobody else changes until the command has ended."""
-    from cae.results.saved import SavedResult, changing
+    from cae.results.saved import SavedResult
+    from cae.results.writing import changing
 
     context.with_resource(changing(context.obj))
     return SavedResult.load(context.obj)

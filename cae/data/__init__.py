@@ -5,15 +5,8 @@ The data modules are loaded at first use, so that reading images does not wait f
 
 from typing import TYPE_CHECKING
 
-from cae.data.images import (
-    ImageBatch,
-    ImageDataset,
-    ImageError,
-    Images,
-    collate_readable,
-    files_identity,
-    read_image,
-)
+from cae.data.dataset import ImageBatch, ImageDataset, Images, collate_readable, files_identity
+from cae.data.images import ImageError, read_image
 from cae.data.listing import Listing, list_folder, list_images
 from cae.utils.lazy import lazy
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cae.data.base import Data
-from cae.data.vector_files import READERS, EmbeddingError, class_numbers, read_vectors, refuse_broken_rows
+from cae.data.labels import class_numbers
+from cae.data.vector_files import READERS, EmbeddingError, read_vectors, refuse_broken_rows
 
 __all__ = ["READERS", "EmbeddingData", "EmbeddingError", "read_embeddings"]
 

@@ -21,17 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from cae.data.base import Data
-from cae.data.images import (
-    ImageDataset,
-    ImageError,
-    Images,
-    collate_readable,
-    files_identity,
-    read_image,
-    shown_path,
-)
+from cae.data.dataset import ImageDataset, Images, collate_readable, files_identity
+from cae.data.images import ImageError, read_image, shown_path
+from cae.data.labels import class_numbers
 from cae.data.listing import list_images
-from cae.data.vector_files import class_numbers
 from cae.metrics.functional import as_labels
 
 if TYPE_CHECKING:

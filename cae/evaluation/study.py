@@ -24,8 +24,8 @@ from cae.encoders import Encoder
 from cae.encoders.deferred import is_loaded
 from cae.evaluation.datasets import DatasetError, LabelledEmbeddings, LabelledImages
 from cae.evaluation.methods import Problem, parse_method, run_method
+from cae.method.provenance import provenance
 from cae.metrics.functional import clustering_scores, silhouette_score, stability
-from cae.models.cae import provenance
 from cae.models.embedder import embed_images
 from cae.text import TextBank
 from cae.text.vectors import Source, text_sources

@@ -5,11 +5,9 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import platform
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
@@ -19,10 +17,11 @@ from torch.distributed import ProcessGroup
 
 from cae.config import DEFAULT_ENCODER, CAEConfig, Preset
 from cae.encoders import Encoder
-from cae.encoders.deferred import NO_ENCODER, deferred, is_loaded
+from cae.encoders.deferred import NO_ENCODER, deferred
 from cae.method import pipeline
 from cae.method.fitted import FittedCAE, ModelError
 from cae.method.fusion import collapsed_modality
+from cae.method.provenance import check_encoder, encoder_of, provenance
 from cae.metrics.functional import CLUSTERING_SCORES, contingency_matrix
 from cae.models.embedder import Embedder, images_of, labels_of
 from cae.text import TextBank, load_banks
@@ -343,7 +342,7 @@ class CAE(Embedder):
         if fitted.method != cls.method:
             raise ModelError(f"{folder} holds a model of {fitted.method}, not of {cls.method}")
         settings: dict[str, Any] = {field: getattr(fitted.config, field) for field in CAEConfig.__dataclass_fields__}
-        made = {"encoder": _encoder_of(fitted)[0], "dtype": fitted.provenance.get("embedding_dtype", "float32")}
+        made = {"encoder": encoder_of(fitted)[0], "dtype": fitted.provenance.get("embedding_dtype", "float32")}
         module = cls(**{**made, **settings, **overrides})
         module._adopt(fitted)
         return module
@@ -380,44 +379,6 @@ def _with_settings_spelled_out(init: Any) -> inspect.Signature:
 
 
 CAE.__init__.__signature__ = _with_settings_spelled_out(CAE.__init__)  # type: ignore[attr-defined]
-
-
-def check_encoder(fitted: FittedCAE, encoder: Encoder) -> None:
-    """Refuse to compare vectors of two encoders.
-
-    Raises:
-        ModelError: the state was fitted with an encoder of another fingerprint.
-    """
-    if "encoder" not in fitted.provenance:
-        return
-    spec, fingerprint = _encoder_of(fitted)
-    if spec == NO_ENCODER:  # it was fitted on embeddings, and nobody knows whose
-        return
-    if fingerprint != encoder.fingerprint:
-        raise ModelError(
-            f"the model was fitted with encoder {spec} ({fingerprint}), but this one is "
-            f"{encoder.spec} ({encoder.fingerprint}); load the same encoder and weights, or fit again"
-        )
-
-
-def _encoder_of(fitted: FittedCAE) -> tuple[str, str]:
-    """Spec and fingerprint of the encoder of a fitted state."""
-    record = fitted.provenance.get("encoder")
-    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("spec", "fingerprint")):
-        raise ModelError("the fitted CAE does not say which encoder it was fitted with; fit it again")
-    return record["spec"], record["fingerprint"]
-
-
-def provenance(encoder: Encoder, banks: Mapping[str, TextBank]) -> dict[str, Any]:
-    """What a result was made from: encoder, corpora with counts and hashes, versions."""
-    packages = ("cae-clustering", "torch", "lightning", "faiss-cpu", "open_clip_torch", "numpy")
-    known = is_loaded(encoder)
-    spec, fingerprint = (encoder.spec, encoder.fingerprint) if known else (NO_ENCODER, NO_ENCODER)
-    return {
-        "encoder": {"spec": spec, "fingerprint": fingerprint, "dim": encoder.dim},
-        "corpora": {modality: bank.provenance() for modality, bank in banks.items()},
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
-    }
 
 
 def _placeholder(n: int, config: CAEConfig) -> pipeline.Prediction:

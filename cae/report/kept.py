@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cae.data.images import size_and_time
+from cae.data.dataset import size_and_time
 from cae.data.listing import REPORT_MARK
 from cae.report.thumbnails import Thumbnails, sheet_name
-from cae.results.saved import MODEL_FOLDER, SavedResult
+from cae.results.layout import MODEL_FOLDER
+from cae.results.saved import SavedResult
 from cae.utils.checksums import content_hash, tensors_hash
 
 FORMAT_VERSION = 3

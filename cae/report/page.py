@@ -28,7 +28,9 @@ from cae.report.kept import THUMBNAILS, ReportCache, fingerprint, stamps_of
 from cae.report.map import lay_among, lay_out
 from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
 from cae.results.compare import Comparison, compare
-from cae.results.saved import OutputError, ResultError, SavedResult, check_writable
+from cae.results.layout import ResultError
+from cae.results.saved import SavedResult
+from cae.results.writing import OutputError, check_writable
 from cae.utils.files import committing, tidy
 from cae.utils.progress import Reporter
 from cae.utils.words import counted

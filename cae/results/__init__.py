@@ -11,15 +11,17 @@ from cae.utils.lazy import lazy
 
 if TYPE_CHECKING:
     from cae.results.folder import FolderResult, run_source
-    from cae.results.saved import OutputError, ResultError, SavedResult, write_result
+    from cae.results.layout import ResultError
+    from cae.results.saved import SavedResult
+    from cae.results.writing import OutputError, write_result
 
 _HOMES = {
     "FolderResult": "cae.results.folder",
-    "OutputError": "cae.results.saved",
-    "ResultError": "cae.results.saved",
+    "OutputError": "cae.results.writing",
+    "ResultError": "cae.results.layout",
     "SavedResult": "cae.results.saved",
     "run_source": "cae.results.folder",
-    "write_result": "cae.results.saved",
+    "write_result": "cae.results.writing",
 }
 
 __all__ = ["FolderResult", "OutputError", "ResultError", "SavedResult", "run_source", "write_result"]

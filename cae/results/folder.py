@@ -23,8 +23,9 @@ from cae.encoders.deferred import maker
 from cae.method.fitted import FittedCAE
 from cae.method.naming import N_REPRESENTATIVES
 from cae.method.pipeline import Prediction, top_texts
+from cae.method.provenance import check_encoder
 from cae.metrics.functional import clustering_scores
-from cae.models.cae import CAE, check_encoder
+from cae.models.cae import CAE
 from cae.models.embedder import embed_images
 from cae.utils.checksums import content_hashes
 from cae.utils.progress import Reporter, listen_to_progress, stage

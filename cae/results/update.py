@@ -33,7 +33,8 @@ from torch.nn.functional import normalize
 from cae.data.images import shown_path
 from cae.data.listing import check_not_empty, list_folder
 from cae.kernels import nearest
-from cae.results.saved import SavedResult, write_tables
+from cae.results.saved import SavedResult
+from cae.results.writing import write_tables
 from cae.utils.checksums import content_hashes
 from cae.utils.files import committing
 from cae.utils.progress import Progress

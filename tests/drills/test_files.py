@@ -26,8 +26,10 @@ from cae.report import write_report
 from cae.results.edits import EditError, Rename
 from cae.results.edits_file import save_edits
 from cae.results.export import ExportError, export
+from cae.results.layout import ResultError
 from cae.results.make_edits import anchors_of
-from cae.results.saved import OutputError, ResultError, SavedResult
+from cae.results.saved import SavedResult
+from cae.results.writing import OutputError
 from cae.text import Corpus, bank, build_bank
 from drills.record import record
 

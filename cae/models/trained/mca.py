@@ -48,8 +48,9 @@ from cae.method.naming import transport_mass
 from cae.method.pipeline import top_texts
 from cae.models.trained.heads import Adapter, cluster_head
 from cae.models.trained.losses import balance, consistency, instance_alignment, semantic_alignment
-from cae.models.trained.module import TrainedClustering, TrainingSet
+from cae.models.trained.module import TrainedClustering
 from cae.models.trained.neighbours import draw_neighbours, nearest_neighbours
+from cae.models.trained.training_set import TrainingSet
 from cae.text import TextBank
 
 DUPLICATE = 0.95

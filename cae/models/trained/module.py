@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
@@ -36,6 +35,7 @@ from cae.method.pipeline import Prediction
 from cae.metrics.functional import silhouette_score
 from cae.models.cae import CAE
 from cae.models.embedder import fit_silently, images_of, labels_of
+from cae.models.trained.training_set import TrainingSet, batches_of, centred_parts
 from cae.text import TextBank
 from cae.utils.distributed import all_gather_rows, all_reduce_count
 from cae.utils.progress import report_progress, stage
@@ -49,24 +49,6 @@ MANY_CLUSTERS = 100
 
 LEAST_STEPS = 100
 """Sets too small for so many steps in these epochs get more epochs; TAC's smallest, STL-10, makes 180 steps."""
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    """What training runs on; N images.
-
-    Attributes:
-        x: (N, D) float32 unit image embeddings.
-        parts: `image` and each text modality: (N, D) float32 unit rows, without the modality's mean where the config
-            centres.
-        fitted: the state that training fills in: texts, means and settings of the training-free fit.
-        banks: the banks that the texts come from.
-    """
-
-    x: Tensor
-    parts: dict[str, Tensor]
-    fitted: FittedCAE
-    banks: Mapping[str, TextBank]
 
 
 class TrainedClustering(CAE):
@@ -164,7 +146,7 @@ class TrainedClustering(CAE):
         # Lightning has no public way to say where a module's batches come from; this is where it looks.
         source = self.trainer.fit_loop._data_source
         if source.instance is not self:
-            self.prepare(self._embed_all(_batches_of(source.instance)), self.load_banks(), self._provenance())
+            self.prepare(self._embed_all(batches_of(source.instance)), self.load_banks(), self._provenance())
             source.instance = self
         elif self.training_set is None:
             raise ValueError(f"{type(self).__name__} needs images or embeddings: pass a datamodule or a loader to fit")
@@ -405,28 +387,6 @@ def _take_checked_network(module: nn.Module, _: Any) -> None:
     assert isinstance(module, TrainedClustering)
     if module.fitted is not None:
         module._adopt(module.fitted)
-
-
-def centred_parts(x: Tensor, fitted: FittedCAE) -> dict[str, Tensor]:
-    """Images and counterparts as the heads see them: (N, D) unit rows, each modality without its mean.
-
-    Args:
-        x: (N, D) float32 unit image embeddings.
-        fitted: gives texts, potentials and means; the means are zero where its config does not centre.
-    """
-    seen = pipeline.representations(x, fitted)
-    names = ("image", *fitted.config.modalities)
-    return {name: normalize(seen[name] - mean, dim=1) for name, mean in zip(names, fitted.means, strict=True)}
-
-
-def _batches_of(source: Any) -> Iterable[Any]:
-    """The batches of a DataModule, by its train loader or else its predict loader; or of a loader itself."""
-    if not isinstance(source, pl.LightningDataModule):
-        return source
-    for name in ("train_dataloader", "predict_dataloader"):
-        if is_overridden(name, source, pl.LightningDataModule):
-            return getattr(source, name)()
-    raise ValueError(f"{type(source).__name__} has neither a train_dataloader nor a predict_dataloader")
 
 
 def _tell_epoch(trainer: pl.Trainer, _module: pl.LightningModule) -> None:

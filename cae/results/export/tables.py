@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cae.results.export.tree import Plan
-from cae.results.saved import SavedResult, write_csv
+from cae.results.saved import SavedResult
+from cae.results.writing import write_csv
 from cae.utils.files import dump_json
 
 

@@ -1,0 +1,77 @@
+"""The files of a result: what they are called, and how one that is missing or damaged is reported.
+
+OUT/assignments.parquet, .csv   one row per image
+OUT/embeddings.safetensors      `embedding` (N, D) float16 unit rows, in the order of the assignments
+OUT/clusters.json               one record per cluster, under `clusters`
+OUT/model/                      the fitted state (`cae.method.fitted`), for `cae predict`
+OUT/run.json                    format version, settings, provenance, scores, what was skipped, checksums of all files
+OUT/edits.json                  what people changed by hand since, if they did (`cae.results.edits`)
+
+The images themselves stay where they are. A result knows each by its path below the folder it was found in, and by
+the SHA-256 of its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cae.utils.checksums import content_hash, json_hash, load_json
+
+FORMAT_VERSION = 2
+"""From 2 on there are checksums."""
+MODEL_FOLDER = "model"
+ASSIGNMENTS, ASSIGNMENTS_CSV = "assignments.parquet", "assignments.csv"
+EMBEDDINGS = "embeddings.safetensors"
+CLUSTERS = "clusters.json"
+RUN = "run.json"
+
+
+class ResultError(ValueError):
+    """A result folder cannot be used; the message says why and what to do."""
+
+
+def checksums(folder: Path, names: Sequence[str], run: Mapping[str, Any]) -> dict[str, str | None]:
+    """Of files beside `run.json`, and of what it says besides."""
+    said = {key: value for key, value in run.items() if key != "sha256"}
+    return {**{name: content_hash(folder / name) for name in names}, RUN: json_hash(said)}
+
+
+def require(folder: Path, name: str) -> None:
+    """Refuse a folder that lacks a file.
+
+    Raises:
+        ResultError: no such folder or file; the message says whether the folder is a result at all.
+    """
+    if not folder.is_dir():
+        raise ResultError(f"no such folder: {folder}")
+    if (folder / name).is_file():
+        return
+    if (folder / RUN).is_file():
+        raise ResultError(f"{folder} is incomplete: {name} is missing; run `cae cluster` with --out {folder}")
+    # No hint at --out {folder}: it may be the folder of the images.
+    raise ResultError(
+        f"{folder} is no result of `cae cluster`: {name} is missing; give a folder that it wrote, as cae-result"
+    )
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a result.
+
+    Raises:
+        ResultError: missing, damaged, or something else than an object.
+    """
+    require(folder, name)
+    try:
+        value = load_json(folder / name)
+    except (ValueError, OSError) as error:
+        raise damaged(folder, name, error) from error
+    if not isinstance(value, dict):
+        raise damaged(folder, name, "it holds no object")
+    return value
+
+
+def damaged(folder: Path, name: str, why: object) -> ResultError:
+    """The error for a file that is not as it was written."""
+    return ResultError(f"{folder / name} is damaged ({why}); run `cae cluster` again")

@@ -1,0 +1,144 @@
+"""Writing a result: all its files take their places together (`cae.utils.files.committing`)."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cae.results.layout import (
+    ASSIGNMENTS,
+    ASSIGNMENTS_CSV,
+    CLUSTERS,
+    EMBEDDINGS,
+    FORMAT_VERSION,
+    MODEL_FOLDER,
+    RUN,
+    checksums,
+    require,
+)
+from cae.utils.files import committing, dump_json, holding, tidy
+
+if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
+    from cae.results.folder import FolderResult
+
+
+class OutputError(OSError):
+    """Results cannot be written where they were asked for."""
+
+
+def check_writable(out: Path) -> None:
+    """Find out before the work whether results can be written.
+
+    Raises:
+        OutputError: `out` is a file, or nothing can be written there.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {out}: {error.strerror or error}; choose another folder with --out"
+        ) from error
+
+
+@contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Hold a result while it is read, changed and written: changes by two processes at once come one after the other.
+
+    Raises:
+        ResultError: no result.
+        OSError: its folder cannot be written.
+    """
+    tidy(folder)
+    require(folder, RUN)
+    with holding(folder / ".lock"):
+        yield
+
+
+def write_csv(table: pa.Table, path: Path) -> None:
+    """Write a table as CSV, with lists of strings joined by '; '."""
+    for i, column in enumerate(table.schema):
+        if pa.types.is_list(column.type):
+            joined = ["; ".join(texts) for texts in table[column.name].to_pylist()]
+            table = table.set_column(i, column.name, pa.array(joined, pa.string()))
+    pacsv.write_csv(table, path)
+
+
+def write_assignments(table: pa.Table, out: Path) -> None:
+    """Write `assignments.parquet` and `.csv`."""
+    with committing(out) as draft:
+        _write_assignments(table, draft)
+
+
+def _write_assignments(table: pa.Table, out: Path) -> None:
+    pq.write_table(table, out / ASSIGNMENTS)
+    write_csv(table, out / ASSIGNMENTS_CSV)
+
+
+def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
+    """Write all files of a clustering run; they take their places together (`cae.utils.files.committing`).
+
+    Args:
+        result: the result of the run.
+        out: an existing folder.
+        run: method, scores and timings of the run; provenance and settings are added.
+    """
+    run = {
+        "root": os.fspath(result.root.absolute()),
+        **_from_here(result.root, out),
+        **result.source,
+        "images": len(result.embeddings),
+        # Images by their weight of each modality, in tenths from 0 to 1.
+        "beta_histogram": {
+            modality: torch.histc(weight.float(), bins=10, min=0, max=1).int().tolist()
+            for modality, weight in result.weights().items()
+        },
+        "beta_mean": {modality: round(float(weight.mean()), 4) for modality, weight in result.weights().items()},
+        "skipped": {result.relative(path): reason for path, reason in result.skipped.items()},
+        "config": asdict(result.fitted.config),
+        **result.fitted.provenance,
+        **run,
+    }
+    with committing(out) as draft:
+        result.fitted.save(draft / MODEL_FOLDER)
+        write_tables(draft, result.assignments(), result.embeddings, result.clusters(), run)
+
+
+def _from_here(root: Path, out: Path) -> dict[str, str]:
+    """Where the images lie as seen from the result, so that both may move together."""
+    try:
+        return {"root_from_here": os.path.relpath(root, out)}
+    except ValueError:  # on another drive of Windows
+        return {}
+
+
+def write_tables(
+    out: Path, assignments: pa.Table, embeddings: Tensor, clusters: list[dict[str, Any]], run: dict[str, Any]
+) -> None:
+    """Write everything but the model.
+
+    Args:
+        out: a draft of the result folder.
+        assignments: N rows.
+        embeddings: (N, D) float unit rows.
+        clusters: a record a cluster.
+        run: the contents of `run.json` besides the format version.
+    """
+    _write_assignments(assignments, out)
+    save_file({"embedding": embeddings.half().contiguous()}, out / EMBEDDINGS)
+    dump_json({"clusters": clusters}, out / CLUSTERS)
+    run = {**run, "format_version": FORMAT_VERSION}
+    dump_json({**run, "sha256": checksums(out, (ASSIGNMENTS, EMBEDDINGS, CLUSTERS), run)}, out / RUN)
