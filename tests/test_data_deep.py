@@ -194,3 +194,12 @@ def test_small_pictures_with_one_hot_pixel_keep_their_range():
     values = np.linspace(0, 200, 100).reshape(10, 10)
     values[3, 3] = 1e6
     assert value_range(values) == (0, 200)
+
+
+@pytest.mark.parametrize(("maximum", "bits"), [(65535, 12), (65535, 16), (4095, 12)])
+def test_ppm_of_more_than_8_bits_is_brought_to_its_range(maximum, bits):
+    colours = np.stack([GREY, GREY[::-1], 1 - GREY], axis=2)
+    data = (colours * (2**bits - 1)).astype(">u2").tobytes()
+    header = b"P6\n%d %d\n%d\n" % (GREY.shape[1], GREY.shape[0], maximum)
+    found = np.asarray(read_image(io.BytesIO(header + data))) / 255
+    np.testing.assert_allclose(found, colours, atol=0.03)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cae.utils.devices import find_device
+from cae.utils.devices import find_device, float64_device
 
 
 def test_a_device_that_is_not_there_is_named():
@@ -28,3 +28,8 @@ def test_a_device_without_float64_is_refused(monkeypatch):
     monkeypatch.setattr("torch.empty", empty)
     with pytest.raises(ValueError, match="float64 dtype"):
         find_device("cpu")
+
+
+def test_a_device_without_float64_leaves_the_method_to_the_cpu():
+    assert float64_device(torch.device("mps")) == torch.device("cpu")
+    assert float64_device(torch.device("cuda", 1)) == torch.device("cuda", 1)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from cae.encoders import EncoderError, load_encoder
 from cae.encoders import open_clip as subject
+from cae.utils import hub
 
 TEXTS = ["a photo of a dog", "a photo of an aardvark in the rain", "dog", "", "word " * 200, "a photo of a dog"]
 TINY = {
@@ -162,12 +163,12 @@ def test_an_unreachable_hub_is_asked_once_and_the_error_says_what_to_do(monkeypa
             raise OSError("Name or service not known")
 
     monkeypatch.setattr(subject, "try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr(subject, "get_session", Session)
+    monkeypatch.setattr(hub, "get_session", Session)
     start = time.monotonic()
     with pytest.raises(EncoderError, match=r"--encoder lite`.*--encoder-weights FILE"):
         load_encoder("open_clip:ViT-B-32/openai")
     assert time.monotonic() - start < 5
-    assert calls == [subject.HUB_TIMEOUT_S]
+    assert calls == [hub.HUB_TIMEOUT_S]
     assert capfd.readouterr() == ("", "")
 
 
@@ -179,7 +180,7 @@ def test_weights_in_the_hub_cache_need_no_network(monkeypatch, weights):
         return str(weights["tiny-causal"])
 
     monkeypatch.setattr(subject, "try_to_load_from_cache", cached)
-    monkeypatch.setattr(subject, "get_session", lambda: pytest.fail("asked the network"))
+    monkeypatch.setattr(hub, "get_session", lambda: pytest.fail("asked the network"))
     tag = {"hf_hub": "timm/tiny/", "mean": (0.5, 0.5, 0.5)}
     monkeypatch.setattr(subject, "get_pretrained_cfg", lambda *_: tag)
     encoder = load_encoder("open_clip:tiny-causal/some")

@@ -1,5 +1,6 @@
 """`CAEClusterer` among scikit-learn's estimators, and beside the pipeline that it calls."""
 
+import pickle
 import warnings
 
 import numpy as np
@@ -157,6 +158,17 @@ def test_the_state_goes_to_whatever_device_is_worked_on(blobs, monkeypatch):
     found.set_params(device="meta").predict(x)
     assert devices == [("cpu", "cpu"), ("meta", "meta")]
     assert found.fitted_.partition.centroids.device.type == "cpu"
+
+
+def test_a_pickle_of_another_version_says_so(blobs, monkeypatch):
+    found = CAEClusterer(4).fit(blobs[0])
+    again = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(again.predict(blobs[0]), found.labels_)
+    assert vars(again).keys() == vars(found).keys()
+    old = pickle.dumps(found)
+    monkeypatch.setattr("cae.models.estimator.version", lambda _: "99.0")
+    with pytest.warns(UserWarning, match=r"pickled by cae 0.* read by 99.0"):
+        pickle.loads(old)
 
 
 def test_an_encoder_brings_its_own_banks(blobs, fake_encoder, text_files):

@@ -1,6 +1,7 @@
 """Every loader on a tiny stand-in with the layout of the real thing."""
 
 import pickle
+import time
 
 import datasets as hf
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -243,3 +245,19 @@ def test_labels_that_do_not_fit_are_named(tmp_path):
         load_dataset(str(tmp_path / "c.parquet"))
     with pytest.raises(DatasetError, match="no such file"):
         load_dataset(str(tmp_path / "nowhere.npy"))
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
+    asked = []
+
+    def session():
+        asked.append(1)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("cae.utils.hub.get_session", session)
+    start = time.monotonic()
+    with pytest.raises(DatasetError, match="nobody/nothing cannot be loaded"):
+        load_dataset("hf:nobody/nothing")
+    assert asked == [1]
+    assert time.monotonic() - start < 10  # its client alone takes 23 s
+    assert not constants.HF_HUB_OFFLINE

@@ -227,12 +227,52 @@ def test_nothing_to_score_is_an_error():
         clustering_scores(torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64))
 
 
-def _score_half(rank: int, port: int, folder: str) -> None:
+SCIKIT_LEARNS = {
+    "permuted": ([0, 0, 1, 1, 2, 2], [2, 2, 0, 0, 1, 1]),
+    "homogeneous": ([0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]),
+    "complete": ([0, 0, 1, 1, 2, 2], [0, 0, 1, 1, 1, 1]),
+    "neither": ([0, 0, 0, 1, 1, 1], [0, 1, 0, 1, 2, 2]),
+    "gaps": ([0, 0, 0, 2, 2, 2], [0, 1, 0, 4, 2, 4]),
+    "uncorrelated": ([1, 0] * 50, [0, 0, 1, 1] * 25),
+    "one of each": (list(range(7)), list(range(7))),
+    "one for all": ([0] * 7, [0] * 7),
+    "one cluster": ([0] * 6, [0, 0, 1, 1, 2, 2]),
+    "one class": ([0, 0, 1, 1, 2, 2], [0] * 6),
+    "a million": ([0] * 500_000 + [1] * 500_000, [0] * 499_999 + [1] * 500_001),
+}
+"""The labelings of scikit-learn's own tests of its clustering metrics."""
+
+
+@pytest.mark.parametrize("name", SCIKIT_LEARNS)
+def test_the_labelings_of_scikit_learns_own_tests(name):
+    preds, target = map(torch.tensor, SCIKIT_LEARNS[name])
+    scores = clustering_scores(preds, target)
+    np.testing.assert_allclose([scores[key] / 100 for key in ("nmi", "acc", "ari")], expected_scores(preds, target))
+
+
+def test_one_update_is_as_good_as_many_and_one_without_images_changes_nothing():
+    preds, target = labelings(8, 3)
+    none = torch.empty(0, dtype=torch.int64)
+    at_once, in_pieces = clustering_metrics(8, 3), clustering_metrics(8, 3)
+    at_once.update(preds, target)
+    for piece in ((none, none), *zip(preds.split(7), target.split(7), strict=True), (none, none)):
+        in_pieces.update(*piece)
+    assert at_once.compute() == in_pieces.compute()
+
+
+SHARES = {"halves": (slice(0, None, 2), slice(1, None, 2)), "uneven": (slice(0, 490), slice(490, None))}
+SHARES["one has all"] = (slice(None), slice(0, 0))
+
+
+def _score_share(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     preds, target = labelings(8, 3)
-    collection = clustering_metrics(8, 3)
-    collection.update(preds[rank::2], target[rank::2])
-    torch.save(collection.compute(), f"{folder}/{rank}.pt")
+    found = {}
+    for name, shares in SHARES.items():
+        collection = clustering_metrics(8, 3)
+        collection.update(preds[shares[rank]], target[shares[rank]])
+        found[name] = collection.compute()
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -241,11 +281,13 @@ def test_two_processes_agree_with_one(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # Spawned: a fork of a process whose OpenMP threads have run hangs in its first parallel loop.
-    mp.spawn(_score_half, (port, str(tmp_path)), nprocs=2)
+    mp.spawn(_score_share, (port, str(tmp_path)), nprocs=2)
     expected = expected_scores(*labelings(8, 3))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        np.testing.assert_allclose([found[name] for name in ("nmi", "acc", "ari")], expected, atol=1e-6)
+        assert found.keys() == SHARES.keys()
+        for scores in found.values():
+            np.testing.assert_allclose([scores[name] for name in ("nmi", "acc", "ari")], expected, atol=1e-6)
 
 
 def test_the_table_of_no_images_is_where_the_labels_are():

@@ -391,6 +391,26 @@ def test_lightning_cli_makes_the_module(monkeypatch):
     assert cli.model.config == CAEConfig.from_preset("paper", 7, epsilon=0.02, modalities=("noun",))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between Lightning and jsonargparse
+def test_lightning_cli_prints_a_configuration_that_it_reads(monkeypatch, capsys, tmp_path):
+    pytest.importorskip("jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+
+    command = ["cli", "predict", "--model.n_clusters=7", "--model.preset=paper"]
+    monkeypatch.setattr(sys, "argv", [*command, "--print_config"])
+    options = {"seed_everything_default": False, "save_config_callback": None}
+    with pytest.raises(SystemExit) as stopped:
+        LightningCLI(CAE, **options)
+    printed = capsys.readouterr().out
+    assert not stopped.value.code
+    assert {f"{field.name}:" for field in fields(CAEConfig)} <= set(printed.split())
+    (tmp_path / "config.yaml").write_text(printed)
+    monkeypatch.setattr(sys, "argv", ["cli", "predict", f"--config={tmp_path / 'config.yaml'}", "--print_config"])
+    with pytest.raises(SystemExit):
+        LightningCLI(CAE, **options)
+    assert capsys.readouterr().out == printed
+
+
 @pytest.mark.parametrize(
     ("samples", "message"),
     [

@@ -73,7 +73,6 @@ def test_the_python_blocks_run(at_home, monkeypatch, text_files):
     assert {name for name, blocks in BLOCKS.items() if blocks} == {"Python", "Methods", "In your own Lightning project"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
         warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
         for block in BLOCKS["Python"]:
             exec(block, texts)

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, TensorDataset
 
-from cae import CAE, ImageFolderData
+from cae import CAE, TAC, ImageFolderData
 from cae.callbacks import ClusteringCallback
 from cae.data import EmbeddingData
 from cae.method.fitted import ModelError
@@ -42,7 +42,6 @@ def quietly(call, *arguments, **options):
     """Without Lightning's hints about workers and validation, which a test on a few rows does not need."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*no `val_dataloader`.*")
         return call(*arguments, **options)
 
 
@@ -55,6 +54,16 @@ def fit(module, data, **options):
 def predict(module, data, **options):
     batches = quietly(trainer(**options).predict, module, data)
     return torch.cat([batch["cluster"] for batch in batches])
+
+
+def test_a_fit_on_our_data_needs_no_hint_about_validation(picture_folder, text_files):
+    """Warnings are errors here: a fit has nothing to validate on, and says so to Lightning."""
+    module, data = TAC(K, encoder=FakeEncoder(), **text_files), ImageFolderData(picture_folder, num_workers=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+        trainer(max_epochs=1).fit(module, data)
+    assert torch.is_tensor(module.validation_step(torch.zeros(1, 48).add(1), 0)["cluster"])
 
 
 @pytest.fixture(params=TRAINED)

@@ -160,10 +160,19 @@ def _open(file: IO[bytes], name: str = "") -> Image.Image:
         if _begins_as(format_name, start):
             file.seek(0)
             try:
-                return Image.OPEN[format_name][0](file, name)
+                return _without_decoder(Image.OPEN[format_name][0](file, name))
             except (SyntaxError, IndexError, TypeError, struct.error):  # what Pillow takes for: another format
                 continue
     raise ImageError(f"not a picture in any format that Pillow reads, without {' and '.join(PROGRAMS)}")
+
+
+def _without_decoder(image: Image.Image) -> Image.Image:
+    """A PPM of 16 bits as its raw bytes, of which `deep` takes both; Pillow's decoder for it keeps the upper one."""
+    if image.format == "PPM" and _layout(image) == "RGB":
+        (tile,) = image.tile  # type: ignore[attr-defined]
+        if tile.codec_name == "ppm" and tile.args[1] == 65535:
+            image.tile = [tile._replace(codec_name="raw", args=("RGB;16B", 0, 1))]  # type: ignore[attr-defined]
+    return image
 
 
 def _layout(image: Image.Image) -> str:

@@ -39,6 +39,10 @@ class Listing:
     images: list[Path]
     left_out: dict[Path, str]
 
+    def lines(self, root: str | os.PathLike[str]) -> list[str]:
+        """What is left out, for people; see `left_out_lines`."""
+        return left_out_lines({shown_path(path, Path(root)): reason for path, reason in self.left_out.items()})
+
 
 def list_folder(root: str | os.PathLike[str]) -> Listing:
     """All files below `root` that look like images, and those of them that cannot be used.
@@ -90,7 +94,7 @@ def list_images(root: str | os.PathLike[str]) -> list[Path]:
         ['0.png', '1.png', '2.png']
     """
     listing = list_folder(root)
-    for line in left_out_lines({shown_path(path, Path(root)): why for path, why in listing.left_out.items()}):
+    for line in listing.lines(root):
         logger.warning("%s", line)
     check_not_empty(root, listing)
     return listing.images
@@ -104,10 +108,9 @@ def check_not_empty(root: str | os.PathLike[str], listing: Listing) -> None:
     """
     if listing.images:
         return
-    lines = left_out_lines({shown_path(path, Path(root)): why for path, why in listing.left_out.items()})
     raise ImageError(
         f"no pictures in {root}: looked through all sub-folders for files that Pillow reads (.jpg, .png, …)"
-        + "".join(f"; {line}" for line in lines)
+        + "".join(f"; {line}" for line in listing.lines(root))
     )
 
 

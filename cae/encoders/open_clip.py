@@ -13,7 +13,6 @@ from typing import Any, Self
 import open_clip
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
@@ -24,10 +23,10 @@ from cae.encoders.base import EncoderError
 from cae.encoders.length_buckets import encode_by_length
 from cae.encoders.memory import encode_in_halves
 from cae.encoders.micro_batches import encode_in_micro_batches
+from cae.utils.hub import reach_hub
 
 # Files that `torch.load(weights_only=True)` or safetensors read; open_clip would also take NumPy archives.
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-HUB_TIMEOUT_S = 5
 IMAGES_ON_CPU, IMAGES_ON_GPU = 8, 256
 TEXTS_ON_CPU, TEXTS_ON_GPU = 32, 1024
 
@@ -165,7 +164,7 @@ def _hub_weights(tag: dict[str, Any], name: str) -> Path:
         if isinstance(cached, str):
             return Path(cached)
     try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+        reach_hub()
         return Path(download_pretrained(tag))
     except Exception as error:  # The client's errors change with its HTTP library.
         raise EncoderError(

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from cae.data.modules import read_item, read_path, read_row
 from cae.data.vector_files import READERS as EMBEDDING_READERS
 from cae.data.vector_files import holds_vectors, read_vectors
 from cae.utils.cache import cache_dir
+from cae.utils.hub import from_the_cache_if_unreachable
 
 Split = Literal["train", "test"]
 
@@ -183,7 +185,8 @@ def _hugging_face(name: str, split: Split) -> LabelledImages:
 
     wanted = {"train": ("train",), "test": ("test", "validation", "valid", "val")}[split]
     try:
-        splits = datasets.load_dataset(name)
+        with nullcontext() if Path(name).exists() else from_the_cache_if_unreachable():
+            splits = datasets.load_dataset(name)
     except Exception as error:  # the hub's client raises its HTTP library's errors, which differ between versions
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DatasetError(f"the data set {name} cannot be loaded ({reason})") from error

@@ -26,6 +26,7 @@ from cae.metrics.functional import CLUSTERING_SCORES, contingency_matrix
 from cae.models.embedder import Embedder, images_of, labels_of
 from cae.text import TextBank, load_banks
 from cae.text.vectors import check_width, is_vectors, limit_modalities, text_sources
+from cae.utils.devices import float64_device
 from cae.utils.distributed import all_reduce_count, all_reduce_max, all_reduce_sum, first_occurrence_mask, is_first
 from cae.utils.progress import Reporter
 
@@ -120,6 +121,11 @@ class CAE(Embedder):
             self._encoder = deferred(self.encoder_spec, weights=weights, dim=dim, given=given)
         return super().encoder
 
+    @property
+    def method_device(self) -> torch.device:
+        """Where the method works: the module's device, or the CPU if that has no float64."""
+        return float64_device(self.device)
+
     def _given_vectors(self) -> tuple[int, str] | None:
         """Width and name of the vectors that this module works with, None where they come from its encoder."""
         if self.fitted is not None:
@@ -153,7 +159,7 @@ class CAE(Embedder):
             self.open_store()
         else:
             check_encoder(self.fitted, self.encoder)
-            self.fitted = self.fitted.to(self.device)
+            self.fitted = self.fitted.to(self.method_device)
 
     def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Image batch to embeddings, counterparts, fusion and nearest centroid; or collect, on a fresh module.
@@ -251,13 +257,14 @@ class CAE(Embedder):
         return prediction
 
     def predict_embeddings(self, x: Tensor) -> pipeline.Prediction:
-        """Label image embeddings (B, D), unit rows on the device of the fitted state.
+        """Label image embeddings (B, D), unit rows on any device; predictions lie on that of the fitted state.
 
         Raises:
             ModelError: not fitted yet.
         """
         if self.fitted is None:
             raise self._not_fitted()
+        x = x.to(self.fitted.means.device)
         # The trainer's precision is for the encoder: labels must not depend on it beyond that.
         with torch.autocast(x.device.type, enabled=False):
             return pipeline.predict(x, self.fitted)
@@ -282,13 +289,14 @@ class CAE(Embedder):
             )
         found = self._fit_rows(store.rows[keep], store.index[keep])
         # Another rank stands for the rest.
-        rest = _on_cpu(self.predict_embeddings(store.rows[~keep].to(self.device)))
+        rest = _on_cpu(self.predict_embeddings(store.rows[~keep]))
         at = torch.cat([keep.nonzero(), (~keep).nonzero()]).squeeze(1).argsort()
         return {key: torch.cat([values, rest[key]])[at] for key, values in found.items()}
 
     def _fit_rows(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
-        with torch.autocast(self.device.type, enabled=False):
-            return _on_cpu(self.fit_embeddings(x.to(self.device), index, group=self.group))
+        x = x.to(self.method_device)
+        with torch.autocast(x.device.type, enabled=False):
+            return _on_cpu(self.fit_embeddings(x, index, group=self.group))
 
     def _fit_and_fill(self) -> None:
         """Fit, and put the predictions into the results that the trainer holds already."""

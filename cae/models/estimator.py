@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from numbers import Integral
 from typing import Any, Self
 
@@ -99,6 +101,22 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         self.settings = settings
         self.random_state = random_state
         self.device = device
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: the version, too."""
+        return {**super().__getstate__(), "_cae_version": version("cae-clustering")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Load a pickle, with a warning if another version wrote it, as scikit-learn does for its own."""
+        written, here = state.pop("_cae_version", "0.1.0"), version("cae-clustering")
+        if written != here:
+            warnings.warn(
+                f"this {type(self).__name__} was pickled by cae {written} and is read by {here}, which may not know "
+                "its state: fit it again, or keep models with FittedCAE.save, which later versions read",
+                UserWarning,
+                stacklevel=2,
+            )
+        super().__setstate__(state)
 
     def __sklearn_tags__(self) -> Tags:
         """Embeddings come and go as float32."""

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU in place of one without float64, as Apple's GPUs."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def find_device(name: str) -> torch.device:
     """The device that a name stands for: `auto` is the accelerator if there is one for this, else the CPU.
 
@@ -13,7 +18,7 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return torch.device("cpu") if accelerator is None or accelerator.type == "mps" else accelerator
+        return torch.device("cpu") if accelerator is None else float64_device(accelerator)
     try:
         device = torch.device(name)
         torch.empty(0, dtype=torch.float64, device=device)

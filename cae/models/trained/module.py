@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MethodType
 from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
@@ -134,6 +135,13 @@ class TrainedClustering(CAE):
 
     # Training.
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The base class's; and no validation step in a fit without data for it, so that Lightning misses no loader."""
+        if self.trainer.training and not self.trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined():
+            hidden = MethodType(pl.LightningModule.validation_step, self)
+            self.validation_step = hidden  # type: ignore[method-assign]  # until teardown
+        return super().configure_callbacks()
+
     def setup(self, stage: str) -> None:
         """Before a fit: encode the images of the loader, and let the Trainer loop over embeddings in its place.
 
@@ -155,6 +163,7 @@ class TrainedClustering(CAE):
         """Let go of the embeddings: the fitted state is all that is needed from here on."""
         super().teardown(stage)
         self.training_set = None
+        vars(self).pop("validation_step", None)
 
     def prepare(self, x: Tensor, banks: Mapping[str, TextBank], made_from: Mapping[str, Any]) -> None:
         """Select texts, find counterparts and neighbours: all that training needs but once.
@@ -168,12 +177,13 @@ class TrainedClustering(CAE):
             ValueError: what `cae.method.pipeline.fit` refuses.
         """
         # One restart: the labels of the training-free method are at most a start.
-        base, _ = pipeline.fit(x, banks, replace(self.config, n_init=1), made_from)
+        base, _ = pipeline.fit(x.to(self.method_device), banks, replace(self.config, n_init=1), made_from)
         self.config = replace(self.config, n_clusters=base.config.n_clusters)
         nothing = Partition(base.partition.centroids[:0], None, spherical=False)
         bare = replace(base, config=self.config, method=self.method, partition=nothing, clusters=[])
         x = x.float()
-        self.training_set = self.prepare_training(TrainingSet(x, centred_parts(x, base), bare, banks))
+        parts = {name: part.to(x.device) for name, part in centred_parts(x.to(self.method_device), base).items()}
+        self.training_set = self.prepare_training(TrainingSet(x, parts, bare.to(x.device), banks))
 
     def _embed_all(self, batches: Iterable[Any]) -> Tensor:
         """(N, D) unit rows of all images, on the device of the Trainer; the same on every process."""
