@@ -282,6 +282,10 @@ def _smaller(image: Image.Image, side: int) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """How the camera was held, by EXIF or XMP; 1, upright, where they do not say, or nothing that can be read."""
+    block = image.info.get("exif")
+    held = raw.tiff_orientation(block.removeprefix(b"Exif\0\0")) if isinstance(block, bytes) else None
+    if held is not None:
+        return held
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # what a tag holds is up to who wrote it, and no reason to lose the image
