@@ -127,6 +127,30 @@ class ClusteringCallback(Callback):
     Raises:
         ValueError: a setting is unknown or out of range, or settings exclude each other.
         ClusteringError: from validation hooks, with `strict=True`.
+
+    Examples:
+        >>> from torch import nn
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> class Model(pl.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = nn.Linear(8, 4)
+        ...
+        ...     def training_step(self, batch, batch_idx):
+        ...         return self.net(batch[0]).square().mean()
+        ...
+        ...     def validation_step(self, batch, batch_idx):
+        ...         return {"embedding": self.net(batch[0]), "label": batch[1]}
+        ...
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        >>> data = DataLoader(TensorDataset(torch.randn(60, 8), torch.arange(60) % 3), batch_size=20)
+        >>> callback = ClusteringCallback(n_clusters=3, embedding="embedding", label="label")
+        >>> quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        >>> trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[callback], logger=False, **quiet)
+        >>> trainer.fit(Model(), data, data)
+        >>> sorted(name for name in trainer.callback_metrics if name in ("cluster_acc", "cluster_ari", "cluster_nmi"))
+        ['cluster_acc', 'cluster_ari', 'cluster_nmi']
     """
 
     def __init__(

@@ -58,6 +58,19 @@ class PredictionWriter(BasePredictionWriter):
 
     Raises:
         IsADirectoryError: the target is a folder.
+
+    Examples:
+        >>> import pyarrow.parquet as pq
+        >>> import torch
+        >>> from torch.utils.data import DataLoader
+        >>> class Model(pl.LightningModule):
+        ...     def predict_step(self, batch, batch_idx):
+        ...         return {"score": batch.sum(dim=1)}
+        >>> writer = PredictionWriter("predictions.parquet")
+        >>> trainer = pl.Trainer(accelerator="cpu", callbacks=[writer], logger=False, enable_progress_bar=False)
+        >>> trainer.predict(Model(), DataLoader(torch.ones(5, 2), batch_size=2), return_predictions=False)
+        >>> pq.read_table("predictions.parquet").to_pydict()
+        {'score': [2.0, 2.0, 2.0, 2.0, 2.0], 'index': [0, 1, 2, 3, 4]}
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

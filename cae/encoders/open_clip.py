@@ -49,6 +49,12 @@ class OpenCLIPEncoder:
 
     Raises:
         EncoderError: Unknown model or tag, the hub cannot be reached, or the file does not fit the model.
+
+    Examples:
+        >>> model = open_clip.create_model("RN50")
+        >>> torch.save(model.state_dict(), "weights.pt")
+        >>> OpenCLIPEncoder("RN50", None, weights=Path("weights.pt")).dim
+        1024
     """
 
     prompt = "a photo of {}"

@@ -64,6 +64,18 @@ class CAE(Embedder):
         ValueError: a setting is unknown or out of range.
         EncoderError, TextError, StoreError: from `setup` or the fit, when weights or texts cannot be had, or the folder
             cannot be written.
+
+    Examples:
+        Embeddings and vectors of nouns that were made elsewhere need no encoder:
+
+        >>> import lightning.pytorch as pl
+        >>> from cae.data import EmbeddingData
+        >>> model = CAE(3, nouns="nouns.npy")
+        >>> data = EmbeddingData("embeddings.npy")
+        >>> trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        >>> batches = trainer.predict(model, datamodule=data)
+        >>> len(torch.cat([batch["cluster"] for batch in batches])), len(model.fitted.clusters)
+        (30, 3)
     """
 
     method: ClassVar[str] = "cae"

@@ -32,7 +32,7 @@ from cae.results.layout import ResultError
 from cae.results.saved import SavedResult
 from cae.results.writing import OutputError, check_writable
 from cae.utils.files import committing, tidy
-from cae.utils.progress import Reporter
+from cae.utils.progress import Reporter, silent
 from cae.utils.words import counted
 
 REPORT_FOLDER = "report"
@@ -52,7 +52,7 @@ _HEAD = 4096
 def write_report(
     result: SavedResult,
     out: Path,
-    reporter: Reporter,
+    reporter: Reporter = silent,
     *,
     comparison: Comparison | None = None,
     kept: ReportCache | None = None,
@@ -74,6 +74,11 @@ def write_report(
     Raises:
         OutputError: `out` cannot be written to, or holds a page of something else.
         ResultError: the result's model or embeddings are missing or damaged, or it knows of no images.
+
+    Examples:
+        >>> from cae import SavedResult
+        >>> write_report(SavedResult.load("cae-result"), Path("page")).name
+        'index.html'
     """
     if not result.has_images:
         raise ResultError(
@@ -137,7 +142,7 @@ def write_report(
     return page
 
 
-def redraw_report(result_folder: Path, reporter: Reporter, *, images: Path | None = None) -> Path | None:
+def redraw_report(result_folder: Path, reporter: Reporter = silent, *, images: Path | None = None) -> Path | None:
     """Draw the page beside a result again, after an edit or an update: what has not changed is kept.
 
     Args:
@@ -150,6 +155,10 @@ def redraw_report(result_folder: Path, reporter: Reporter, *, images: Path | Non
 
     Raises:
         OutputError, ResultError: as `write_report`.
+
+    Examples:
+        >>> redraw_report(Path("cae-result")) is None  # it has no page yet
+        True
     """
     if not has_report(result_folder):
         return None

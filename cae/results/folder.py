@@ -28,7 +28,7 @@ from cae.metrics.functional import clustering_scores
 from cae.models.cae import CAE
 from cae.models.embedder import embed_images
 from cae.utils.checksums import content_hashes
-from cae.utils.progress import Reporter, listen_to_progress, stage
+from cae.utils.progress import Reporter, listen_to_progress, silent, stage
 from cae.utils.words import counted
 
 N_TOP_NOUNS = 3
@@ -177,15 +177,22 @@ class EmbeddingsResult(FolderResult):
 
 
 def run_source(
-    module: CAE, source: Path, *, device: torch.device, batch_size: int, workers: int, reporter: Reporter
+    module: CAE, source: Path, *, device: torch.device, batch_size: int, workers: int, reporter: Reporter = silent
 ) -> FolderResult:
-    """`run_embeddings` on a file of embeddings or a folder of clip-retrieval, `run_folder` on a folder of images."""
+    """`run_embeddings` on a file of embeddings or a folder of clip-retrieval, `run_folder` on a folder of images.
+
+    Examples:
+        >>> module = CAE(3, nouns="nouns.txt", captions="captions.txt", return_embeddings=True)
+        >>> found = run_source(module, Path("photos"), device=torch.device("cpu"), batch_size=8, workers=0)
+        >>> len(found.paths), sum(cluster["size"] for cluster in found.clusters())
+        (30, 30)
+    """
     if holds_vectors(source, "images"):
         return run_embeddings(module, source, device=device, reporter=reporter)
     return run_folder(module, source, device=device, batch_size=batch_size, workers=workers, reporter=reporter)
 
 
-def run_embeddings(module: CAE, source: Path, *, device: torch.device, reporter: Reporter) -> EmbeddingsResult:
+def run_embeddings(module: CAE, source: Path, *, device: torch.device, reporter: Reporter = silent) -> EmbeddingsResult:
     """Predict on embeddings, fitting the module first if it is fresh. An encoder is loaded only for texts that need it.
 
     Args:
@@ -262,7 +269,7 @@ def run_folder(
     device: torch.device,
     batch_size: int,
     workers: int,
-    reporter: Reporter,
+    reporter: Reporter = silent,
     paths: Sequence[Path] | None = None,
 ) -> FolderResult:
     """Predict on a folder, fitting the module first if it is fresh. Texts come before images: they fail sooner.

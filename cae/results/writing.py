@@ -95,6 +95,16 @@ def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
         result: the result of the run.
         out: an existing folder.
         run: method, scores and timings of the run; provenance and settings are added.
+
+    Examples:
+        >>> from cae import CAE, SavedResult
+        >>> from cae.results import run_source
+        >>> module = CAE(3, nouns="nouns.txt", captions="captions.txt", return_embeddings=True)
+        >>> found = run_source(module, Path("photos"), device=torch.device("cpu"), batch_size=8, workers=0)
+        >>> Path("another-result").mkdir()
+        >>> write_result(found, Path("another-result"), run={})
+        >>> len(SavedResult.load("another-result").clusters)
+        3
     """
     run = {
         "root": os.fspath(result.root.absolute()),

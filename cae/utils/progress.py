@@ -31,6 +31,12 @@ class Report(Protocol):
 Reporter = Callable[[str], Report]
 """Takes what is being worked on (`nouns`, `captions`, `pictures`, `grouping`, `hashes`, …)."""
 
+
+def silent(_name: str) -> Report:
+    """The `Reporter` that reports nothing."""
+    return lambda done, total, note="": None
+
+
 _running: ContextVar[Counter[str] | None] = ContextVar("running", default=None)
 _listener: ContextVar[ProgressListener | None] = ContextVar("listener", default=None)
 _report: ContextVar[Callable[[float, str], None] | None] = ContextVar("report", default=None)

@@ -40,6 +40,16 @@ def counterparts(
     Raises:
         ValueError: a malformed argument, or one that requires a gradient while gradients are on.
         RuntimeError: a backend that cannot run here.
+
+    Examples:
+        >>> import torch
+        >>> from torch.nn.functional import normalize
+        >>> x = normalize(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), dim=1)
+        >>> u = torch.eye(2)
+        >>> counterparts(x, u, g=None, epsilon=0.1).round(decimals=2)
+        tensor([[1.0000, 0.0000],
+                [0.9900, 0.1000],
+                [0.0000, 1.0000]])
     """
     checks.matrix("x", x)
     checks.matrix("u", u)

@@ -29,6 +29,15 @@ def fuse(parts: Sequence[Tensor], *, gamma: float, backend: Backend = "auto") ->
     Raises:
         ValueError: a malformed argument, or one that requires a gradient while gradients are on.
         RuntimeError: a backend that cannot run here.
+
+    Examples:
+        >>> import torch
+        >>> images, nouns = torch.eye(2), torch.eye(2)
+        >>> z, beta = fuse([images, nouns], gamma=0.1)
+        >>> z, beta
+        (tensor([[1., 0.],
+                [0., 1.]]), tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]]))
     """
     parts = tuple(parts)
     if not parts:

@@ -41,6 +41,14 @@ def nearest(
     Raises:
         ValueError: a malformed argument.
         RuntimeError: a backend that cannot run here.
+
+    Examples:
+        >>> import torch
+        >>> from torch.nn.functional import normalize
+        >>> x = normalize(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), dim=1)
+        >>> u = torch.eye(2)
+        >>> nearest(x, u).labels
+        tensor([0, 0, 1])
     """
     checks.matrix("x", x)
     checks.matrix("centroids", centroids)

@@ -34,6 +34,14 @@ def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: Mode = "all", 
     Raises:
         ValueError: a malformed argument.
         RuntimeError: a backend that cannot run here.
+
+    Examples:
+        >>> import torch
+        >>> from torch.nn.functional import normalize
+        >>> x = normalize(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), dim=1)
+        >>> u = torch.eye(2)
+        >>> retrieve(u, x[:1], top_k=1)
+        tensor([0])
     """
     checks.matrix("texts", texts)
     checks.matrix("centers", centers)

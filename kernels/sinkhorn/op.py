@@ -73,6 +73,17 @@ def cosine_sinkhorn(
 
     Warns:
         ConvergenceWarning: the error is above `tol` after `max_iter` products.
+
+    Examples:
+        >>> import torch
+        >>> from torch.nn.functional import normalize
+        >>> x = normalize(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), dim=1)
+        >>> u = torch.eye(2)
+        >>> plan = cosine_sinkhorn(x, u, epsilon=0.5, tol=1e-6)
+        >>> cost = 1 - x @ u.T
+        >>> P = torch.exp((plan.f[:, None] + plan.g - cost) / 0.5) / len(x)
+        >>> P.sum(dim=0), plan.converged
+        (tensor([0.5000, 0.5000]), True)
     """
     checks.matrix("x", x)
     checks.matrix("u", u)

@@ -64,6 +64,16 @@ class MCA(TrainedClustering):
     """Multi-level cross-modal alignment, our reading (see the module's docstring).
 
     Use and arguments as in `TrainedClustering`.
+
+    Examples:
+        >>> import lightning.pytorch as pl
+        >>> from cae.data import ImageFolderData
+        >>> model = MCA(3, nouns="nouns.txt")
+        >>> quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+        >>> trainer = pl.Trainer(accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, **quiet)
+        >>> trainer.fit(model, datamodule=ImageFolderData("photos", num_workers=0))
+        >>> len(model.fitted.clusters)
+        3
     """
 
     method: ClassVar[str] = "mca"

@@ -37,6 +37,16 @@ class TAC(TrainedClustering):
         n_clusters: K, or "auto".
         temperature: temperature of the distillation; by default 0.5, or 5 from 100 clusters on.
         options: arguments of `TrainedClustering`.
+
+    Examples:
+        >>> import lightning.pytorch as pl
+        >>> from cae.data import ImageFolderData
+        >>> model = TAC(3, nouns="nouns.txt")
+        >>> quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+        >>> trainer = pl.Trainer(accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, **quiet)
+        >>> trainer.fit(model, datamodule=ImageFolderData("photos", num_workers=0))
+        >>> len(model.fitted.clusters)
+        3
     """
 
     method: ClassVar[str] = "tac-heads"
@@ -98,6 +108,16 @@ class CAEHeads(TAC):
     """TAC's training on CAE's counterparts: heads on the image, the noun and the caption counterpart.
 
     Counterparts are CAE's (optimal transport, centred), by the preset `default`. Arguments as in `TAC`.
+
+    Examples:
+        >>> import lightning.pytorch as pl
+        >>> from cae.data import ImageFolderData
+        >>> model = CAEHeads(3, nouns="nouns.txt", captions="captions.txt")
+        >>> quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+        >>> trainer = pl.Trainer(accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, **quiet)
+        >>> trainer.fit(model, datamodule=ImageFolderData("photos", num_workers=0))
+        >>> len(model.fitted.clusters)
+        3
     """
 
     method: ClassVar[str] = "cae-heads"
