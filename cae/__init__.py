@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cae.utils.lazy import lazy
 
 if TYPE_CHECKING:
+    from cae.api import Result, cluster
     from cae.config import CAEConfig
     from cae.data import ImageFolderData
     from cae.method.fitted import FittedCAE
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CAE": "cae.models.cae",
+    "Result": "cae.api",
+    "cluster": "cae.api",
     "CAEClusterer": "cae.models.estimator",
     "CAEConfig": "cae.config",
     "CAEHeads": "cae.models.trained",
@@ -30,6 +33,18 @@ _HOMES = {
     "TAC": "cae.models.trained",
 }
 
-__all__ = ["CAE", "MCA", "TAC", "CAEClusterer", "CAEConfig", "CAEHeads", "FittedCAE", "ImageFolderData", "SavedResult"]
+__all__ = [
+    "CAE",
+    "MCA",
+    "TAC",
+    "CAEClusterer",
+    "CAEConfig",
+    "CAEHeads",
+    "FittedCAE",
+    "ImageFolderData",
+    "Result",
+    "SavedResult",
+    "cluster",
+]
 
 __getattr__, __dir__ = lazy(__name__, _HOMES)

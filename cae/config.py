@@ -90,7 +90,9 @@ class CAEConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values that no stage could work with."""
+        """Take numbers of NumPy and torch as Python's, and refuse values that no stage could work with."""
+        for field in fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         minima = {
             "n_clusters": 2,
             "images_per_center": 1,
@@ -162,6 +164,11 @@ class CAEConfig:
         return cls(
             n_clusters=AUTO_N_CLUSTERS if n_clusters == "auto" else n_clusters, **{**PRESETS[preset], **overrides}
         )
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of NumPy or torch, as a search over settings brings it, as Python's number; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def _is_number(value: Any, least: float, most: float) -> bool:

@@ -244,7 +244,7 @@ class ClusteringCallback(Callback):
                 f"{type(pl_module).__name__} has no method {self.method!r}, which this callback should call"
             )
         if self.banks is None:
-            on_rank_zero(trainer, self._load_banks)
+            on_rank_zero(trainer, lambda: self._load_banks(trainer))
 
     def _tell_apart(self, trainer: pl.Trainer) -> None:
         others = [callback for callback in trainer.callbacks if isinstance(callback, ClusteringCallback)]  # type: ignore[attr-defined]  # is there
@@ -270,8 +270,10 @@ class ClusteringCallback(Callback):
                 category=RuntimeWarning,
             )
 
-    def _load_banks(self) -> None:
-        self.banks = text_banks(self.config, None, self.encoder, nouns=self.nouns, captions=self.captions)
+    def _load_banks(self, trainer: pl.Trainer) -> None:
+        shown = trainer.progress_bar_callback is not None
+        sources = {"nouns": self.nouns, "captions": self.captions}
+        self.banks = text_banks(self.config, None, self.encoder, **sources, progress=shown)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show monitors the last scores, and begin to collect if this run is to be clustered."""

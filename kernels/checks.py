@@ -12,13 +12,13 @@ from cae.kernels.tiles import panels
 UNIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
 
-def matrix(name: str, value: Tensor) -> None:
-    """A non-empty 2-D tensor of a dtype that the kernels take; its entries are not looked at."""
+def matrix(name: str, value: Tensor, *, may_be_empty: bool = False) -> None:
+    """A 2-D tensor of a dtype that the kernels take; `may_be_empty`: of rows. Its entries are not looked at."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}; pass torch.as_tensor({name})")
     if value.layout is not torch.strided:
         raise ValueError(f"{name}: expected a dense matrix, got layout {value.layout}; pass {name}.to_dense()")
-    if value.ndim != 2 or value.numel() == 0:
+    if value.ndim != 2 or value.shape[1] == 0 or not (len(value) or may_be_empty):
         raise ValueError(f"{name}: expected a non-empty (rows, width) matrix, got shape {tuple(value.shape)}")
     if value.dtype not in UNIT_TOLERANCE:
         raise ValueError(f"{name}: expected float32, float16 or bfloat16, got {value.dtype}; pass {name}.float()")
@@ -26,7 +26,7 @@ def matrix(name: str, value: Tensor) -> None:
 
 def finite(name: str, value: Tensor) -> None:
     """No NaN and no Inf; in one pass and without scratch, since both extremes carry a NaN on."""
-    if not all(bool(extreme.isfinite()) for extreme in torch.aminmax(value)):
+    if value.numel() and not all(bool(extreme.isfinite()) for extreme in torch.aminmax(value)):
         raise ValueError(f"{name}: contains NaN or Inf, shape {tuple(value.shape)}; drop or repair these entries")
 
 

@@ -22,6 +22,7 @@ ROOMS = [
     "callbacks",
     "results",
     "report",
+    "api",
     "evaluation",
     "cli",
 ]

@@ -376,7 +376,11 @@ def test_texts_build_fills_the_cache(run, text_files):
         (["cluster", "{folder}", "-k", "1"], 2, "at least 2"),
         (["cluster", "{folder}", "-k", "500"], 1, "too few for 500 clusters"),
         (["cluster", "{folder}"], 2, "--clusters"),
-        (["cluster", "{folder}", "-k", "3", "--method", "mca", "--preset", "tac"], 1, "--preset is for the method cae"),
+        (
+            ["cluster", "{folder}", "-k", "3", "--method", "mca", "--preset", "tac"],
+            1,
+            "(--preset) is for the method cae",
+        ),
         (["cluster", "{folder}", "-k", "3", "--out", "{file}"], 1, "choose another folder with --out"),
         (["cluster", "{folder}", "-k", "3", "--nouns", "{blank}"], 1, "blank.txt"),
         (["cluster", "{folder}", "-k", "3", "--nouns", "no-such-corpus"], 1, "no-such-corpus"),

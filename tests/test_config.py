@@ -3,7 +3,9 @@
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
+import torch
 
 from cae.config import CAEConfig
 
@@ -66,3 +68,16 @@ def test_unknown_settings_get_a_suggestion():
         CAEConfig.from_preset("default", 3, epsilom=1)
     with pytest.raises(ValueError, match="choose one of auto, default, paper, tac"):
         CAEConfig.from_preset("best", 3)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers():
+    """What a search over settings brings."""
+    given = CAEConfig.from_preset(
+        "default", np.int64(7), epsilon=np.float32(0.5), seed=torch.tensor(3), spherical=np.True_
+    )
+    assert given == CAEConfig.from_preset("default", 7, epsilon=0.5, seed=3, spherical=True)
+    assert {type(given.n_clusters), type(given.seed)} == {int}
+    assert type(given.epsilon) is float
+    assert type(given.spherical) is bool
+    with pytest.raises(ValueError, match="n_clusters must be a whole number"):
+        CAEConfig(n_clusters=np.float64(7.5))

@@ -10,6 +10,7 @@ from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 from sklearn.utils.estimator_checks import check_estimator
@@ -158,6 +159,22 @@ def test_the_state_goes_to_whatever_device_is_worked_on(blobs, monkeypatch):
     found.set_params(device="meta").predict(x)
     assert devices == [("cpu", "cpu"), ("meta", "meta")]
     assert found.fitted_.partition.centroids.device.type == "cpu"
+
+
+def test_presets_and_settings_hold_without_texts(blobs):
+    x, _ = blobs
+    for options in ({"preset": "paper"}, {"settings": {"clustering": "kmeans", "spherical": False}}):
+        assert not CAEClusterer(4, **options).fit(x).partition_.spherical
+    assert CAEClusterer(4, settings={"clustering": "kmeans"}).fit(x).partition_.spherical
+
+
+def test_the_score_is_accuracy_or_silhouette(blobs):
+    x, y = blobs
+    found = CAEClusterer(len(np.unique(y))).fit(x)
+    assert found.score(x, y) == found.score(x, np.asarray(y).astype(str)) == 1
+    assert 0.5 < found.score(x) <= 1
+    searched = GridSearchCV(CAEClusterer(), {"n_clusters": np.array([2, 3, 4])}, cv=3).fit(x, y)
+    assert searched.best_params_["n_clusters"] == len(np.unique(y))
 
 
 def test_a_pickle_of_another_version_says_so(blobs, monkeypatch):

@@ -22,7 +22,7 @@ def transport(x, u, **options):
 BAD_PAIRS = {
     "x: contains NaN or Inf": (NAN, U),
     "u: contains NaN or Inf": (X, U / 0),
-    "x: expected a non-empty": (X[:0], U),
+    "x: expected a non-empty": (X[:, :0], U),
     "u: expected a non-empty": (X, U[:0]),
     "u: expected a non-empty .* got shape .8,": (X, U[0]),
     "x: expected float32, float16 or bfloat16, got torch.float64": (X.double(), U.double()),
@@ -46,6 +46,20 @@ BAD_PAIRS = {
 def test_pairs_of_unit_matrices(op, message, x, u):
     with pytest.raises(ValueError, match=message):
         op(x, u)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton", "reference"])
+def test_no_rows_give_no_results(backend):
+    """The last batch of a loader, say, of which no image could be read; plans and texts need at least one."""
+    x = X[:0]
+    assert counterparts(x, U, G, epsilon=0.1, backend=backend).shape == (0, 8)
+    z, beta = fuse([x, x, x], gamma=0.1, backend=backend)
+    assert (z.shape, beta.shape) == ((0, 8), (0, 3))
+    assert nearest(x, U, backend=backend).labels.shape == (0,)
+    assert nearest(x, U, k=2, backend=backend).similarity.shape == (0, 2)
+    for op in (lambda: transport(x, U), lambda: retrieve(U, x, top_k=1)):
+        with pytest.raises(ValueError, match="expected a non-empty"):
+            op()
 
 
 @pytest.mark.parametrize(("message", "x", "u"), [(message, *pair) for message, pair in BAD_PAIRS.items()])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-import time
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -16,6 +15,9 @@ from cae.cli import terminal
 from cae.cli.edit import Redraw, edit_app, redraw
 from cae.config import DEFAULT_ENCODER
 from cae.utils.words import counted
+
+if TYPE_CHECKING:
+    from cae.api import Result
 
 # Whatever needs torch is imported inside the commands: `cae --help` answers at once.
 
@@ -103,7 +105,7 @@ MaxPixels = Annotated[
         help="Leave out larger pictures; by default what takes too much memory.",
     ),
 ]
-Result = Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")]
+ResultFolder = Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")]
 Images = Annotated[Path | None, typer.Option(help="Where the pictures lie now, if they have moved.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document in place of tables.")]
@@ -165,29 +167,20 @@ def cluster(
     as_json: Json = False,
 ) -> None:
     """Sort the pictures of a folder, or embeddings of pictures, into named groups."""
-    if method != "cae" and preset != "auto":
-        raise ValueError(f"--preset is for the method cae; {method} has settings of its own")
     settings = {
         "n_clusters": _cluster_count(clusters),
-        **({"preset": preset} if method == "cae" else {}),
+        "method": method,
+        "preset": preset,
         "encoder": encoder,
         "encoder_weights": encoder_weights,
         "nouns": nouns,
         "captions": captions,
         "seed": seed,
+        "device": device,
+        "batch_size": batch_size,
+        "workers": workers,
     }
-    _cluster(
-        folder,
-        out,
-        settings,
-        method=method,
-        device=device,
-        batch_size=batch_size,
-        workers=workers,
-        report=report,
-        quiet=quiet,
-        as_json=as_json,
-    )
+    _cluster(folder, out, settings, report=report, quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -205,10 +198,8 @@ def demo(
 
     images = demo_images()
     n_clusters = sum(entry.is_dir() for entry in images.iterdir())
-    settings = {"n_clusters": n_clusters, "encoder": encoder, "seed": seed}
-    _cluster(
-        images, out, settings, device=device, batch_size=64, workers=2, report=report, quiet=quiet, as_json=as_json
-    )
+    settings = {"n_clusters": n_clusters, "encoder": encoder, "seed": seed, "device": device}
+    _cluster(images, out, settings, report=report, quiet=quiet, as_json=as_json)
 
 
 @app.command()
@@ -250,7 +241,7 @@ def predict(
 
 @app.command("report")
 def draw_report(
-    result: Result,
+    result: ResultFolder,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where the page goes; by default RESULT/report.")
     ] = None,
@@ -277,8 +268,7 @@ def draw_report(
 
 @app.command()
 def update(
-    context: typer.Context,
-    result: Result,
+    result: ResultFolder,
     folder: Folder,
     images: Images = None,
     encoder_weights: Weights = None,
@@ -290,47 +280,27 @@ def update(
     quiet: Quiet = False,
 ) -> None:
     """Add the new pictures of a folder to a result; what was assigned stays. Says what fits no group."""
-    from dataclasses import replace
-
+    from cae.api import Result
     from cae.data.vector_files import holds_vectors
-    from cae.models.trained import load_pretrained
-    from cae.results.folder import run_folder
-    from cae.results.layout import MODEL_FOLDER
-    from cae.results.saved import SavedResult
-    from cae.results.update import add_images, diff_folder, refit_reasons
-    from cae.results.writing import changing
-    from cae.utils.devices import find_device
 
     if holds_vectors(folder, "images"):
         raise ValueError(f"{folder} holds embeddings, and only pictures can be added: `cae predict` sorts embeddings")
-    context.with_resource(changing(result))
-    saved = SavedResult.load(result, images=images)
+    saved = Result(result, images=images)
     before = len(saved.assignments)
-    with terminal.progress_bars(quiet=quiet) as reporter:
-        news = diff_folder(saved, folder, reporter("hashes"))
-    if news.paths:
-        module = load_pretrained(result / MODEL_FOLDER, encoder_weights=encoder_weights, return_embeddings=True)
-        with terminal.progress_bars(quiet=quiet) as reporter:
-            found = run_folder(
-                module,
-                folder,
-                device=find_device(device),
-                batch_size=batch_size,
-                workers=workers,
-                reporter=reporter,
-                paths=news.paths,
-            )
-        found = replace(found, skipped={**news.left_out, **found.skipped})
-        terminal.print_skipped(found.skipped, folder)
-        add_images(saved, found)
-        saved = SavedResult.load(result, images=images)
-    else:
-        terminal.print_skipped(news.left_out, folder)
+    done = saved.update(
+        folder,
+        encoder_weights=encoder_weights,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        progress=not quiet,
+    )
+    terminal.print_skipped(done.skipped, folder)
     if not quiet:
-        terminal.print_added(saved.edited.assignments.slice(before).to_pylist(), news)
-    terminal.print_changed(news.changed)
-    terminal.print_refit(refit_reasons(saved, len(news.changed)))
-    if news.paths:
+        terminal.print_added(saved.assignments.slice(before).to_pylist(), done.diff)
+    terminal.print_changed(done.diff.changed)
+    terminal.print_refit(done.refit_reasons)
+    if done.diff.paths:
         redraw(result, report=report, images=images, quiet=quiet)
 
 
@@ -357,7 +327,7 @@ def compare(
 
 @app.command()
 def export(
-    result: Result,
+    result: ResultFolder,
     to: Annotated[
         Literal["folders", "csv", "parquet", "json", "hf", "fiftyone", "coco"],
         typer.Option(help="hf: for Hugging Face datasets; fiftyone: FiftyOneImageClassificationDataset."),
@@ -493,72 +463,21 @@ def _cluster_count(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
-def _cluster(
-    folder: Path,
-    out: Path,
-    settings: dict[str, Any],
-    *,
-    method: str = "cae",
-    device: str,
-    batch_size: int,
-    workers: int,
-    report: bool,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    """Fit on a folder, write down what came out, draw it and print it."""
-    from cae.method.kmeans import image_kmeans
-    from cae.models.cae import CAE
-    from cae.models.trained import TRAINED
-    from cae.report import REPORT_FOLDER, write_report
-    from cae.results.edits_file import load_edits
-    from cae.results.folder import run_source
-    from cae.results.saved import SavedResult
-    from cae.results.writing import check_writable, write_result
-    from cae.utils.devices import find_device
-    from cae.utils.progress import stopwatch
+def _cluster(folder: Path, out: Path, settings: dict[str, Any], *, report: bool, quiet: bool, as_json: bool) -> None:
+    """Make a result, draw it and print it."""
+    import cae
 
-    check_writable(out)
-    load_edits(out)  # if they cannot be read, now is the time to say so
-    start = time.perf_counter()
-    module = TRAINED.get(method, CAE)(**settings, return_embeddings=True)
-    with terminal.progress_bars(quiet=quiet) as reporter, stopwatch() as stages:
-        result = run_source(
-            module, folder, device=find_device(device), batch_size=batch_size, workers=workers, reporter=reporter
-        )
-    seconds = time.perf_counter() - start
-    scores = {}
-    if result.folder_labels() is not None:
-        config = result.fitted.config
-        baseline = image_kmeans(
-            result.embeddings, config.n_clusters, n_init=config.n_init, max_iter=config.kmeans_iter, seed=config.seed
-        )
-        name = "CAE" if method == "cae" else method
-        scores = {"image k-means": result.scores(baseline), name: result.scores(result.prediction.cluster)}
-    timing = {"the rest: reading and embedding pictures": seconds - sum(stages.values()), **stages}
-    run = {
-        "method": method,
-        "scores": scores,
-        "seconds": round(seconds, 1),
-        "stages": {name: round(s, 2) for name, s in timing.items()},
-    }
-    write_result(result, out, run)
-    terminal.print_skipped(result.skipped, folder)
-    saved = SavedResult.load(out)
-    shown = not quiet and not as_json
+    result = cae.cluster(folder, out=out, progress=not quiet, **settings)
+    _print_result(result, folder, report=report, quiet=quiet, as_json=as_json)
+
+
+def _print_result(result: Result, folder: Path, *, report: bool, quiet: bool, as_json: bool) -> None:
+    """Print what a fit found, with the edits beside it, and draw the page."""
+    found, saved, shown = result.found, result.saved, not quiet and not as_json
+    assert found is not None  # it has just been made
+    terminal.print_skipped(found.skipped, folder)
     if shown:
-        terminal.print_clusters(result)
-        if scores:
-            terminal.print_scores(scores, result.labels_are)
-        for kind in {"noun", "caption"} - set(module.sources):
-            terminal.out.print(f"{kind}s: none, as none are given beside the vectors of the other texts")
-        terminal.print_choices(result)
-        if method == "cae":
-            terminal.print_weights(result)
-        if result.fitted.provenance["encoder"]["spec"] == "lite":
-            terminal.warn("the lite encoder is for trying things out offline; it is not CLIP")
-        what = counted(len(result.embeddings), "picture" if saved.has_images else "embedding")
-        terminal.out.print(f"{what} in {seconds:.0f} s; result: {out}", soft_wrap=True)
+        terminal.print_found(found, saved)
     if shown and saved.edits:
         terminal.out.print("\nwith the edits beside the result")
         terminal.print_edits(saved)
@@ -566,13 +485,14 @@ def _cluster(
         terminal.print_unmatched_edits(saved)
     page = None
     if report and saved.has_images:
-        with terminal.progress_bars(quiet=quiet) as reporter:
-            page = write_report(saved, out / REPORT_FOLDER, reporter)
+        page = result.report(progress=not quiet)
         if shown:
             terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
     elif saved.has_images:
-        redraw(out, report=False)
+        redraw(result.folder, report=False)
     elif shown:
         terminal.out.print("no page: the embeddings name no pictures (a column `path` of a .parquet file does)")
     if as_json:
-        terminal.print_document({"result": out, "report": page, "run": saved.run, "clusters": saved.edited.clusters})
+        terminal.print_document(
+            {"result": result.folder, "report": page, "run": saved.run, "clusters": result.clusters}
+        )

@@ -11,8 +11,7 @@ import typer
 from cae.cli import terminal
 
 if TYPE_CHECKING:
-    from cae.results.edits import Edit
-    from cae.results.saved import SavedResult
+    from cae.api import Result
 
 Cluster = Annotated[str, typer.Argument(help="A group's name or number.", metavar="GROUP")]
 Clusters = Annotated[list[str], typer.Argument(help="Names or numbers of groups.", metavar="GROUP")]
@@ -48,13 +47,7 @@ def rename(
     report: Redraw = True,
 ) -> None:
     """Call a group something else."""
-    from cae.results.edits import Rename
-    from cae.results.make_edits import anchors_of, check_name, find_cluster
-
-    result = _open(context)
-    view = result.edited
-    id = find_cluster(view, cluster)
-    _add(result, [Rename(anchors_of(view, id), check_name(view, name, [id]))], report)
+    _show(_open(context).rename(cluster, name), report)
 
 
 @edit_app.command()
@@ -65,16 +58,7 @@ def merge(
     report: Redraw = True,
 ) -> None:
     """Make several groups one."""
-    from cae.results.edits import EditError, Merge
-    from cae.results.make_edits import anchors_of, check_name, find_cluster
-
-    result = _open(context)
-    view = result.edited
-    ids = list(dict.fromkeys(find_cluster(view, cluster) for cluster in clusters))
-    if len(ids) < 2:
-        raise EditError("merging takes at least two groups; name another")
-    anchors = tuple(anchors_of(view, id) for id in ids)
-    _add(result, [Merge(anchors, anchors[0].name if name is None else check_name(view, name, ids))], report)
+    _show(_open(context).merge(clusters, name), report)
 
 
 @edit_app.command()
@@ -85,25 +69,13 @@ def split(
     report: Redraw = True,
 ) -> None:
     """Take a group apart by what its pictures look like."""
-    from cae.results.edits import Split
-    from cae.results.make_edits import anchors_of, find_cluster, split_into
-
-    result = _open(context)
-    view = result.edited
-    id = find_cluster(view, cluster)
-    _add(result, [Split(anchors_of(view, id), split_into(view, id, into))], report)
+    _show(_open(context).split(cluster, into), report)
 
 
 @edit_app.command()
 def pin(context: typer.Context, clusters: Clusters, report: Redraw = True) -> None:
     """Keep the pictures and the name of groups, whatever the next fit finds."""
-    from cae.results.edits import Pin
-    from cae.results.make_edits import anchors_of, find_cluster
-
-    result = _open(context)
-    view = result.edited
-    ids = [find_cluster(view, cluster) for cluster in clusters]
-    _add(result, [Pin(anchors_of(view, id, every=True)) for id in ids], report)
+    _show(_open(context).pin(*clusters), report)
 
 
 @edit_app.command()
@@ -117,44 +89,28 @@ def move(
     report: Redraw = True,
 ) -> None:
     """Put single pictures into another group."""
-    from cae.results.edits import Move
-    from cae.results.make_edits import anchors_of, find_cluster, find_images
-
-    result = _open(context)
-    view = result.edited
-    _add(result, [Move(anchors_of(view, find_cluster(view, to)), find_images(view, pictures))], report)
+    _show(_open(context).move(pictures, to), report)
 
 
 @edit_app.command()
 def undo(context: typer.Context, report: Redraw = True) -> None:
     """Take the last edit back."""
-    from cae.results.edits import EditError
-    from cae.results.edits_file import save_edits
-
     result = _open(context)
-    if not result.edits:
-        raise EditError(f"there are no edits in {result.folder}, and so nothing to take back")
-    save_edits(result.edits[:-1], result.folder)
-    terminal.out.print(f"taken back: {result.edits[-1]}", highlight=False, soft_wrap=True)
+    edits = result.saved.edits
+    result.undo()
+    terminal.out.print(f"taken back: {edits[-1]}", highlight=False, soft_wrap=True)
     redraw(result.folder, report=report)
 
 
-def _open(context: typer.Context) -> SavedResult:
-    """The result to be changed, which nobody else changes until the command has ended."""
-    from cae.results.saved import SavedResult
-    from cae.results.writing import changing
+def _open(context: typer.Context) -> Result:
+    from cae.api import Result
 
-    context.with_resource(changing(context.obj))
-    return SavedResult.load(context.obj)
+    return Result(context.obj)
 
 
-def _add(result: SavedResult, edits: list[Edit], report: bool) -> None:
-    """Keep edits after those that there are, and show the groups as they are now."""
-    from cae.results.edits_file import save_edits
-    from cae.results.saved import SavedResult
-
-    save_edits([*result.edits, *edits], result.folder)
-    terminal.print_edits(SavedResult.load(result.folder))
+def _show(result: Result, report: bool) -> None:
+    """Show the groups as they are now."""
+    terminal.print_edits(result.saved)
     redraw(result.folder, report=report)
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
+from cae.utils.console import err as err
+from cae.utils.console import out as out
+from cae.utils.console import progress_bars as progress_bars
 from cae.utils.words import counted
 
 if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
@@ -22,71 +19,9 @@ if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
     from cae.results.folder import FolderResult
     from cae.results.saved import SavedResult
     from cae.results.update import FolderDiff
-    from cae.utils.progress import Report, Reporter
-
-WIDE = 10_000
-"""Columns where no screen sets them: a row of a table stays one line in a file or a pipe."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-class _PlainConsole(Console):
-    """Prints texts as they are: names, nouns and paths are no markup, and give the terminal no orders."""
-
-    def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, emoji=False)
-
-    def render_str(self, text: str, **options: Any) -> Text:
-        """Text with the replacement character in place of escapes and other control characters."""
-        return super().render_str(_CONTROL.sub("\ufffd", text), **options)
-
-
-out = _PlainConsole()
-if not out.is_terminal and "COLUMNS" not in os.environ:
-    out.width = WIDE
-err = _PlainConsole(stderr=True)
-
 
 SHOWN, MOVES = 5, 12
 """How many of a long list are named, and how many moves of pictures between clusters."""
-
-
-class _Standing(ProgressColumn):
-    """How many of how many and how many a second; or, where that says nothing, a note."""
-
-    def render(self, task: Task) -> Text:
-        if task.fields["note"]:
-            return Text(task.fields["note"])
-        speed = task.finished_speed or task.speed
-        of = "?" if task.total is None else f"{task.total:,.0f}"
-        return Text(f"{task.completed:,.0f}/{of}" + (f"  {speed:,.0f}/s" if speed else ""))
-
-
-@contextmanager
-def progress_bars(*, quiet: bool) -> Iterator[Reporter]:
-    """A bar for everything that reports; on the error stream, so that results can be piped."""
-    columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        _Standing(),
-    )
-    progress = Progress(*columns, console=err, disable=quiet)
-
-    def reporter(what: str) -> Report:
-        progress.start()  # only now: an error before any work should stand alone
-        task = progress.add_task(what, total=None, note="")
-
-        def report(done: float, total: float, note: str = "") -> None:
-            # Work that notes its progress may not know yet how far it is: then the bar pulses.
-            progress.update(task, completed=done, total=total if done or not note else None, note=note)
-
-        return report
-
-    try:
-        yield reporter
-    finally:
-        if progress.tasks:
-            progress.stop()
 
 
 def print_document(value: Any) -> None:
@@ -98,6 +33,24 @@ def print_error(error: BaseException) -> None:
     """One line, whatever characters the message holds."""
     err.print("error:", style="bold red", end=" ")
     err.print(str(error), highlight=False, soft_wrap=True)
+
+
+def print_found(found: FolderResult, saved: SavedResult) -> None:
+    """What a fit found: its clusters, their scores, and how it decided."""
+    run = saved.run
+    print_clusters(found)
+    if run["scores"]:
+        print_scores(run["scores"], found.labels_are)
+    for kind in ("noun", "caption"):
+        if kind not in found.fitted.provenance["corpora"] and found.fitted.provenance["corpora"]:
+            out.print(f"{kind}s: none, as none are given beside the vectors of the other texts")
+    print_choices(found)
+    if run["method"] == "cae":
+        print_weights(found)
+    if found.fitted.provenance["encoder"]["spec"] == "lite":
+        warn("the lite encoder is for trying things out offline; it is not CLIP")
+    what = counted(len(found.embeddings), "picture" if saved.has_images else "embedding")
+    out.print(f"{what} in {run['seconds']:.0f} s; result: {saved.folder}", soft_wrap=True)
 
 
 def print_clusters(result: FolderResult) -> None:

@@ -28,7 +28,7 @@ from cae.text import TextBank, load_banks
 from cae.text.vectors import check_width, is_vectors, limit_modalities, text_sources
 from cae.utils.devices import float64_device
 from cae.utils.distributed import all_reduce_count, all_reduce_max, all_reduce_sum, first_occurrence_mask, is_first
-from cae.utils.progress import Reporter
+from cae.utils.progress import Reporter, silent
 
 logger = logging.getLogger(__name__)
 
@@ -329,10 +329,13 @@ class CAE(Embedder):
 
         Args:
             reporter: called with `nouns` and `captions`; returns what takes the progress of that bank as (done, total).
+                By default bars are shown, unless the trainer shows none.
 
         Raises:
             TextError: a corpus cannot be had.
         """
+        if reporter is None and self._trainer is not None and self._trainer.progress_bar_callback is None:
+            reporter = silent
         missing = [modality for modality in self.config.modalities if modality not in self._banks]
         self._banks |= load_banks(missing, self.sources, lambda: self.encoder, reporter)
         return self._banks

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from numbers import Integral
 from typing import Any, Self
@@ -26,9 +25,11 @@ from cae.method.blocks import blockwise
 from cae.method.fitted import FittedCAE
 from cae.method.kmeans import warn_of_empty
 from cae.method.partition import Partition, partition
+from cae.metrics.functional import cluster_accuracy, silhouette_score
 from cae.text import TextBank, load_banks
 from cae.text.vectors import Source, is_vectors, limit_modalities, text_sources
 from cae.utils.devices import find_device
+from cae.utils.progress import silent
 
 _FAR = 1e15
 """Rows of numbers beyond this, or below its inverse, are scaled: their squares leave the range of float32."""
@@ -56,6 +57,7 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         settings: further fields of `CAEConfig`, such as `{"n_init": 5}`.
         random_state: seed of every random choice; None for another one each time.
         device: device to work on: `auto`, `cpu`, `cuda`, …
+        progress: whether a bar is shown while an encoder embeds its corpora.
 
     Attributes:
         labels_: (N,) int64 clusters of the fitted rows, equal to what `predict` gives for them.
@@ -91,6 +93,7 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         settings: Mapping[str, Any] | None = None,
         random_state: int | np.random.RandomState | None = 0,
         device: str = "cpu",
+        progress: bool = True,
     ) -> None:
         self.n_clusters = n_clusters
         self.banks = banks
@@ -101,6 +104,7 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
         self.settings = settings
         self.random_state = random_state
         self.device = device
+        self.progress = progress
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle holds: the version, too."""
@@ -137,16 +141,16 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
                 rows.
             EncoderError, TextError: the encoder or its texts cannot be had.
         """
-        # A search over parameters brings NumPy's integers, which are no int.
         if not isinstance(self.n_clusters, Integral) or self.n_clusters < 2:
             raise ValueError(f"n_clusters must be a whole number of at least 2, got {self.n_clusters!r}")
-        n_clusters = int(self.n_clusters)
-        settings = {name: _plain(value) for name, value in (self.settings or {}).items()}
-        config = CAEConfig.from_preset(self.preset, n_clusters, **{"seed": self._seed(), **settings})
+        settings = {"seed": self._seed(), **(self.settings or {})}
+        config = CAEConfig.from_preset(self.preset, int(self.n_clusters), **settings)
         if self.banks is None and "modalities" not in settings:
             config = limit_modalities(config, text_sources(self.nouns, self.captions))
         x = self._unit_rows(X, reset=True, ensure_min_samples=self.n_clusters)
-        banks = text_banks(config, self.banks, self.encoder, nouns=self.nouns, captions=self.captions)
+        banks = text_banks(
+            config, self.banks, self.encoder, nouns=self.nouns, captions=self.captions, progress=self.progress
+        )
         with exact_products(x.device):
             self._fit(x, banks, config)
         return self
@@ -154,7 +158,7 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
     def _fit(self, x: Tensor, banks: Mapping[str, TextBank] | None, config: CAEConfig) -> None:
         if banks is None:
             self.fitted_, self.beta_ = None, None
-            found_clusters = partition(x, replace(config, spherical=True))
+            found_clusters = partition(x, config)
             labels = _labels(x, found_clusters)
             warn_of_empty(torch.bincount(labels, minlength=config.n_clusters))
         else:
@@ -188,6 +192,22 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
             (distance,) = blockwise(lambda rows: (clusters.distances(rows),), z)
         return distance.cpu().numpy()
 
+    def score(self, X: ArrayLike, y: ArrayLike | None = None) -> float:
+        """How good the clusters of some rows are; larger is better, as searches over parameters want it.
+
+        Args:
+            X: (N, D) embeddings, as for `predict`.
+            y: (N,) known classes of any kind.
+
+        Returns:
+            With `y` the accuracy in [0, 1] under the best one-to-one match of clusters to classes; without it the
+            silhouette in [-1, 1] by cosine distance.
+        """
+        labels = self.predict(X)
+        if y is None:
+            return silhouette_score(self._unit_rows(X, reset=False), labels)
+        return cluster_accuracy(labels, np.unique(np.asarray(y), return_inverse=True)[1])
+
     def _seed(self) -> int:
         if isinstance(self.random_state, Integral):
             return int(self.random_state)
@@ -210,6 +230,7 @@ def text_banks(
     *,
     nouns: Source | None,
     captions: Source | None,
+    progress: bool = True,
 ) -> Mapping[str, TextBank] | None:
     """The banks given, or those of the text vectors or the encoder given, or None for none of them.
 
@@ -219,6 +240,7 @@ def text_banks(
         encoder: embeds the corpora `nouns` and `captions`, unless their banks are in the cache.
         nouns: corpus for `cae.text.load_corpus`, or text vectors.
         captions: likewise.
+        progress: whether a bar is shown while texts are embedded.
 
     Raises:
         ValueError: banks and an encoder.
@@ -235,13 +257,7 @@ def text_banks(
             raise ValueError("give the encoder that made the embeddings, or vectors for all texts: a corpus needs it")
         return load_encoder(encoder) if isinstance(encoder, str) else encoder
 
-    return load_banks(config.modalities, sources, load)
-
-
-def _plain(value: Any) -> Any:
-    """A setting as Python's number, where a search over settings or a model's parameter brings another kind."""
-    is_number = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0)
-    return value.item() if is_number else value
+    return load_banks(config.modalities, sources, load, None if progress else silent)
 
 
 def _dense(X: Any) -> Any:

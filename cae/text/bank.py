@@ -28,6 +28,7 @@ from cae.encoders.deferred import NO_ENCODER
 from cae.text.corpora import Corpus, TextError, load_corpus
 from cae.utils.cache import cache_dir
 from cae.utils.checksums import content_hash, json_hash, load_json, load_tensors, save_tensors
+from cae.utils.console import at_first_use, progress_bars
 from cae.utils.files import committing, dump_json, holding, replacing, tidy
 from cae.utils.progress import Progress, Reporter
 
@@ -94,7 +95,8 @@ def load_bank(
         kind: `noun` or `caption`.
         source: name or file, see `load_corpus`.
         encoder: Embeds the texts.
-        reporter: Called with `nouns` or `captions`; returns what takes the progress as (done, total).
+        reporter: Called with `nouns` or `captions`; returns what takes the progress as (done, total). By default a bar
+            is shown if there is something to embed; `cae.utils.progress.silent` shows none.
 
     Raises:
         TextError: The corpus cannot be had, or not be embedded.
@@ -105,10 +107,12 @@ def load_bank(
         'thing 0'
     """
     corpus = load_corpus(kind, source)
-    progress = reporter(f"{kind}s") if reporter else None
+    if reporter is None:
+        with progress_bars() as bars:
+            return build_bank(corpus, encoder, progress=at_first_use(bars, f"{kind}s"))
+    progress = reporter(f"{kind}s")
     bank = build_bank(corpus, encoder, progress=progress)
-    if progress:
-        progress(len(corpus.texts), len(corpus.texts))  # a bank from the cache reports nothing itself
+    progress(len(corpus.texts), len(corpus.texts))  # a bank from the cache reports nothing itself
     return bank
 
 

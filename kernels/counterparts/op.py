@@ -51,7 +51,7 @@ def counterparts(
                 [0.9900, 0.1000],
                 [0.0000, 1.0000]])
     """
-    checks.matrix("x", x)
+    checks.matrix("x", x, may_be_empty=True)
     checks.matrix("u", u)
     checks.alike("x", x, "u", u)
     for name, matrix in (("x", x), ("u", u)):
@@ -62,4 +62,6 @@ def counterparts(
     if g is None:
         g = u.new_zeros(u.shape[0], dtype=torch.float32)
     checks.log_weights("g", g, u.shape[0], "u", u)
+    if not len(x) and backend != "reference":
+        return torch.empty_like(x)
     return run(x, u, g, epsilon=epsilon, normalize=normalize, similarity_weight=similarity_weight)

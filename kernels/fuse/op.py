@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from cae.kernels import checks
@@ -43,7 +44,7 @@ def fuse(parts: Sequence[Tensor], *, gamma: float, backend: Backend = "auto") ->
     if not parts:
         raise ValueError("parts: expected at least one (N, D) matrix, got none")
     for i, part in enumerate(parts):
-        checks.matrix(f"parts[{i}]", part)
+        checks.matrix(f"parts[{i}]", part, may_be_empty=True)
         checks.alike("parts[0]", parts[0], f"parts[{i}]", part)
         if part.shape != parts[0].shape:
             raise ValueError(
@@ -53,4 +54,6 @@ def fuse(parts: Sequence[Tensor], *, gamma: float, backend: Backend = "auto") ->
     for i, part in enumerate(parts):
         checks.finite(f"parts[{i}]", part)
     gamma = checks.positive("gamma", gamma)
+    if not len(parts[0]) and backend != "reference":
+        return torch.empty_like(parts[0]), parts[0].new_empty(0, len(parts), dtype=torch.float32)
     return implementation("fuse", "fuse", backend, parts[0].device)(parts, gamma=gamma)

@@ -50,7 +50,7 @@ def nearest(
         >>> nearest(x, u).labels
         tensor([0, 0, 1])
     """
-    checks.matrix("x", x)
+    checks.matrix("x", x, may_be_empty=True)
     checks.matrix("centroids", centroids)
     checks.alike("x", x, "centroids", centroids)
     checks.finite("x", x)
@@ -62,5 +62,7 @@ def nearest(
     if bias is not None:
         checks.vector("bias", bias, C, "centroids", centroids)
         checks.finite("bias", bias)
+    if not len(x) and backend != "reference":
+        return Nearest(*(x.new_empty((0,) if k == 1 else (0, k), dtype=kind) for kind in (torch.int64, torch.float32)))
     labels, similarity = implementation("nearest", "nearest", backend, x.device)(x, centroids, k=k, bias=bias)
     return Nearest(labels[:, 0], similarity[:, 0]) if k == 1 else Nearest(labels, similarity)

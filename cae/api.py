@@ -1,0 +1,403 @@
+"""What the command line can, from Python: `cluster` makes a `Result`, which is looked at, changed and taken away.
+
+result = cae.cluster("photos", 12)
+result.rename("hook", "ice creams").report()
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import pyarrow as pa
+from torch import Tensor
+
+from cae.config import DEFAULT_ENCODER, Preset
+from cae.results.compare import Comparison, compare
+from cae.results.edits import Edit, EditError, Merge, Move, Pin, Rename, Split
+from cae.results.edits_file import load_edits, save_edits
+from cae.results.layout import MODEL_FOLDER
+from cae.results.make_edits import anchors_of, check_name, find_cluster, find_images, split_into
+from cae.results.saved import SavedResult
+from cae.results.update import FolderDiff, add_images, diff_folder, refit_reasons
+from cae.results.writing import changing, check_writable, write_result
+from cae.utils.console import progress_bars
+from cae.utils.progress import Reporter, stopwatch
+
+if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
+    from cae.results.export import Exported, Placing, Target
+    from cae.results.folder import FolderResult
+
+Source = str | os.PathLike[str] | Any
+"""A folder of images, a file of embeddings, or what `cae.data.on_disk` writes down as one of them."""
+
+
+def cluster(
+    source: Source,
+    n_clusters: int | Literal["auto"] = "auto",
+    *,
+    out: str | os.PathLike[str] = "cae-result",
+    method: Literal["cae", "tac-heads", "cae-heads", "mca"] = "cae",
+    preset: Preset = "auto",
+    encoder: str = DEFAULT_ENCODER,
+    encoder_weights: str | os.PathLike[str] | None = None,
+    nouns: str | os.PathLike[str] | None = None,
+    captions: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int = 64,
+    workers: int = 2,
+    progress: bool = True,
+) -> Result:
+    """Sort images, or embeddings of images, into named groups: `cae cluster`.
+
+    Where images have known classes, by sub-folder or label, the result holds scores against them, beside those of
+    k-means on the images.
+
+    Args:
+        source: a folder of images; a file of embeddings, or a folder of clip-retrieval; (N, D) embeddings as a tensor
+            or array; a Hugging Face data set of images; or a torchvision data set. The last three are written into
+            `out`.
+        n_clusters: K, at least 2, or `auto`.
+        out: folder for the result.
+        method: `cae` trains nothing; the others do.
+        preset: preset of `CAEConfig`, for the method `cae`.
+        encoder: a spec for `cae.encoders.load_encoder`.
+        encoder_weights: a local weights file for `open_clip` encoders.
+        nouns: corpus of nouns, see `cae.text.load_corpus`, or vectors of nouns.
+        captions: the same of captions.
+        seed: seed of every random choice.
+        device: device to work on: `auto`, `cpu`, `cuda`, …
+        batch_size: images encoded at once.
+        workers: processes that read images.
+        progress: whether progress is shown, on the error stream.
+
+    Raises:
+        OutputError: `out` cannot be written to.
+        ImageError, EmbeddingError, EncoderError, TextError, ValueError: what cannot be read, had or used, by name.
+
+    Examples:
+        >>> import cae
+        >>> result = cae.cluster("photos", 3, nouns="nouns.txt", captions="captions.txt", out="mine", progress=False)
+        >>> len(result.labels), len(result.clusters), sorted(result.scores)
+        (30, 3, ['CAE', 'image k-means'])
+    """
+    from cae.data.on_disk import on_disk
+    from cae.models.cae import CAE
+    from cae.models.trained import TRAINED
+    from cae.results.folder import run_source
+    from cae.utils.devices import find_device
+
+    if method != "cae" and preset != "auto":
+        raise ValueError(f"preset (--preset) is for the method cae; {method} has settings of its own: leave it out")
+    out = Path(out)
+    check_writable(out)
+    load_edits(out)  # if they cannot be read, now is the time to say so
+    settings = {
+        "n_clusters": n_clusters,
+        **({"preset": preset} if method == "cae" else {}),
+        "encoder": encoder,
+        "encoder_weights": encoder_weights,
+        "nouns": nouns,
+        "captions": captions,
+        "seed": seed,
+    }
+    start = time.perf_counter()
+    module = TRAINED.get(method, CAE)(**settings, return_embeddings=True)  # type: ignore[arg-type]
+    with progress_bars(quiet=not progress) as reporter, stopwatch() as stages:
+        found = run_source(
+            module,
+            on_disk(source, out, reporter),
+            device=find_device(device),
+            batch_size=batch_size,
+            workers=workers,
+            reporter=reporter,
+        )
+    seconds = time.perf_counter() - start
+    timing = {"the rest: reading and embedding pictures": seconds - sum(stages.values()), **stages}
+    run = {
+        "method": method,
+        "scores": _scores(found, "CAE" if method == "cae" else method),
+        "seconds": round(seconds, 1),
+        "stages": {name: round(s, 2) for name, s in timing.items()},
+    }
+    write_result(found, out, run)
+    return Result(out, found=found)
+
+
+def _scores(found: FolderResult, name: str) -> dict[str, dict[str, float]]:
+    """NMI, ACC and ARI in percent beside those of k-means on the images; empty without known classes."""
+    from cae.method.kmeans import image_kmeans
+
+    if found.folder_labels() is None:
+        return {}
+    config = found.fitted.config
+    baseline = image_kmeans(
+        found.embeddings, config.n_clusters, n_init=config.n_init, max_iter=config.kmeans_iter, seed=config.seed
+    )
+    return {"image k-means": found.scores(baseline), name: found.scores(found.prediction.cluster)}
+
+
+@dataclass(frozen=True)
+class Update:
+    """What `Result.update` did.
+
+    Attributes:
+        diff: what the folder had that the result had not.
+        skipped: files that look like images but could not be used, with the reason.
+        refit_reasons: why it is time to fit again; none if it is not.
+    """
+
+    diff: FolderDiff
+    skipped: dict[Path, str]
+    refit_reasons: list[str]
+
+
+class Result:
+    """A result folder, and all that can be done with it. Methods that change it return it.
+
+    Clusters are meant by name or number, as in `cae edit`.
+
+    Args:
+        folder: what `cluster` or `cae cluster` wrote.
+        images: folder that the images lie in now, if they have moved.
+        found: the run that has just ended, if there was one.
+
+    Raises:
+        ResultError, EditError: no result, or one that is damaged; the message says why.
+
+    Examples:
+        >>> result = Result("cae-result")
+        >>> name = result.clusters[0]["name"]
+        >>> result.rename(name, "ice creams").clusters[0]["name"]
+        'ice creams'
+        >>> result.undo().clusters[0]["name"] == name
+        True
+        >>> result.report(progress=False).name
+        'index.html'
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        images: str | os.PathLike[str] | None = None,
+        found: FolderResult | None = None,
+    ) -> None:
+        self.folder, self.images, self.found = Path(folder), images, found
+        self.saved = SavedResult.load(self.folder, images=images)
+
+    def __repr__(self) -> str:
+        return f"Result({os.fspath(self.folder)!r}: {len(self.assignments)} rows, {len(self.clusters)} clusters)"
+
+    @property
+    def assignments(self) -> pa.Table:
+        """One row per image, with the edits applied; see `SavedResult`."""
+        return self.saved.edited.assignments
+
+    @property
+    def clusters(self) -> list[dict[str, Any]]:
+        """One record per cluster, with the edits applied: `id`, `name`, `gloss`, `size`, `nouns`, `captions`."""
+        return self.saved.edited.clusters
+
+    @property
+    def labels(self) -> Any:
+        """(N,) int64 ids of the clusters, a NumPy array."""
+        return self.assignments["cluster"].to_numpy()
+
+    @property
+    def names(self) -> list[str]:
+        """N names: of the cluster of each image."""
+        return self.assignments["name"].to_pylist()
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(N, D) float16 image embeddings."""
+        return self.saved.embeddings
+
+    @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """NMI, ACC and ARI in percent by method, as the fit left them; empty without known classes."""
+        return self.saved.run.get("scores", {})
+
+    # Looking and taking away.
+
+    def report(
+        self,
+        out: str | os.PathLike[str] | None = None,
+        *,
+        compare_with: Result | None = None,
+        progress: bool = True,
+    ) -> Path:
+        """Draw the page, `cae report`; returns the file to open. By default it lies in the result.
+
+        Raises:
+            OutputError, ResultError: `out` cannot be written to, or the result knows of no images.
+        """
+        from cae.report import REPORT_FOLDER, write_report
+
+        comparison = None if compare_with is None else compare(compare_with.saved, self.saved)
+        with progress_bars(quiet=not progress) as reporter:
+            place = self.folder / REPORT_FOLDER if out is None else Path(out)
+            return write_report(self.saved, place, reporter, comparison=comparison)
+
+    def export(
+        self, to: Target, out: str | os.PathLike[str] | None = None, *, by: Placing = "copy", progress: bool = True
+    ) -> Exported:
+        """Take the result away, `cae export`; see `cae.results.export.export`. By default into `cae-export/TO`."""
+        from cae.results.export import export
+
+        with progress_bars(quiet=not progress) as reporter:
+            place = Path("cae-export") / to if out is None else Path(out)
+            return export(self.saved, to, place, by=by, progress=reporter("files"))
+
+    def compare(self, other: Result) -> Comparison:
+        """How far another result agrees with this one; moves go from this one to the other. `cae compare`."""
+        return compare(self.saved, other.saved)
+
+    def predict(
+        self,
+        source: Source,
+        *,
+        encoder_weights: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        batch_size: int = 64,
+        workers: int = 2,
+        progress: bool = True,
+    ) -> FolderResult:
+        """Sort other images into the same groups, without fitting again and without keeping them. `cae predict`."""
+        from cae.models.trained import load_pretrained
+        from cae.results.folder import run_source
+        from cae.utils.devices import find_device
+
+        module = load_pretrained(self.folder / MODEL_FOLDER, encoder_weights=encoder_weights, return_embeddings=True)
+        with progress_bars(quiet=not progress) as reporter:
+            return run_source(
+                module,
+                Path(source),
+                device=find_device(device),
+                batch_size=batch_size,
+                workers=workers,
+                reporter=reporter,
+            )
+
+    # Changing.
+
+    def update(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        encoder_weights: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        batch_size: int = 64,
+        workers: int = 2,
+        progress: bool = True,
+    ) -> Update:
+        """Add the new images of a folder; what was assigned stays. `cae update`."""
+        with changing(self.folder), progress_bars(quiet=not progress) as reporter:
+            self._reload()
+            diff = diff_folder(self.saved, Path(folder), reporter("hashes"))
+            skipped = diff.left_out
+            if diff.paths:
+                skipped = self._add(diff, Path(folder), encoder_weights, device, batch_size, workers, reporter)
+                self._reload()
+            return Update(diff, skipped, refit_reasons(self.saved, len(diff.changed)))
+
+    def rename(self, cluster: str | int, name: str) -> Self:
+        """Call a cluster something else."""
+        with self._changed() as view:
+            id = find_cluster(view, str(cluster))
+            return self._edit(Rename(anchors_of(view, id), check_name(view, name, [id])))
+
+    def merge(self, clusters: Sequence[str | int], name: str | None = None) -> Self:
+        """Make several clusters one, by default under the first one's name.
+
+        Raises:
+            EditError: fewer than two clusters, or one that there is not.
+        """
+        with self._changed() as view:
+            ids = list(dict.fromkeys(find_cluster(view, str(cluster)) for cluster in clusters))
+            if len(ids) < 2:
+                raise EditError("merging takes at least two groups; name another")
+            anchors = tuple(anchors_of(view, id) for id in ids)
+            return self._edit(Merge(anchors, anchors[0].name if name is None else check_name(view, name, ids)))
+
+    def split(self, cluster: str | int, into: int = 2) -> Self:
+        """Take a cluster apart by what its images look like."""
+        with self._changed() as view:
+            id = find_cluster(view, str(cluster))
+            return self._edit(Split(anchors_of(view, id), split_into(view, id, into)))
+
+    def pin(self, *clusters: str | int) -> Self:
+        """Keep the images and the names of clusters, whatever the next fit finds."""
+        with self._changed() as view:
+            ids = [find_cluster(view, str(cluster)) for cluster in clusters]
+            return self._edit(*(Pin(anchors_of(view, id, every=True)) for id in ids))
+
+    def move(self, paths: Sequence[str | os.PathLike[str]], to: str | int) -> Self:
+        """Put single images into another cluster; paths are those of the assignments, or on disk."""
+        with self._changed() as view:
+            images = find_images(view, [os.fspath(path) for path in paths])
+            return self._edit(Move(anchors_of(view, find_cluster(view, str(to))), images))
+
+    def undo(self) -> Self:
+        """Take the last edit back.
+
+        Raises:
+            EditError: there is none.
+        """
+        with self._changed():
+            if not self.saved.edits:
+                raise EditError(f"there are no edits in {self.folder}, and so nothing to take back")
+            save_edits(self.saved.edits[:-1], self.folder)
+        self._reload()
+        return self
+
+    def _reload(self) -> None:
+        self.saved = SavedResult.load(self.folder, images=self.images)
+
+    @contextmanager
+    def _changed(self) -> Iterator[SavedResult]:
+        """The result as it is now, which nobody else changes until the block has ended."""
+        with changing(self.folder):
+            self._reload()
+            yield self.saved.edited
+
+    def _edit(self, *edits: Edit) -> Self:
+        save_edits([*self.saved.edits, *edits], self.folder)
+        self._reload()
+        return self
+
+    def _add(
+        self,
+        diff: FolderDiff,
+        folder: Path,
+        encoder_weights: str | os.PathLike[str] | None,
+        device: str,
+        batch_size: int,
+        workers: int,
+        reporter: Reporter,
+    ) -> dict[Path, str]:
+        """Predict and append; returns what could not be used."""
+        from cae.models.trained import load_pretrained
+        from cae.results.folder import run_folder
+        from cae.utils.devices import find_device
+
+        module = load_pretrained(self.folder / MODEL_FOLDER, encoder_weights=encoder_weights, return_embeddings=True)
+        found = run_folder(
+            module,
+            folder,
+            device=find_device(device),
+            batch_size=batch_size,
+            workers=workers,
+            reporter=reporter,
+            paths=diff.paths,
+        )
+        found = replace(found, skipped={**diff.left_out, **found.skipped})
+        add_images(self.saved, found)
+        return found.skipped

@@ -1,0 +1,98 @@
+"""Images and embeddings that are only in memory, or behind a data set, as the files that a result is made from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pathvalidate import sanitize_filename
+from torch import Tensor
+
+from cae.data.dataset import Images
+from cae.data.images import ImageError
+from cae.utils.progress import Reporter, silent
+
+FOLDER = "source"
+_MARK = ".written-by-cae"
+
+
+def on_disk(source: Any, out: Path, reporter: Reporter = silent) -> Path:
+    """The path of a source; what has none is written into a folder first.
+
+    Args:
+        source: a path; (N, D) embeddings as a tensor or array; a Hugging Face data set of images; a torchvision data
+            set or another that yields (PIL image, …); or a data module of `cae.data`.
+        out: an existing folder. Images go to `out/source`, by class if there are classes, embeddings to
+            `out/source.npy`. Those of an earlier call are replaced.
+        reporter: makes the progress callback.
+
+    Returns:
+        The folder of images or file of embeddings.
+
+    Raises:
+        TypeError: something else; the message says what is taken.
+        ImageError: `out/source` is in the way, or no image can be read.
+
+    Examples:
+        >>> from torchvision.datasets import FakeData
+        >>> folder = on_disk(FakeData(size=4, image_size=(3, 8, 8), num_classes=2), Path())
+        >>> sum(path.suffix == ".png" for path in folder.rglob("*"))
+        4
+    """
+    if isinstance(source, str | os.PathLike):
+        return Path(source)
+    if isinstance(source, Tensor | np.ndarray):
+        file = out / f"{FOLDER}.npy"
+        np.save(file, source.detach().float().cpu().numpy() if isinstance(source, Tensor) else source)
+        return file
+    images, classes = _images_of(source)
+    return _write(images, classes, out / FOLDER, reporter)
+
+
+def _images_of(source: Any) -> tuple[Images, Sequence[str] | None]:
+    """The images behind a data set, and the names of its classes."""
+    from cae.data.modules import HuggingFaceData, ImageData, TorchvisionData  # they bring Lightning
+
+    if isinstance(source, ImageData):
+        return source.images, getattr(source, "classes", None) or None
+    if hasattr(source, "features"):
+        data = HuggingFaceData(source)
+        if data.streaming:
+            raise TypeError("a stream cannot be gone over twice: load the data set without streaming")
+        return data.images, getattr(source.features.get(data.label or ""), "names", None)
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        return TorchvisionData(source).images, getattr(source, "classes", None)
+    raise TypeError(
+        f"expected a folder of images, a file or (N, D) array of embeddings, or a data set of images, got "
+        f"{type(source).__name__}"
+    )
+
+
+def _write(images: Images, classes: Sequence[str] | None, folder: Path, reporter: Reporter) -> Path:
+    if folder.exists():
+        if not (folder / _MARK).is_file():
+            raise ImageError(f"{folder} is in the way of the images to be written; move it, or choose another out")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / _MARK).touch()
+    report, width, written = reporter("images"), len(str(len(images))), 0
+    for i in range(len(images)):
+        place = folder
+        if images.labels is not None:
+            label = int(images.labels[i])
+            place = folder / sanitize_filename(str(classes[label] if classes else label), replacement_text="_")
+            place.mkdir(exist_ok=True)
+        try:
+            images.read(i, None).save(place / f"{i:0{width}}.png")
+            written += 1
+        except ImageError:  # one damaged image costs that image alone
+            continue
+        finally:
+            report(i + 1, len(images))
+    if not written:
+        raise ImageError("none of the images of the data set can be read")
+    return folder

@@ -1,0 +1,97 @@
+"""What the terminal shows while work is done: plain text, and a bar for everything that reports."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.errors import LiveError
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
+    from cae.utils.progress import Report, Reporter
+
+WIDE = 10_000
+"""Columns where no screen sets them: a row of a table stays one line in a file or a pipe."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class PlainConsole(Console):
+    """Prints texts as they are: names, nouns and paths are no markup, and give the terminal no orders."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Text with the replacement character in place of escapes and other control characters."""
+        return super().render_str(_CONTROL.sub("\ufffd", text), **options)
+
+
+out = PlainConsole()
+if not out.is_terminal and "COLUMNS" not in os.environ:
+    out.width = WIDE
+err = PlainConsole(stderr=True)
+
+
+class _Standing(ProgressColumn):
+    """How many of how many and how many a second; or, where that says nothing, a note."""
+
+    def render(self, task: Task) -> Text:
+        if task.fields["note"]:
+            return Text(task.fields["note"])
+        speed = task.finished_speed or task.speed
+        of = "?" if task.total is None else f"{task.total:,.0f}"
+        return Text(f"{task.completed:,.0f}/{of}" + (f"  {speed:,.0f}/s" if speed else ""))
+
+
+def at_first_use(reporter: Reporter, what: str) -> Report:
+    """A bar that shows once there is something to report: nothing for what is in the cache."""
+    report: list[Report] = []
+
+    def first(done: float, total: float, note: str = "") -> None:
+        if not report:
+            report.append(reporter(what))
+        report[0](done, total, note)
+
+    return first
+
+
+@contextmanager
+def progress_bars(*, quiet: bool = False) -> Iterator[Reporter]:
+    """A bar for everything that reports; on the error stream, so that results can be piped.
+
+    Where no screen can redraw a bar, as in a log, there is a line for each piece of work as it begins.
+    """
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        _Standing(),
+    )
+    progress = Progress(*columns, console=err, disable=quiet or not (err.is_terminal or err.is_jupyter))
+
+    def reporter(what: str) -> Report:
+        if not (quiet or err.is_terminal or err.is_jupyter):
+            err.print(f"{what} …", highlight=False)
+        try:
+            progress.start()  # only now: an error before any work should stand alone
+        except LiveError:  # another bar has the screen, as a Trainer's
+            err.print(f"{what} …", highlight=False)
+        task = progress.add_task(what, total=None, note="")
+
+        def report(done: float, total: float, note: str = "") -> None:
+            # Work that notes its progress may not know yet how far it is: then the bar pulses.
+            progress.update(task, completed=done, total=total if done or not note else None, note=note)
+
+        return report
+
+    try:
+        yield reporter
+    finally:
+        if progress.tasks:
+            progress.stop()
