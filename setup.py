@@ -51,6 +51,7 @@ EXTRAS = {
         "polars>=1.20",
         "pytest>=8.0",
         "pytest-timeout>=2.3",
+        "pytorch-lightning>=2.6",
         "ruff>=0.6",
         "tensorboard>=2.18",
     ],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard, TypeVar
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor
+
+L = TypeVar("L", bound=Logger)
 
 PROJECTED = 2000
 """Embeddings shown in TensorBoard's projector, and rows of a table."""
@@ -36,10 +39,15 @@ def log_details(
     rows = [list(row) for row in zip(*(column[:PROJECTED].tolist() for column in columns), strict=True)]
     for logger in loggers:
         logger.log_metrics({f"{prefix}size_{k}": size for k, size in enumerate(sizes)}, step=step)
-        if isinstance(logger, TensorBoardLogger):
+        if _is(logger, TensorBoardLogger):
             logger.experiment.add_histogram(f"{prefix}labels", labels, step, bins=len(sizes))
             logger.experiment.add_embedding(
                 x[:PROJECTED], rows, tag=f"{prefix}embedding", global_step=step, metadata_header=header
             )
-        elif isinstance(logger, WandbLogger):
+        elif _is(logger, WandbLogger):
             logger.log_table(f"{prefix}table", columns=header, data=rows, step=step)
+
+
+def _is(logger: Logger, kind: type[L]) -> TypeGuard[L]:
+    """Whether a logger is of a kind, that of `pytorch_lightning` included, which has classes of its own."""
+    return any(base.__name__ == kind.__name__ for base in type(logger).__mro__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,13 @@ class PredictionWriter(BasePredictionWriter):
         self._part: ParquetShard | None = None
         self._stale: Sequence[int] | None = None
         self._held: list[tuple[Any, list[int], str, int | None]] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Have a Trainer of `pytorch_lightning` keep the indices of batches: it does so for writers of its own kind."""
+        if stage == "predict" and not isinstance(trainer, pl.Trainer):
+            package = import_module(f"{type(trainer).__module__.partition('.')[0]}.callbacks")
+            write = {"write_on_batch_end": lambda *_: None}
+            trainer.callbacks.append(type("IndexKeeper", (package.BasePredictionWriter,), write)("batch"))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make room for the parts, which also finds out whether anything can be written there."""

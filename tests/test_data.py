@@ -15,6 +15,7 @@ import torch
 from PIL import GifImagePlugin, Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
+from torch.utils.data import ConcatDataset, Dataset, Subset, random_split
 from torchvision.datasets import FakeData
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 
@@ -535,3 +536,62 @@ def test_fewer_samples_than_processes_are_refused():
     data.trainer = SimpleNamespace(world_size=3, global_rank=0)
     with pytest.raises(ValueError, match="2 samples cannot be shared by 3 processes"):
         data.loader()
+
+
+def torchvision_like(**attributes):
+    """A data set of six images that keeps its classes as one of torchvision's does."""
+
+    class Like(Dataset):
+        def __getitem__(self, index):
+            return Image.new("RGB", (8, 8)), 0
+
+        def __len__(self):
+            return 6
+
+    found = Like()
+    vars(found).update(attributes)
+    return found
+
+
+CLASSES = [2, 0, 1, 1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"targets": CLASSES},  # CIFAR, ImageFolder, Places365, LFWPeople
+        {"targets": torch.tensor(CLASSES)},  # MNIST
+        {"labels": np.array(CLASSES, dtype=np.uint8)},  # STL10, SVHN
+        {"_labels": CLASSES},  # DTD, Flowers102, Food101, Pets, SUN397, Aircraft, CLEVR
+        {"y": CLASSES},  # Caltech101 and 256
+        {"_samples": [("a.jpg", label) for label in CLASSES]},  # Cars, GTSRB, FER2013, SST2, Imagenette
+    ],
+    ids=lambda kept: next(iter(kept)),
+)
+def test_classes_are_found_where_torchvision_keeps_them_and_through_parts(kept):
+    dataset = torchvision_like(classes=["a", "b", "c"], **kept)
+    data = TorchvisionData(dataset)
+    assert (data.images.labels.tolist(), data.classes) == (CLASSES, ["a", "b", "c"])
+    part = Subset(Subset(dataset, [5, 3, 1]), [2, 0])
+    assert TorchvisionData(part).images.labels.tolist() == [0, 2]
+    first, second = random_split(dataset, [4, 2])
+    both = TorchvisionData(ConcatDataset([first, second]))
+    assert both.images.labels.tolist() == [CLASSES[i] for i in (*first.indices, *second.indices)]
+    assert both.classes == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"targets": ["a.xml"] * 6},  # VOCDetection
+        {"labels": [-1] * 6},  # STL10, unlabelled
+        {"_samples": [("a.jpg", None)] * 6},  # FER2013, test
+        {"targets": [[0, 1]] * 6},
+        {"targets": [0, 1]},
+        {},
+    ],
+)
+def test_what_is_no_class_is_not_taken_for_one(kept):
+    assert TorchvisionData(torchvision_like(**kept)).images.labels is None
+    mixed = ConcatDataset([torchvision_like(**kept), torchvision_like(targets=CLASSES)])
+    assert TorchvisionData(mixed).images.labels is None

@@ -4,12 +4,16 @@ import inspect
 import logging
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import fields
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
+from conftest import FakeEncoder
 from lightning.pytorch.callbacks import BasePredictionWriter, BatchSizeFinder
+from PIL import Image
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
@@ -372,6 +376,50 @@ def test_the_constructor_spells_out_every_setting():
     parameters = inspect.signature(CAE).parameters
     assert {field.name for field in fields(CAEConfig)} <= set(parameters)
     assert CAE(3, epsilon=None, preset="paper").config == CAEConfig.from_preset("paper", 3)
+
+
+class Normalising(FakeEncoder):
+    """Preprocesses as CLIP does: black is below 0, white above 1."""
+
+    @staticmethod
+    def preprocess(image):
+        return (FakeEncoder.preprocess(image) - 0.5) / 0.25
+
+
+def prepared(n):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (n, 9, 7, 3), dtype=torch.uint8, generator=generator).numpy()
+    return [Image.fromarray(each) for each in pixels]
+
+
+def test_bytes_are_preprocessed_and_unprepared_floats_are_told(text_files):
+    module = CAE(3, encoder=Normalising(), **text_files)
+    images = prepared(6)
+    expected = module.embed(torch.stack([module.encoder.preprocess(image) for image in images]))
+    bytes_ = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+    torch.testing.assert_close(module.embed(bytes_), expected)
+    for floats, message in (
+        (bytes_ / 255, r"are 9 × 7 pixels, in place of 4 × 4"),
+        (torch.rand(6, 3, 4, 4), r"hold no value below 0, where black is -2"),
+        (255 * torch.rand(6, 3, 4, 4), r"hold values up to 2\d\d, where white is 2"),
+    ):
+        fresh = CAE(3, encoder=Normalising(), **text_files)
+        with pytest.warns(UserWarning, match=message + r".*transform=model.encoder.preprocess"), suppress(RuntimeError):
+            fresh.embed(floats)
+        with suppress(RuntimeError):  # once is enough; an encoder may refuse another size
+            fresh.embed(floats)
+
+
+def test_a_fitted_module_is_called_on_images_or_embeddings(module, picture_folder):
+    quiet = trainer(max_epochs=1)
+    with pytest.raises(ModelError, match="not fitted yet"):
+        module(torch.zeros(1, 48))
+    quiet.fit(module, ImageFolderData(picture_folder, num_workers=0))
+    paths = sorted(picture_folder.rglob("*.png"))
+    images = torch.stack([module.encoder.preprocess(Image.open(path)) for path in paths])
+    found = module(images)
+    assert torch.equal(found["cluster"], module(module.embed(images))["cluster"])
+    assert sorted(found["cluster"].bincount().tolist()) == [10, 10, 10]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between Lightning and jsonargparse

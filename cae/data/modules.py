@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
 from cae.data.base import Data
 from cae.data.dataset import ImageDataset, Images, collate_readable, files_identity
@@ -142,8 +142,9 @@ def read_path(paths: Sequence[Path], index: int, side: int | None) -> Image.Imag
 class TorchvisionData(ImageData):
     """A data set of torchvision, or any that yields (PIL image, …): leave its `transform` unset.
 
-    Classes come from its `targets` or `labels`. An interrupted fit goes on where it stopped for data sets that have
-    their images in memory as `data` or list their files as `samples`.
+    Classes come from where torchvision's data sets keep them, also through `Subset`, `random_split` and
+    `ConcatDataset`; `classes` has their names if the data set has. An interrupted fit goes on where it stopped for data
+    sets that have their images in memory as `data` or list their files as `samples`.
 
     Args:
         dataset: the data set.
@@ -158,7 +159,7 @@ class TorchvisionData(ImageData):
     """
 
     def __init__(self, dataset: Any, *, batch_size: int = 64, num_workers: int | None = None) -> None:
-        labels = getattr(dataset, "targets", getattr(dataset, "labels", None))
+        labels, self.classes = labels_of_dataset(dataset), class_names_of(dataset)
         samples, data = getattr(dataset, "samples", None), getattr(dataset, "data", None)
         paths, identity = [str(i) for i in range(len(dataset))], None
         if samples is not None:
@@ -166,10 +167,54 @@ class TorchvisionData(ImageData):
             paths, identity = [os.path.relpath(file, root) for file in files], files_identity(root, files)
         elif isinstance(data, np.ndarray | Tensor):
             identity = hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()[:32]
-        images = Images(
-            partial(read_item, dataset), paths, None if labels is None else as_labels(torch.as_tensor(labels)), identity
-        )
+        images = Images(partial(read_item, dataset), paths, labels, identity)
         super().__init__(images, batch_size=batch_size, num_workers=num_workers)
+
+
+_LABELS = ("targets", "labels", "_labels", "y")
+"""Where torchvision's data sets keep the N classes, by the commonest name first."""
+
+
+def labels_of_dataset(dataset: Any) -> Tensor | None:
+    """The classes (N,) int64 of a torchvision data set, without reading its images; None where it has none.
+
+    Examples:
+        >>> from torch.utils.data import Subset
+        >>> from torchvision.datasets import ImageFolder
+        >>> labels_of_dataset(Subset(ImageFolder("photos"), [0, 29]))
+        tensor([0, 2])
+    """
+    if isinstance(dataset, Subset):
+        labels = labels_of_dataset(dataset.dataset)
+        return None if labels is None else labels[torch.as_tensor(list(dataset.indices))]
+    if isinstance(dataset, ConcatDataset):
+        parts = [labels_of_dataset(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else torch.cat(parts)  # type: ignore[arg-type]
+    kept: Any = next((found for name in _LABELS if (found := getattr(dataset, name, None)) is not None), None)
+    if kept is None:
+        kept = [sample[1] for sample in getattr(dataset, "_samples", ())]
+    found = np.asarray(kept)
+    # Others keep captions, boxes, files or attributes there; -1 stands for what has no class.
+    if found.shape != (len(dataset),) or found.dtype.kind not in "biu" or not len(found) or found.min() < 0:
+        return None
+    return as_labels(found)
+
+
+def class_names_of(dataset: Any) -> list[str]:
+    """The names of a torchvision data set's classes; empty where it has none, or parts of it differ.
+
+    Examples:
+        >>> from torch.utils.data import Subset
+        >>> from torchvision.datasets import ImageFolder
+        >>> class_names_of(Subset(ImageFolder("photos"), [0, 29]))
+        ['blue', 'green', 'red']
+    """
+    if isinstance(dataset, Subset):
+        return class_names_of(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        first, *others = map(class_names_of, dataset.datasets)
+        return first if all(other == first for other in others) else []
+    return [str(name) for name in getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or ()]
 
 
 def read_item(dataset: Any, index: int, side: int | None) -> Image.Image:

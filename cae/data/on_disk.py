@@ -65,7 +65,8 @@ def _images_of(source: Any) -> tuple[Images, Sequence[str] | None]:
             raise TypeError("a stream cannot be gone over twice: load the data set without streaming")
         return data.images, getattr(source.features.get(data.label or ""), "names", None)
     if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
-        return TorchvisionData(source).images, getattr(source, "classes", None)
+        torchvision = TorchvisionData(source)
+        return torchvision.images, torchvision.classes or None
     raise TypeError(
         f"expected a folder of images, a file or (N, D) array of embeddings, or a data set of images, got "
         f"{type(source).__name__}"

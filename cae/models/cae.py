@@ -195,6 +195,25 @@ class CAE(Embedder):
             result["embedding"] = x.float().cpu()
         return result
 
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Label a batch without a Trainer, on a fitted module: `model(images)`.
+
+        Args:
+            images: (B, 3, H, W) from the encoder's `preprocess`, or bytes; or embeddings (B, D).
+
+        Returns:
+            The fields of `cae.method.pipeline.Prediction` for B images, on the CPU.
+
+        Raises:
+            ModelError: not fitted yet, or fitted with another encoder.
+        """
+        if self.fitted is None:
+            raise self._not_fitted()
+        if images.ndim == 4:
+            check_encoder(self.fitted, self.encoder.to(self.device))
+        with torch.no_grad():
+            return _on_cpu(self.predict_embeddings(self.embed(images)))
+
     def on_predict_epoch_end(self) -> None:
         """Fit, on a process that has had no batch to do it with."""
         if self.fitted is None:

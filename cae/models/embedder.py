@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -15,10 +16,12 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.strategies import DDPStrategy
+from PIL import Image
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
 from torch.utils.data import DistributedSampler
+from torchvision.transforms.functional import to_pil_image
 
 from cae.config import DEFAULT_ENCODER
 from cae.encoders import Encoder, load_encoder
@@ -36,6 +39,12 @@ IMAGE_KEYS = ("image", "images", "pixel_values", "embedding", "embeddings")
 
 LOADER_SHIFT = 40
 """A sample's id is its index + (dataloader_idx << LOADER_SHIFT), so that ids of several loaders never collide."""
+
+
+_OTHER_LIGHTNING = (
+    "{} is a module of the package `lightning`, and this program has imported `pytorch_lightning`, whose Trainer takes "
+    "its own modules only: run it by `from lightning import Trainer`. The callbacks of cae work with both"
+)
 
 
 class Embedder(pl.LightningModule):
@@ -78,6 +87,8 @@ class Embedder(pl.LightningModule):
         dtype: Literal["float32", "float16"] = "float32",
     ) -> None:
         super().__init__()
+        if "pytorch_lightning" in sys.modules:
+            warnings.warn(_OTHER_LIGHTNING.format(type(self).__name__), UserWarning, stacklevel=2)
         if dtype not in ("float32", "float16"):
             raise ValueError(f"embeddings are kept as float32 or float16, not {dtype!r}")
         self.automatic_optimization = False
@@ -89,6 +100,7 @@ class Embedder(pl.LightningModule):
         self.store: EmbeddingStore | None = None
         self._n_seen: Counter[int] = Counter()
         self._shuffled: dict[int, Tensor] = {}
+        self._looked_at = False
 
     @property
     def encoder(self) -> Encoder:
@@ -196,6 +208,7 @@ class Embedder(pl.LightningModule):
         if images.ndim == 4:
             if not len(images):
                 return torch.empty(0, self.encoder.dim, dtype=dtype, device=self.device)
+            images = self._preprocessed(images)
             # Autocast may have returned half precision: normalise again in float32.
             return normalize(self.encoder.encode_images(images.float()).float(), dim=1).to(dtype)
         if images.ndim == 2 and images.is_floating_point():
@@ -209,6 +222,21 @@ class Embedder(pl.LightningModule):
             f"expected images (B, 3, H, W) or embeddings (B, D), got a {images.dtype} tensor of shape "
             f"{tuple(images.shape)}"
         )
+
+    def _preprocessed(self, images: Tensor) -> Tensor:
+        """Images as the encoder expects them: bytes are preprocessed, floats that cannot have been bring a warning."""
+        if images.dtype == torch.uint8:
+            return torch.stack([self.encoder.preprocess(to_pil_image(image)) for image in images.cpu()])
+        if not self._looked_at:
+            self._looked_at = True
+            if reason := unprepared(images, self.encoder):
+                warnings.warn(
+                    f"these images {reason}: they were not preprocessed for {maker(self.encoder)}, and the clusters "
+                    "will be poor; give their data set transform=model.encoder.preprocess, or pass bytes (uint8)",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        return images
 
     def _sample_ids(self, batch: Any, n: int, dataloader_idx: int) -> Tensor:
         """The ids (B,) of a batch's samples, the same however many processes share them."""
@@ -339,6 +367,31 @@ def fit_silently(
         raise KeyboardInterrupt if trainer.interrupted else stop from stop
     finally:
         log.setLevel(level)
+
+
+def unprepared(images: Tensor, encoder: Encoder) -> str | None:
+    """Why a batch cannot come from the encoder's `preprocess`; None where it can.
+
+    Args:
+        images: (B, 3, H, W) floats.
+        encoder: says how a black and a white image look once they are preprocessed.
+
+    Examples:
+        >>> from cae.encoders import load_encoder
+        >>> unprepared(torch.rand(8, 3, 32, 32), load_encoder("lite"))
+        'are 32 × 32 pixels, in place of 260 × 260'
+    """
+    side = encoder.image_size
+    if images.shape[-2:] != (side, side):
+        return f"are {images.shape[-2]} × {images.shape[-1]} pixels, in place of {side} × {side}"
+    black, white = (encoder.preprocess(Image.new("RGB", (side, side), colour)) for colour in ("black", "white"))
+    low, high = float(images.min()), float(images.max())
+    if high > float(white.max()) + 0.5:
+        return f"hold values up to {high:.3g}, where white is {float(white.max()):.3g}"
+    # Nearly every photograph has something dark.
+    if low >= 0 > float(black.min()) and len(images) > 1:
+        return f"hold no value below 0, where black is {float(black.min()):.3g}"
+    return None
 
 
 def images_of(batch: Any) -> Tensor:
