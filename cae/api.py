@@ -247,14 +247,20 @@ class Result:
             return write_report(self.saved, place, reporter, comparison=comparison)
 
     def export(
-        self, to: Target, out: str | os.PathLike[str] | None = None, *, by: Placing = "copy", progress: bool = True
+        self,
+        to: Target,
+        out: str | os.PathLike[str] | None = None,
+        *,
+        by: Placing = "copy",
+        nested: bool = False,
+        progress: bool = True,
     ) -> Exported:
         """Take the result away, `cae export`; see `cae.results.export.export`. By default into `cae-export/TO`."""
         from cae.results.export import export
 
         with progress_bars(quiet=not progress) as reporter:
             place = Path("cae-export") / to if out is None else Path(out)
-            return export(self.saved, to, place, by=by, progress=reporter("files"))
+            return export(self.saved, to, place, by=by, nested=nested, progress=reporter("files"))
 
     def compare(self, other: Result) -> Comparison:
         """How far another result agrees with this one; moves go from this one to the other. `cae compare`."""
@@ -307,6 +313,20 @@ class Result:
                 skipped = self._add(diff, Path(folder), encoder_weights, device, batch_size, workers, reporter)
                 self._reload()
             return Update(diff, skipped, refit_reasons(self.saved, len(diff.changed)))
+
+    def cut(self, n_clusters: int) -> Self:
+        """Show another level of the tree of groups, coarser or finer, without a new fit; edits stay. `cae cut`.
+
+        Raises:
+            ResultError: the tree does not hold so many groups, or there is none.
+        """
+        from cae.results.cut import cut
+
+        with changing(self.folder):
+            self._reload()
+            cut(self.saved, n_clusters)
+        self._reload()
+        return self
 
     def rename(self, cluster: str | int, name: str) -> Self:
         """Call a cluster something else."""

@@ -105,24 +105,41 @@ def rewrite_assignments(folder: Path, table: pa.Table) -> None:
     from cae.results.writing import write_tables
 
     result = SavedResult.load(folder)
-    write_tables(folder, table, result.embeddings, result.clusters, result.run)
+    write_tables(folder, table, result.embeddings, result.clusters, result.run, result.fitted)
 
 
 @pytest.fixture
 def result_folder(tmp_path: Path, picture_folder: Path, text_files: dict[str, str]) -> Path:
     """What `cae cluster` leaves of `picture_folder` in three clusters."""
+    return clustered_folder(picture_folder, 3, text_files, tmp_path / "result")
+
+
+@pytest.fixture
+def tree_folder(tmp_path: Path, text_files: dict[str, str]) -> Path:
+    """What `cae cluster` leaves of 72 pictures of eight colours in six clusters: a tree with merges and splits."""
+    generator = numpy.random.default_rng(0)
+    for number in range(8):
+        folder = tmp_path / "colours" / f"colour {number}"
+        folder.mkdir(parents=True)
+        for i in range(9):
+            pixels = generator.integers(0, 60, (20, 24, 3), dtype=numpy.uint8)
+            pixels += numpy.array([150 * (number >> bit & 1) for bit in range(3)], dtype=numpy.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    return clustered_folder(tmp_path / "colours", 6, text_files, tmp_path / "colours-result")
+
+
+def clustered_folder(pictures: Path, n_clusters: int, texts: dict[str, str], out: Path) -> Path:
+    """`cae cluster` with the fake encoder, without the page."""
     from cae.models.cae import CAE
     from cae.results.folder import run_folder
     from cae.results.writing import write_result
 
-    module = CAE(3, encoder=FakeEncoder(), return_embeddings=True, **text_files)
+    module = CAE(n_clusters, encoder=FakeEncoder(), return_embeddings=True, **texts)
     device = torch.device("cpu")
-    result = run_folder(
-        module, picture_folder, device=device, batch_size=8, workers=0, reporter=lambda _: lambda *_: None
-    )
-    (tmp_path / "result").mkdir()
-    write_result(result, tmp_path / "result", {})
-    return tmp_path / "result"
+    result = run_folder(module, pictures, device=device, batch_size=8, workers=0, reporter=lambda _: lambda *_: None)
+    out.mkdir()
+    write_result(result, out, {})
+    return out
 
 
 def run_cae(monkeypatch, capfd, *arguments):

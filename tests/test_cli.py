@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from PIL import Image
 
 from cae.cli.terminal import print_choices
 from cae.encoders import EncoderError
+from cae.results.saved import SavedResult
 
 K = 3
 
@@ -45,7 +47,7 @@ def test_cluster_writes_what_it_promises(clustered, picture_folder):
     table = pq.read_table(out / "assignments.parquet")
     assert table.column_names == [
         "path", "cluster", "name", "confidence", "similarity", "runner_up", "beta_image", "beta_noun", "beta_caption",
-        "top_nouns", "top_caption", "sha256",
+        "top_nouns", "top_caption", "sha256", "leaf",
     ]  # fmt: skip
     assert len(pacsv.read_csv(out / "assignments.csv")) == len(table)
     rows = table.to_pylist()
@@ -375,7 +377,9 @@ def test_texts_build_fills_the_cache(run, text_files):
         (["cluster", "{empty}", "-k", "3"], 1, "no pictures"),
         (["cluster", "{folder}", "-k", "1"], 2, "at least 2"),
         (["cluster", "{folder}", "-k", "500"], 1, "too few for 500 clusters"),
-        (["cluster", "{folder}"], 2, "--clusters"),
+        (["cut", "{empty}"], 2, "--clusters"),
+        (["cut", "{empty}", "-k", "many"], 2, "--clusters"),
+        (["cut", "{empty}", "-k", "3"], 1, "no result of `cae cluster`"),
         (
             ["cluster", "{folder}", "-k", "3", "--method", "mca", "--preset", "tac"],
             1,
@@ -502,3 +506,59 @@ def test_the_counts_next_to_the_chosen_one_are_told_however_far_they_lie(capfd):
     assert "56, modularity 0.886, the most of those about as good (with 46: 0.879, 51: 0.887, 62: 0.880)" in " ".join(
         capfd.readouterr().out.split()
     )
+
+
+def test_cut_shows_another_level_and_predict_agrees(run, tree_folder, tmp_path):
+    levels = SavedResult.load(tree_folder).fitted.hierarchy.levels
+    assert run("report", tree_folder)[0] == 0
+    code, stdout, stderr = run("cut", tree_folder, "--clusters", levels[-1])
+    assert code == 0, stderr
+    assert f"report: {tree_folder}/report/index.html" in stdout
+    assert f"in {levels[-1]} groups" in (tree_folder / "report/index.html").read_text(encoding="utf-8")
+    code, _, stderr = run("predict", tree_folder, tmp_path / "colours", "--out", tmp_path / "again", "--workers", 0)
+    assert code == 0, stderr
+    cut, again = (pq.read_table(folder / "assignments.parquet") for folder in (tree_folder, tmp_path / "again"))
+    assert again["cluster"].to_pylist() == cut["cluster"].to_pylist()
+    assert again["name"].to_pylist() == cut["name"].to_pylist()
+
+
+def test_update_after_a_cut_sorts_into_its_groups(run, tree_folder, tmp_path):
+    levels = SavedResult.load(tree_folder).fitted.hierarchy.levels
+    assert run("cut", tree_folder, "--clusters", levels[0])[0] == 0
+    old = tmp_path / "colours" / "colour 3" / "0.png"
+    with Image.open(old) as image:
+        changed = numpy.asarray(image) ^ 1
+    Image.fromarray(changed).save(old.with_name("new.png"))
+    code, _, stderr = run("update", tree_folder, tmp_path / "colours", "--workers", 0)
+    assert code == 0, stderr
+    rows = {row["path"]: row for row in pq.read_table(tree_folder / "assignments.parquet").to_pylist()}
+    assert len(rows) == 73
+    assert rows["colour 3/new.png"]["cluster"] == rows["colour 3/0.png"]["cluster"]
+    assert run("cut", tree_folder, "--clusters", levels[-1])[0] == 0
+    saved = SavedResult.load(tree_folder)
+    assert sum(record["size"] for record in saved.clusters) == 73
+    tree = json.loads((tree_folder / "clusters.json").read_text())["tree"]
+    assert sum(node["size"] for node in tree if node["parent"] is None) == 73
+
+
+@pytest.mark.parametrize("n", ["1", "70", "-3"])
+def test_cut_names_what_cannot_be(run, tree_folder, n):
+    code, stdout, stderr = run("cut", tree_folder, "--clusters", n)
+    assert code != 0
+    assert n in stderr
+    assert not stdout
+
+
+def test_cut_of_a_method_without_a_tree_says_why(run, tree_folder):
+    fitted = SavedResult.load(tree_folder).fitted
+    replace(fitted, hierarchy=None, nodes=[]).save(tree_folder / "model")
+    code, _, stderr = run("cut", tree_folder, "--clusters", 5)
+    assert code == 1
+    assert "before there were trees" in stderr
+
+
+def test_the_number_of_clusters_may_be_left_out(run, tmp_path, text_files, tree_folder):
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
+    code, stdout, stderr = run("cluster", tmp_path / "colours", "--out", tmp_path / "found", "--workers", 0, *texts)
+    assert code == 0, stderr
+    assert "number of groups: " in stdout

@@ -5,11 +5,13 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cae.results.cut import cut
 from cae.results.edits import Merge, Rename
 from cae.results.edits_file import save_edits
 from cae.results.export import TARGETS, ExportError, export
@@ -326,3 +328,33 @@ def test_coco_names_a_picture_that_is_none_any_more(result, picture_folder, tmp_
     (picture_folder / "red/0.png").write_bytes(b"something else")
     with pytest.raises(ExportError, match=r"red/0\.png is no picture any more"):
         export(result, "coco", tmp_path / "out")
+
+
+# Nested folders.
+
+
+def test_nested_folders_follow_the_tree(tree_folder, tmp_path):
+    saved = SavedResult.load(tree_folder)
+    levels = saved.fitted.hierarchy.levels
+    cut(saved, levels[-1])
+    saved = SavedResult.load(tree_folder)
+    export(saved, "folders", tmp_path / "nested", nested=True)
+    found = {path: path.split("/") for path in visible(tmp_path / "nested")}
+    assert len(found) == 72
+    assert len({parts[0] for parts in found.values()}) == levels[0]
+    assert len({tuple(parts[:-1]) for parts in found.values()}) == levels[-1]
+    by_parent = {node["name"]: node for node in json.loads((tree_folder / "clusters.json").read_text())["tree"]}
+    assert {parts[0] for parts in found.values()} == {
+        name for name, node in by_parent.items() if node["parent"] is None
+    }
+    assert {parts[-2] for parts in found.values()} == {record["name"] for record in saved.clusters}
+
+
+def test_only_folders_of_a_result_with_a_tree_nest(tree_folder, tmp_path):
+    saved = SavedResult.load(tree_folder)
+    with pytest.raises(ExportError, match="only folders can be nested, not csv"):
+        export(saved, "csv", tmp_path / "out", nested=True)
+    replace(saved.fitted, hierarchy=None, nodes=[]).save(tree_folder / "model")
+    with pytest.raises(ExportError, match="no tree of groups to nest by"):
+        export(SavedResult.load(tree_folder), "folders", tmp_path / "out", nested=True)
+    assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """The fitted state on disk: whole, readable without code execution, and refused when it is not right."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn.functional import normalize
 from cae.config import CAEConfig
 from cae.method.fitted import FORMAT_VERSION, ClusterDescription, FittedCAE, ModelError, SelectedTexts
 from cae.method.partition import Partition
+from cae.utils.checksums import tensors_hash
 
 
 @pytest.fixture
@@ -168,3 +170,26 @@ def test_a_model_from_before_there_was_a_metric_goes_by_its_kmeans(fitted):
     assert loaded.config.clustering == "kmeans"
     assert loaded.partition.metric is None
     assert loaded.partition.spherical
+
+
+def test_a_tree_survives_the_disk_and_a_cut_too(tree_folder, tmp_path):
+    fitted = FittedCAE.load(tree_folder / "model")
+    fitted.cut(fitted.hierarchy.levels[-1]).save(tmp_path / "cut")
+    read = FittedCAE.load(tmp_path / "cut")
+    assert read.hierarchy.splits == fitted.hierarchy.splits
+    assert [cluster.id for cluster in read.clusters] == list(range(read.config.n_clusters))
+    assert read.config.n_clusters == fitted.hierarchy.levels[-1]
+    assert [asdict(node) for node in read.cut(6).nodes] == [asdict(node) for node in fitted.nodes]
+    assert [asdict(cluster) for cluster in read.cut(6).clusters] == [asdict(cluster) for cluster in fitted.clusters]
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("splits", [0, 0]), ("roots", 2**40), ("leaves", "abc"), ("nodes", []), ("nodes", [{}]), ("n_clusters", None)],
+)
+def test_a_tree_that_is_none_is_refused_by_name(tree_folder, part, value):
+    state = FittedCAE.load(tree_folder / "model").state_dict()
+    state["plain"]["tree"][part] = value
+    state["sha256"] = tensors_hash(state["tensors"], state["plain"])
+    with pytest.raises(ModelError, match="incomplete or damaged"):
+        FittedCAE.from_state_dict(state)

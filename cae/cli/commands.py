@@ -144,7 +144,7 @@ def cluster(
     folder: Pictures,
     clusters: Annotated[
         str, typer.Option("--clusters", "-k", help="Number of groups, or auto to find it out.", metavar="N|auto")
-    ],
+    ] = "auto",
     out: Annotated[Path, Out] = Path("cae-result"),
     encoder: EncoderSpec = DEFAULT_ENCODER,
     encoder_weights: Weights = None,
@@ -305,6 +305,25 @@ def update(
 
 
 @app.command()
+def cut(
+    result: ResultFolder,
+    clusters: Annotated[int, typer.Option("--clusters", "-k", help="Number of groups.", metavar="N")],
+    images: Images = None,
+    report: Redraw = True,
+    quiet: Quiet = False,
+) -> None:
+    """Show a result at another level of its tree of groups, coarser or finer, without a new fit; edits stay."""
+    from cae.api import Result
+
+    saved = Result(result, images=images).cut(clusters).saved
+    if quiet:
+        terminal.print_unmatched_edits(saved)
+    else:
+        terminal.print_edits(saved)
+    redraw(result, report=report, images=images, quiet=quiet)
+
+
+@app.command()
 def compare(
     a: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="A")],
     b: Annotated[Path, typer.Argument(help="Another, with pictures in common.", metavar="B")],
@@ -338,6 +357,9 @@ def export(
     by: Annotated[
         Literal["copy", "hardlink", "symlink"], typer.Option(help="How pictures get there; originals stay as they are.")
     ] = "copy",
+    nested: Annotated[
+        bool, typer.Option("--nested", help="With folders: groups inside the coarse groups that they are part of.")
+    ] = False,
     images: Images = None,
     quiet: Quiet = False,
 ) -> None:
@@ -348,7 +370,7 @@ def export(
     saved = SavedResult.load(result, images=images)
     place = out or Path("cae-export") / to
     with terminal.progress_bars(quiet=quiet) as reporter:
-        done = export(saved, to, place, by=by, progress=reporter("files"))
+        done = export(saved, to, place, by=by, nested=nested, progress=reporter("files"))
     terminal.print_unmatched_edits(saved)
     terminal.print_missing(done.missing)
     terminal.print_changed(done.changed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cae.config import CAEConfig
+from cae.method.hierarchy import Hierarchy
 from cae.method.partition import Partition
 from cae.utils.checksums import check_kinds, is_version, load_json, tensors_hash
 from cae.utils.files import committing, dump_json, tidy
 
-FORMAT_VERSION = 3
-"""From 2 on there is a checksum, from 3 on the clusters may have a metric."""
+FORMAT_VERSION = 4
+"""From 2 on there is a checksum, from 3 on the clusters may have a metric, from 4 on there may be a tree of groups."""
 _TENSORS_FILE = "model.safetensors"
 _CONFIG_FILE = "config.json"
 _NETWORK = "network."
@@ -90,6 +91,9 @@ class FittedCAE:
         provenance: encoder, corpora with hashes, versions; plain JSON values.
         method: `cae`, or the method of `cae.models.trained` that trained the network.
         network: the network's `state_dict`, empty for `cae`.
+        hierarchy: the tree over the clusters, `config.n_clusters` the level of it that labels; None where a network
+            labels, or for a state from before trees.
+        nodes: a description of each of its nodes; `id` is the node's number.
 
     Examples:
         >>> from cae import SavedResult
@@ -108,6 +112,29 @@ class FittedCAE:
     provenance: dict[str, Any] = field(default_factory=dict)
     method: str = "cae"
     network: dict[str, Tensor] = field(default_factory=dict)
+    hierarchy: Hierarchy | None = None
+    nodes: list[ClusterDescription] = field(default_factory=list)
+
+    def cut(self, n: int) -> Self:
+        """The same fit with n clusters: another level of its tree.
+
+        Args:
+            n: one of `hierarchy.levels`.
+
+        Raises:
+            ModelError: there is no tree, or it does not hold so many.
+        """
+        if self.hierarchy is None:
+            why = "networks label" if self.network else "it was fitted before there were trees; fit it again"
+            raise ModelError(f"the model has no tree of groups to cut: {why}")
+        levels = self.hierarchy.levels
+        if n not in levels:
+            raise ModelError(
+                f"the tree of groups holds {levels[0]} to {levels[-1]} groups, and not {n}; ask for one of these, or "
+                "fit again with that many"
+            )
+        clusters = [replace(self.nodes[node], id=i) for i, node in enumerate(self.hierarchy.nodes(n))]
+        return replace(self, config=replace(self.config, n_clusters=n), clusters=clusters)
 
     def to(self, device: torch.device | str) -> Self:
         """The same state with its tensors on `device`."""
@@ -189,6 +216,8 @@ class FittedCAE:
         tensors = {"means": self.means, "centroids": self.partition.centroids}
         if self.partition.metric is not None:
             tensors["metric"] = self.partition.metric
+        if self.hierarchy is not None:
+            tensors |= {"leaf.prototypes": self.hierarchy.prototypes, "leaf.metric": self.hierarchy.metric}
         for modality, selected in self.selected.items():
             tensors[f"{modality}.embeddings"] = selected.embeddings
             tensors[f"{modality}.g"] = selected.g
@@ -202,7 +231,14 @@ class FittedCAE:
             "clusters": [asdict(cluster) for cluster in self.clusters],
             "provenance": self.provenance,
             "method": self.method,
+            "tree": None if self.hierarchy is None else self._tree(),
         }
+
+    def _tree(self) -> dict[str, Any]:
+        assert self.hierarchy is not None  # the caller has looked
+        plain = {name: getattr(self.hierarchy, name) for name in ("n_clusters", "roots", "splits", "leaves")}
+        lists = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+        return {**lists, "nodes": [asdict(node) for node in self.nodes]}
 
     def _check(self) -> None:
         """Catch what has the names of a fitted state but not its kinds of values.
@@ -210,7 +246,7 @@ class FittedCAE:
         Raises:
             LookupError, ValueError, TypeError, AttributeError: it has not.
         """
-        for cluster in self.clusters:
+        for cluster in [*self.clusters, *self.nodes]:
             check_kinds(asdict(cluster), _CLUSTER)
         check_kinds({"n_images": self.n_images, "provenance": self.provenance}, {"n_images": int, "provenance": dict})
         if not isinstance(self.method, str):
@@ -226,7 +262,16 @@ class FittedCAE:
             shapes += [(texts.embeddings, (len(texts.texts), width)), (texts.g, (len(texts.texts),))]
         centroids, metric = self.partition.centroids, self.partition.metric
         if not self.network:
-            shapes.append((centroids, (self.config.n_clusters, centroids.shape[1])))
+            fitted = self.config.n_clusters if self.hierarchy is None else self.hierarchy.n_clusters
+            shapes.append((centroids, (fitted, centroids.shape[1])))
+        if self.hierarchy is not None:
+            tree = self.hierarchy
+            if self.config.n_clusters not in tree.levels or len(self.nodes) != tree.n_nodes:
+                raise ValueError(
+                    f"{len(self.nodes)} groups in a tree of {tree.n_nodes}, cut at {self.config.n_clusters}"
+                )
+            shapes.append((tree.prototypes, (len(tree.leaves), centroids.shape[1])))
+            shapes.append((tree.metric, (centroids.shape[1], tree.metric.shape[1])))
         if metric is not None:
             shapes.append((metric, (centroids.shape[1], metric.shape[1])))
         for tensor, shape in shapes:
@@ -237,7 +282,7 @@ class FittedCAE:
     def _from_parts(cls, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Self:
         # Before there was a choice, it was k-means.
         config = CAEConfig(**{"clustering": "kmeans", **plain["config"]})
-        metric = tensors.get("metric")
+        metric, tree = tensors.get("metric"), plain.get("tree")
         return cls(
             config=config,
             n_images=plain["n_images"],
@@ -251,4 +296,18 @@ class FittedCAE:
             provenance=plain["provenance"],
             method=plain.get("method", "cae"),
             network={key.removeprefix(_NETWORK): tensors[key] for key in tensors if key.startswith(_NETWORK)},
+            hierarchy=None if tree is None else _hierarchy(tree, tensors),
+            nodes=[] if tree is None else [ClusterDescription(**node) for node in tree["nodes"]],
         )
+
+
+def _hierarchy(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Hierarchy:
+    check_kinds(tree, {"n_clusters": int, "roots": int, "splits": list, "leaves": list})
+    return Hierarchy(
+        tree["n_clusters"],
+        tree["roots"],
+        tuple(tree["splits"]),
+        tuple(tree["leaves"]),
+        tensors["leaf.prototypes"],
+        tensors["leaf.metric"],
+    )

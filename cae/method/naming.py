@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, pairwise
 
 import torch
@@ -34,6 +35,7 @@ from torch.distributed import ProcessGroup
 from cae.config import CAEConfig
 from cae.method.blocks import BLOCK_ROWS
 from cae.method.fitted import ClusterDescription, SelectedTexts
+from cae.method.hierarchy import Hierarchy
 from cae.method.kmeans import cluster_sums
 from cae.text import TextBank
 from cae.utils.distributed import all_reduce_sum
@@ -76,20 +78,117 @@ def describe_clusters(
         config: gives K, epsilon and which modality names: nouns, or captions where there are no nouns.
         group: the processes that share the images; all get the same descriptions.
     """
-    scores = {
-        modality: typicality(transport_mass(x, labels, texts, config, group)) for modality, texts in selected.items()
-    }
+    mass = {modality: transport_mass(x, labels, texts, config, group) for modality, texts in selected.items()}
+    return _described(*cluster_sums(x, labels, config.n_clusters, group), mass, selected, banks, config)
+
+
+@stage("naming")
+def describe_tree(
+    x: Tensor,
+    leaf: Tensor,
+    tree: Hierarchy,
+    selected: Mapping[str, SelectedTexts],
+    banks: Mapping[str, TextBank],
+    config: CAEConfig,
+    group: ProcessGroup | None = None,
+) -> tuple[list[ClusterDescription], list[ClusterDescription]]:
+    """As `describe_clusters`, of the K clusters of a fit and of all groups in the tree over them.
+
+    The clusters have the names that they have without a tree; each other group has the best that is left. The images
+    are looked at once: what is known of a group is the sum of what is known of its leaves.
+
+    Args:
+        x: (N, D) float32 or float16 unit image embeddings, of a group this rank's share.
+        leaf: (N,) int64, the leaf of each image.
+        tree: over the clusters.
+        selected: the selected texts and their potentials, by modality.
+        banks: the banks they come from, which know the glosses.
+        config: gives K, epsilon and which modality names.
+        group: the processes that share the images; all get the same descriptions.
+
+    Returns:
+        K descriptions of the clusters, and one of each node, whose `id` is its number.
+    """
+    n_leaves = len(tree.leaves)
+    by_leaf = replace(config, n_clusters=n_leaves)
+    mass = {modality: transport_mass(x, leaf, texts, by_leaf, group) for modality, texts in selected.items()}
+    sums, sizes = cluster_sums(x, leaf, n_leaves, group)
+
+    def described(members: Sequence[Sequence[int]], taken: Collection[str] = ()) -> list[ClusterDescription]:
+        inside = torch.zeros(len(members), n_leaves, dtype=torch.float64, device=x.device)
+        for i, leaves in enumerate(members):
+            inside[i, leaves] = 1
+        n = (inside @ sizes.double()).round().long()
+        share = inside * sizes / n.clamp_min(1).unsqueeze(1)
+        of_groups = {modality: (share @ values.double()).float() for modality, values in mass.items()}
+        grouped = replace(config, n_clusters=len(members))
+        return _described(inside @ sums, n, of_groups, selected, banks, grouped, taken)
+
+    fitted = tree.nodes(tree.n_clusters)
+    clusters = described([tree.members(node) for node in fitted])
+    others = [node for node in range(tree.n_nodes) if node not in set(fitted)]
+    nodes = {node: replace(cluster, id=node) for node, cluster in zip(fitted, clusters, strict=True)}
+    if others:
+        texts = banks[config.modalities[0]].texts
+        names = {cluster.name for cluster in clusters}
+        found = described([tree.members(node) for node in others], names)
+        nodes |= {node: replace(cluster, id=node) for node, cluster in zip(others, found, strict=True)}
+        if len(set(texts) - names) < len(others):
+            nodes |= _called_after_others(tree, nodes, fitted, others)
+    return clusters, [nodes[node] for node in range(tree.n_nodes)]
+
+
+def _called_after_others(
+    tree: Hierarchy, nodes: Mapping[int, ClusterDescription], fitted: Sequence[int], others: Sequence[int]
+) -> dict[int, ClusterDescription]:
+    """The groups of a tree where there are too few nouns: after the clusters that they hold, or are part of."""
+    named: dict[int, ClusterDescription] = {}
+    for node in others:
+        above = [step for step in tree.path(node) if step in set(fitted)]
+        if above:
+            name = f"{nodes[above[0]].name}, part {node}"
+        else:
+            inside = sorted((each for each in fitted if node in tree.path(each)), key=lambda each: -nodes[each].size)
+            name = " and ".join(nodes[each].name for each in inside[:2])
+            name += f" and {len(inside) - 2} more" if len(inside) > 2 else ""
+        named[node] = replace(nodes[node], name=name, gloss="")
+    return named
+
+
+def _described(
+    sums: Tensor,
+    sizes: Tensor,
+    mass: Mapping[str, Tensor],
+    selected: Mapping[str, SelectedTexts],
+    banks: Mapping[str, TextBank],
+    config: CAEConfig,
+    taken: Collection[str] = (),
+) -> list[ClusterDescription]:
+    """Descriptions from what is known of the K groups, in order of their number.
+
+    Args:
+        sums: (K, D) of the images in each.
+        sizes: (K,) images in each.
+        mass: `transport_mass` by modality.
+        selected: the selected texts, by modality.
+        banks: the banks they come from.
+        config: gives K and which modality names.
+        taken: names that none of them may have.
+    """
     typical = {
         modality: [
             [selected[modality].texts[j] for j in row]
-            for row in score.topk(min(TEXTS_PER_CLUSTER, score.shape[1])).indices.tolist()
+            for row in typicality(values).topk(min(TEXTS_PER_CLUSTER, values.shape[1])).indices.tolist()
         ]
-        for modality, score in scores.items()
+        for modality, values in mass.items()
     }
     naming = config.modalities[0]
-    sums, sizes = cluster_sums(x, labels, config.n_clusters, group)
     images = (sums / sizes.unsqueeze(1)).float()
-    names = assign_names(name_scores(images, banks[naming], banks.get("caption")), banks[naming].texts)
+    scores, texts = name_scores(images, banks[naming], banks.get("caption")), banks[naming].texts
+    if taken:
+        free = [j for j, text in enumerate(texts) if text not in taken]
+        scores, texts = scores[:, free], [texts[j] for j in free]
+    names = assign_names(scores, texts)
     glosses = fitting_glosses(names, images, banks[naming], banks.get("caption"))
     return [
         ClusterDescription(

@@ -6,6 +6,7 @@
     x, U, g_u ─▶ noun counterpart x^u;   x, V, g_v ─▶ caption counterpart x^v       Eq. 7-8   transport
     x, x^u, x^v ─ prototype-weighted fusion ─▶ z                                    Eq. 14-17 fusion
     z ─ graph of neighbours, or k-means ─▶ clusters, labels                         Eq. 18    partition
+    z, clusters ─ graph of neighbours ─▶ tree of groups, coarse to fine                       hierarchy
     labels, U, V ─▶ names                                                                     naming
 
 Before potentials are found, settings that are left to the data (how much the texts may weigh, how many clusters there
@@ -39,9 +40,10 @@ from cae.method.auto import decide, sample_size
 from cae.method.blocks import blockwise
 from cae.method.fitted import FittedCAE, SelectedTexts
 from cae.method.fusion import fuse_modalities
+from cae.method.hierarchy import grow
 from cae.method.kmeans import sample_rows, warn_of_empty
-from cae.method.naming import describe_clusters
-from cae.method.partition import Partition, partition
+from cae.method.naming import describe_tree
+from cae.method.partition import partition
 from cae.text import TextBank
 from cae.utils.distributed import all_reduce_count, all_reduce_sum, is_first
 
@@ -55,6 +57,7 @@ class Prediction(NamedTuple):
         runner_up: (N,) int64, the second nearest cluster.
         similarity: (N,) float32, closeness to the own centroid (`cae.method.kmeans.Assignment`).
         beta: (N, m) float32 modality weights of Eq. 16, the image first, then `config.modalities`; rows sum to 1.
+        leaf: (N,) int64, the leaf of the tree of groups, from which all its levels follow; the label without a tree.
     """
 
     cluster: Tensor
@@ -62,6 +65,7 @@ class Prediction(NamedTuple):
     runner_up: Tensor
     similarity: Tensor
     beta: Tensor
+    leaf: Tensor
 
 
 def fit(
@@ -116,11 +120,13 @@ def fit(
     means = stages.means(x, selected, config, n_images, group)
     z, beta = blockwise(lambda rows: stages.fused(rows, selected, means, config, n_images), x)
     found = partition(z, config, index=index, group=group)
-    prediction = Prediction(*blockwise(lambda *rows: _assigned(*rows, clusters=found), z, beta))
-    clusters = describe_clusters(x, prediction.cluster, selected, banks, config, group)
+    tree = grow(z, found, config, index=index, group=group)
+    fitted = FittedCAE(config, n_images, selected, means, found, [], notes, hierarchy=tree)
+    prediction = Prediction(*blockwise(lambda *rows: _assigned(*rows, fitted=fitted), z, beta))
+    clusters, nodes = describe_tree(x, prediction.leaf, tree, selected, banks, config, group)
     if is_first(group):
         warn_of_empty(torch.tensor([cluster.size for cluster in clusters]))
-    return FittedCAE(config, n_images, selected, means, found, clusters, notes), prediction
+    return replace(fitted, clusters=clusters, nodes=nodes), prediction
 
 
 def predict(x: Tensor, fitted: FittedCAE) -> Prediction:
@@ -133,7 +139,7 @@ def predict(x: Tensor, fitted: FittedCAE) -> Prediction:
 
     def label(rows: Tensor) -> tuple[Tensor, ...]:
         z, beta = stages.fused(rows, fitted.selected, fitted.means, fitted.config, fitted.n_images)
-        return _assigned(z, beta, clusters=fitted.partition)
+        return _assigned(z, beta, fitted=fitted)
 
     return Prediction(*blockwise(label, x))
 
@@ -202,7 +208,11 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: P
         raise ValueError(f"{stretched} of {n_images} image embeddings are not of unit length; normalize them first")
 
 
-def _assigned(z: Tensor, beta: Tensor, *, clusters: Partition) -> tuple[Tensor, ...]:
+def _assigned(z: Tensor, beta: Tensor, *, fitted: FittedCAE) -> tuple[Tensor, ...]:
     """A block of z to the fields of `Prediction`."""
-    found = clusters.assign(z)
-    return found.labels, found.confidence, found.runner_up, found.similarity, beta
+    if fitted.hierarchy is None:
+        found = fitted.partition.assign(z)
+        leaf = found.labels
+    else:
+        found, leaf = fitted.hierarchy.assign(z, fitted.partition, fitted.config.n_clusters)
+    return found.labels, found.confidence, found.runner_up, found.similarity, beta, leaf

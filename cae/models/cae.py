@@ -427,7 +427,7 @@ def _placeholder(n: int, config: CAEConfig) -> pipeline.Prediction:
     """Predictions to be filled in: label -1, the rest NaN."""
     label, number = torch.full((n,), -1), torch.full((n,), float("nan"))
     beta = torch.full((n, 1 + len(config.modalities)), float("nan"))
-    return pipeline.Prediction(label, number, label.clone(), number.clone(), beta)
+    return pipeline.Prediction(label, number, label.clone(), number.clone(), beta, label.clone())
 
 
 def _on_cpu(found: pipeline.Prediction) -> dict[str, Tensor]:

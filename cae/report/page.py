@@ -115,6 +115,7 @@ def write_report(
             "roots": _roots(result.root, out),
             "links": _links([result.image_paths[row] for row in order], facts["path"]),
             "columns": {name: _packed(column) for name, column in facts.items()},
+            "tree": (tree := _tree(result, order)),
         }
         # ASCII, so that no character can end the line of the script.
         (folder / "data.js").write_text(f"const DATA = {json.dumps(data, separators=(',', ':'))};\n", encoding="ascii")
@@ -128,6 +129,7 @@ def write_report(
                 outliers=np.flatnonzero(facts["outlier"]).tolist(),
                 compared=compared and _text(compared),
                 comparison=comparison,
+                tree=tree,
             )
         except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
             # What the page says besides its groups comes out of this file, which people may have changed.
@@ -220,6 +222,24 @@ def _draw(
     else:
         position = lay_among(z, kept.position)
     return thumbnails, position, stamps
+
+
+def _tree(result: SavedResult, order: NDArray[np.int64]) -> dict[str, Any] | None:
+    """The tree of groups as `levels.js` reads it, with the leaf of each image; None for a result without one."""
+    fitted = result.fitted
+    if fitted.hierarchy is None or "leaf" not in result.assignments.column_names:
+        return None
+    return {
+        "cut": fitted.config.n_clusters,
+        "fewest": fitted.hierarchy.levels[0],
+        "most": fitted.hierarchy.levels[-1],
+        "roots": fitted.hierarchy.roots,
+        "splits": fitted.hierarchy.splits,
+        "leaves": fitted.hierarchy.leaves,
+        "names": [node.name for node in fitted.nodes],
+        "glosses": [node.gloss for node in fitted.nodes],
+        "leaf": _packed(result.leaves.numpy()[order]),
+    }
 
 
 def _roots(root: Path, out: Path) -> list[str]:

@@ -114,6 +114,8 @@ class FolderResult:
         columns["top_nouns"] = pa.array(self._top_texts("noun", N_TOP_NOUNS), pa.list_(pa.string()))
         columns["top_caption"] = [texts[0] if texts else "" for texts in self._top_texts("caption", 1)]
         columns["sha256"] = pa.array(self.sha256, pa.string())
+        if fitted.hierarchy is not None:
+            columns["leaf"] = prediction.leaf.numpy()
         return pa.table(columns)
 
     def _top_texts(self, modality: str, k: int) -> list[list[str]]:

@@ -2,7 +2,7 @@
 
 OUT/assignments.parquet, .csv   one row per image
 OUT/embeddings.safetensors      `embedding` (N, D) float16 unit rows, in the order of the assignments
-OUT/clusters.json               one record per cluster, under `clusters`
+OUT/clusters.json               one record per cluster, under `clusters`; one per group of the tree, under `tree`
 OUT/model/                      the fitted state (`cae.method.fitted`), for `cae predict`
 OUT/run.json                    format version, settings, provenance, scores, what was skipped, checksums of all files
 OUT/edits.json                  what people changed by hand since, if they did (`cae.results.edits`)

@@ -164,6 +164,24 @@ class SavedResult:
         return embeddings
 
     @cached_property
+    def leaves(self) -> Tensor:
+        """(N,) int64, the leaf of the model's tree of groups that each image is in.
+
+        Raises:
+            ResultError: damaged, or a result from before trees.
+        """
+        tree = self.fitted.hierarchy
+        if tree is None or "leaf" not in self.assignments.column_names:
+            raise ResultError(f"{self.folder} has no tree of groups: run `cae cluster` again to have one")
+        column = self.assignments["leaf"]
+        if column.type != pa.int64() or column.null_count:
+            raise damaged(self.folder, ASSIGNMENTS, "column leaf holds something else than int64")
+        leaves = torch.from_numpy(column.to_numpy().copy())
+        if len(leaves) and not 0 <= int(leaves.min()) <= int(leaves.max()) < len(tree.leaves):
+            raise damaged(self.folder, ASSIGNMENTS, f"leaf is not one of the tree's {len(tree.leaves)}")
+        return leaves
+
+    @cached_property
     def image_paths(self) -> list[Path | None]:
         """Where each of the N images lies now; None where there is no file any more.
 

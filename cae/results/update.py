@@ -133,6 +133,7 @@ def add_images(result: SavedResult, found: FolderResult) -> None:
             torch.cat([result.embeddings, found.embeddings.half()]),
             [{**record, "size": sizes[record["id"]]} for record in result.clusters],
             run,
+            result.fitted,
         )
 
 

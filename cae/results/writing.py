@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cae.method.fitted import FittedCAE
 from cae.results.layout import (
     ASSIGNMENTS,
     ASSIGNMENTS_CSV,
@@ -124,7 +126,7 @@ def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
     }
     with committing(out) as draft:
         result.fitted.save(draft / MODEL_FOLDER)
-        write_tables(draft, result.assignments(), result.embeddings, result.clusters(), run)
+        write_tables(draft, result.assignments(), result.embeddings, result.clusters(), run, result.fitted)
 
 
 def _from_here(root: Path, out: Path) -> dict[str, str]:
@@ -136,7 +138,12 @@ def _from_here(root: Path, out: Path) -> dict[str, str]:
 
 
 def write_tables(
-    out: Path, assignments: pa.Table, embeddings: Tensor, clusters: list[dict[str, Any]], run: dict[str, Any]
+    out: Path,
+    assignments: pa.Table,
+    embeddings: Tensor,
+    clusters: list[dict[str, Any]],
+    run: dict[str, Any],
+    fitted: FittedCAE,
 ) -> None:
     """Write everything but the model.
 
@@ -146,9 +153,27 @@ def write_tables(
         embeddings: (N, D) float unit rows.
         clusters: a record a cluster.
         run: the contents of `run.json` besides the format version.
+        fitted: the model, which knows the tree of groups if there is one.
     """
     _write_assignments(assignments, out)
     save_file({"embedding": embeddings.half().contiguous()}, out / EMBEDDINGS)
-    dump_json({"clusters": clusters}, out / CLUSTERS)
+    dump_json({"clusters": clusters, "tree": _tree(assignments, fitted)}, out / CLUSTERS)
     run = {**run, "format_version": FORMAT_VERSION}
     dump_json({**run, "sha256": checksums(out, (ASSIGNMENTS, EMBEDDINGS, CLUSTERS), run)}, out / RUN)
+
+
+def _tree(assignments: pa.Table, fitted: FittedCAE) -> list[dict[str, Any]]:
+    """The groups of all levels, coarse ones before their parts; `parent` is null for the coarsest."""
+    if fitted.hierarchy is None or "leaf" not in assignments.column_names:
+        return []
+    tree, sizes = fitted.hierarchy, np.bincount(assignments["leaf"].to_numpy(), minlength=len(fitted.hierarchy.leaves))
+    return [
+        {
+            "id": node.id,
+            "parent": tree.parents[node.id],
+            "name": node.name,
+            "gloss": node.gloss,
+            "size": int(sizes[tree.members(node.id)].sum()),
+        }
+        for node in fitted.nodes
+    ]

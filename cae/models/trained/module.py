@@ -181,6 +181,7 @@ class TrainedClustering(CAE):
         self.config = replace(self.config, n_clusters=base.config.n_clusters)
         nothing = Partition(base.partition.centroids[:0], None, spherical=False)
         bare = replace(base, config=self.config, method=self.method, partition=nothing, clusters=[])
+        bare = replace(bare, hierarchy=None, nodes=[])  # which is over the clusters of the training-free fit
         x = x.float()
         parts = {name: part.to(x.device) for name, part in centred_parts(x.to(self.method_device), base).items()}
         self.training_set = self.prepare_training(TrainingSet(x, parts, bare.to(x.device), banks))
@@ -343,7 +344,7 @@ class TrainedClustering(CAE):
         top, order = p.topk(2, dim=1)
         beta = torch.zeros(len(x), 1 + len(self.config.modalities), device=x.device)
         beta[:, 0] = 1
-        return Prediction(order[:, 0], 1 - top[:, 1] / top[:, 0], order[:, 1], top[:, 0], beta)
+        return Prediction(order[:, 0], 1 - top[:, 1] / top[:, 0], order[:, 1], top[:, 0], beta, order[:, 0])
 
     def _image_mean(self) -> Tensor:
         state = self.training_set.fitted if self.training_set is not None else self.fitted

@@ -131,10 +131,9 @@ class PictureMap {
 
   labelPlaces() {
     const median = (values) => values.sort()[values.length >> 1];
-    return pictures.groups.map(({ first, size }) => {
-      const own = pictures.position.subarray(2 * first, 2 * (first + size));
-      return [0, 1].map((axis) => median(own.filter((_, at) => at % 2 === axis)));
-    });
+    const members = pictures.groups.map(() => []);
+    for (let i = 0; i < pictures.count; i++) members[pictures.group[i]].push(i);
+    return members.map((own) => [0, 1].map((axis) => median(Uint16Array.from(own, (i) => pictures.position[2 * i + axis]))));
   }
 
   recolour() {
@@ -153,6 +152,12 @@ class PictureMap {
       groups: Uint32Array.from(pictures.groups, (_, group) => pixel(groupColour(group, theme.dark))),
     };
     this.draw();
+  }
+
+  /** Colours and labels for the groups that there are now. */
+  regroup() {
+    this.labels = this.labelPlaces();
+    this.recolour();
   }
 
   show(shown) {

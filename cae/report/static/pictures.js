@@ -1,25 +1,25 @@
 "use strict";
 // What is known of each picture, by its number, and its thumbnail. DATA comes from data.js, written by page.py.
 
-const pictures = (() => {
+function unpack(column) {
+  if (Array.isArray(column)) return column;
   const arrays = { uint8: Uint8Array, int8: Int8Array, uint16: Uint16Array, int16: Int16Array, int32: Int32Array };
+  const bytes = Uint8Array.from(atob(column.base64), (character) => character.charCodeAt(0));
+  return new arrays[column.type](bytes.buffer);
+}
 
-  function unpack(column) {
-    if (Array.isArray(column)) return column;
-    const bytes = Uint8Array.from(atob(column.base64), (character) => character.charCodeAt(0));
-    return new arrays[column.type](bytes.buffer);
-  }
-
+const pictures = (() => {
   const columns = Object.fromEntries(Object.entries(DATA.columns).map(([name, column]) => [name, unpack(column)]));
   const { columns: across, places, folder } = DATA.sheet;
   let lowerPaths; // for the search; made when it is first used
 
   return {
     count: DATA.count,
+    // These three change with the level of the tree.
     groups: DATA.groups,
-    path: columns.path,
     group: columns.group,
     runnerUp: columns.runnerUp,
+    path: columns.path,
     confidence: columns.confidence,
     position: columns.position,
     outlier: (i) => columns.outlier[i] === 1,
@@ -71,21 +71,74 @@ const pictures = (() => {
       if (words.length) lowerPaths ??= columns.path.map((path) => path.toLowerCase());
       const tests = words.map((word) => {
         const holds = (texts) => texts.map((text) => text.toLowerCase().includes(word));
-        const inGroup = holds(DATA.groups.map(({ name }) => name));
+        const inGroup = holds(this.groups.map(({ name }) => name));
         const inNoun = holds(columns.nounNames);
         const inCaption = holds(columns.captionTexts);
         return (i) =>
-          inGroup[columns.group[i]] ||
+          inGroup[this.group[i]] ||
           inNoun[columns.nouns[3 * i]] ||
           inNoun[columns.nouns[3 * i + 1]] ||
           inNoun[columns.nouns[3 * i + 2]] ||
           inCaption[columns.caption[i]] ||
           lowerPaths[i].includes(word);
       });
-      if (group >= 0) tests.push((i) => columns.group[i] === group);
+      if (group >= 0) tests.push((i) => this.group[i] === group);
       if (only) tests.push(only);
       return sequence.filter((i) => tests.every((test) => test(i)));
     },
+  };
+})();
+
+/** The tree of groups: all its levels from coarse to fine follow from the leaf that each picture is in. Edits are part of the
+ *  level that the result is cut at, and of no other. */
+const levels = DATA.tree && (() => {
+  const { roots, splits, leaves, names, glosses, cut, leaf } = DATA.tree;
+  const own = { groups: pictures.groups, group: pictures.group, runnerUp: pictures.runnerUp };
+  const leafOf = unpack(leaf);
+  const parent = (node) => (node < roots ? -1 : splits[(node - roots) >> 1]);
+  // The nodes of a level are those that its splits have made by then.
+  const nodesOf = (n) => leaves.map((node) => {
+    while (node >= roots + 2 * (n - roots)) node = parent(node);
+    return node;
+  });
+
+  /** The groups that a node is part of, the coarsest first. */
+  function above(node) {
+    const found = [];
+    for (let at = parent(node); at >= 0; at = parent(at)) found.unshift(names[at]);
+    return found;
+  }
+
+  return {
+    cut,
+
+    /** What `pictures` says of groups with n of them. */
+    at(n) {
+      if (n === cut) return own;
+      const nodes = nodesOf(n);
+      const members = new Map();
+      leafOf.forEach((leaf, i) => {
+        const node = nodes[leaf];
+        if (!members.has(node)) members.set(node, []);
+        members.get(node).push(i);
+      });
+      const order = [...members.keys()].sort((a, b) => members.get(b).length - members.get(a).length || a - b);
+      const place = new Map(order.map((node, at) => [node, at]));
+      // Pictures are numbered from the most typical of their own group on.
+      const rank = (i) => i - own.groups[own.group[i]].first;
+      const groups = order.map((node) => ({
+        name: names[node],
+        gloss: glosses[node],
+        size: members.get(node).length,
+        typical: members.get(node).toSorted((a, b) => rank(a) - rank(b)).slice(0, 9),
+        above: above(node),
+      }));
+      const group = Int32Array.from(leafOf, (leaf) => place.get(nodes[leaf]));
+      return { groups, group, runnerUp: new Int32Array(pictures.count).fill(-1) };
+    },
+
+    /** The names above a group of the result's own level, told by its most typical picture. */
+    aboveOwn: ({ first }) => above(nodesOf(cut)[leafOf[first]]),
   };
 })();
 

@@ -11,6 +11,25 @@ function paintGroups(root) {
   }
 }
 
+/** "animal › dog ›", for the top of a card; empty at the top of the tree. */
+function crumbs(names) {
+  return element("p", { class: "crumbs" }, ...(names.length ? [`${names.join(" › ")} ›`] : []));
+}
+
+/** The card of a group that the page did not come with. */
+function groupCard({ name, gloss, size, typical, above }, at) {
+  const counted = `${size.toLocaleString("en")} picture${size === 1 ? "" : "s"}`;
+  return element(
+    "article",
+    { class: "card", id: `group-${at}`, "data-group": at, "aria-labelledby": `name-${at}` },
+    crumbs(above),
+    element("header", {}, element("h3", { id: `name-${at}` }, name), element("p", { class: "facts-line" }, element("span", {}, counted))),
+    ...(gloss ? [element("p", { class: "gloss" }, gloss)] : []),
+    element("div", { class: "strip typical", role: "group", "aria-label": `Most typical pictures of ${name}` }, ...typical.map((i) => pictureButton(i))),
+    element("button", { type: "button", class: "all", "data-show": at }, `Show all ${counted}`),
+  );
+}
+
 (() => {
   const find = (selector) => document.querySelector(selector);
   const all = (selector) => [...document.querySelectorAll(selector)];
@@ -102,6 +121,45 @@ function paintGroups(root) {
     find(focus).focus({ preventScroll: true });
   }
 
+  // ---- levels of the tree ----
+
+  const lists = { ".cards": groupCard, ".sizes": groupSize, "#legend": groupLegend, "#group": groupOption };
+  const written = {}; // what the page came with, for the level that it came with
+
+  function groupSize({ name, size }, at, groups) {
+    const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    const bar = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    for (const [key, value] of [["width", (100 * size) / groups[0].size], ["height", 1]]) rect.setAttribute(key, value);
+    for (const [key, value] of [["class", "bar"], ["viewBox", "0 0 100 1"], ["preserveAspectRatio", "none"], ["aria-hidden", true]]) bar.setAttribute(key, value);
+    bar.append(rect);
+    return element("li", { "data-group": at }, element("a", { href: `#group-${at}` }, name), bar, element("span", { class: "number" }, size.toLocaleString("en")));
+  }
+
+  function groupLegend({ name }, at) {
+    return element("li", {}, element("button", { type: "button", "data-group": at, "aria-pressed": false }, element("span", {}, name)));
+  }
+
+  function groupOption({ name, size }, at) {
+    return element("option", { value: at }, `${name} (${size.toLocaleString("en")})`);
+  }
+
+  /** Show the groups of another level; pictures, map and search stay as they are. */
+  function showLevel(n) {
+    Object.assign(pictures, levels.at(n));
+    for (const [selector, make] of Object.entries(lists)) {
+      const list = find(selector);
+      written[selector] ??= [...list.children];
+      const kept = selector === "#group" ? [written[selector][0]] : []; // all groups
+      list.replaceChildren(...(n === levels.cut ? written[selector] : [...kept, ...pictures.groups.map(make)]));
+    }
+    const said = n === levels.cut ? find("#level-said").dataset.own : count(n, "group");
+    find("#level-said").textContent = said;
+    find("#level").setAttribute("aria-valuetext", said);
+    paintGroups(document);
+    map.regroup();
+    showGroup(-1);
+  }
+
   /** Cards out of sight have a guessed height; a jump past them lands where it should once they have their own. */
   function layOutCards() {
     find(".cards").classList.add("laid-out");
@@ -138,16 +196,20 @@ function paintGroups(root) {
     button.addEventListener("click", () => turnTo(state.page + Number(button.dataset.turn)));
   }
   find("#page").addEventListener("change", (event) => turnTo(Number(event.target.value) - 1 || 0));
-  for (const button of all("[data-show]")) {
-    button.addEventListener("click", () => showAllOf({ group: Number(button.dataset.show) }, "#group"));
-  }
+  find(".cards").addEventListener("click", (event) => {
+    const button = event.target.closest("[data-show]");
+    if (button) showAllOf({ group: Number(button.dataset.show) }, "#group");
+  });
   for (const button of all("[data-only]")) {
     button.addEventListener("click", () => showAllOf({ only: button.dataset.only }, "#only"));
   }
-  for (const button of all("#legend button")) {
+  find("#legend").addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
     const group = Number(button.dataset.group);
-    button.addEventListener("click", () => showGroup(state.group === group ? -1 : group));
-  }
+    showGroup(state.group === group ? -1 : group);
+  });
+  find("#level")?.addEventListener("input", (event) => showLevel(Number(event.target.value)));
   for (const button of all("[data-zoom]")) {
     button.addEventListener("click", () => (Number(button.dataset.zoom) ? map.zoom(Number(button.dataset.zoom)) : map.fit()));
   }
@@ -176,6 +238,9 @@ function paintGroups(root) {
 
   for (const strip of all("[data-numbers]")) {
     strip.append(...strip.dataset.numbers.split(" ").filter(Boolean).map((i) => pictureButton(Number(i))));
+  }
+  if (levels) {
+    for (const [at, card] of all(".card").entries()) card.prepend(crumbs(levels.aboveOwn(pictures.groups[at])));
   }
   paintGroups(document);
   update();

@@ -2,7 +2,7 @@
 
 | target | what is written |
 | --- | --- |
-| `folders` | a folder a cluster, called after it, with its images |
+| `folders` | a folder a cluster, called after it, with its images; nested, inside the coarse groups of the tree |
 | `csv`, `parquet` | `assignments` and `clusters`, a row each |
 | `json` | `result.json`: clusters, images, and the run they come from |
 | `hf` | an image folder with `metadata.jsonl`, for `datasets.load_dataset(OUT)` |
@@ -60,6 +60,7 @@ def export(
     out: Path,
     *,
     by: Placing = "copy",
+    nested: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
     """Write a result, as its edits show it, for another tool.
@@ -72,11 +73,12 @@ def export(
         target: a key of `TARGETS`.
         out: a folder, made if need be. What is in it and not of an earlier export to the same target is left alone.
         by: way to place images: `copy`, `hardlink` (same disk; changing one changes the original) or `symlink`.
+        nested: with `folders`, put each cluster's folder into that of the coarse group that it is part of.
         progress: called with (done, total) files.
 
     Raises:
-        ExportError: there are no images to take along; or `out` holds another export, files in the way or the
-            originals, or cannot hold links.
+        ExportError: nested, and not folders or without a tree of groups; there are no images to take along; or `out`
+            holds another export, files in the way or the originals, or cannot hold links.
 
     Examples:
         >>> from cae import SavedResult
@@ -88,7 +90,9 @@ def export(
             f"the result in {result.folder} was made from embeddings that name no pictures: export it as csv, parquet "
             "or json"
         )
-    plan = TARGETS[target](result.edited)
+    if nested and target != "folders":
+        raise ExportError(f"only folders can be nested, not {target}; leave out --nested, or export --to folders")
+    plan = (folders.plan_nested if nested else TARGETS[target])(result.edited)
     placed = any(isinstance(content, Path) for content in plan.values())
     if placed and any(place.resolve().is_relative_to(result.root.resolve()) for place in _tops(plan, out)):
         raise ExportError(f"{out} would mix with the original pictures; choose another folder with --out")

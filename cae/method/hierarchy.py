@@ -1,0 +1,355 @@
+"""A tree over the K clusters of a fit: their merges above, their splits below, from the same z.
+
+Everything is read off the graph of nearest neighbours of a sample:
+
+- above, the two groups with the most weight of edges for each pair of images between them become one (average linkage),
+  until `FEWEST` are left;
+- below, a group falls in two where the graph of its own images is cut most cheaply (normalised cut), the groups whose
+  cut is cheap for their size first. As in `cae.method.cluster_count` modularity decides whether a split means
+  something: here that of the two parts on the graph of the group alone.
+
+So there is one partition for every number of clusters between the fewest and the leaves, each nested in the next. An
+image goes to its cluster of the fit and, inside it, to the leaf whose mean is the nearest in discriminants between the
+leaves; all other levels follow from its leaf. Alternatives, with figures: benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from cae.config import CAEConfig
+from cae.method.graph import NEIGHBOURS, neighbour_graph
+from cae.method.kmeans import Assignment, sample_rows
+from cae.method.partition import Partition
+from cae.method.spectral import cluster_qr, discriminants, leading_eigenvectors, whitened
+from cae.utils.distributed import all_reduce_count, broadcast_from_first, is_first
+from cae.utils.progress import stage
+
+SAMPLE, SAMPLE_PER_CLUSTER = 4096, 20
+"""Most images that the graph has; with many clusters that many for each."""
+
+FEWEST = 5
+"""Groups at the top of the tree, or K where that is less."""
+
+MOST = 3
+"""Leaves are at most this many times K."""
+
+MEANINGFUL = 0.15
+"""Least modularity of a split on the graph of the group's own images; two halves without an edge between have 0.5."""
+
+SMALLEST = 3
+"""Images of the sample in a leaf: as few as `cae.method.cluster_count` allows on average."""
+
+LINKAGE_POWER = 0.9
+"""Of the groups' sizes, which the weight between them is divided by: 1 is average linkage, and leaves large groups
+alone for long."""
+
+SIZE_POWER = 0.35
+"""Of a group's size in the order of splits: 0 goes by the cut alone, 1 nearly by size alone."""
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """A binary tree of groups, in the order in which a coarse partition becomes a fine one.
+
+    Nodes 0 to `roots` - 1 are the coarsest partition. Split i takes node `splits[i]` apart, into the nodes
+    `roots` + 2 i and `roots` + 2 i + 1. After each split there is one group more.
+
+    Attributes:
+        n_clusters: K of the fit, one of the levels.
+        roots: groups of the coarsest level.
+        splits: the node that each split takes apart.
+        leaves: node of each of the L leaves, those of the fit's first cluster first, then those of the second, ….
+        prototypes: (L, D) float32, the mean z of each leaf.
+        metric: (D, d) float32; a leaf of the image's cluster is the nearest by z @ metric.
+
+    Raises:
+        ValueError: this is no such tree.
+    """
+
+    n_clusters: int
+    roots: int
+    splits: tuple[int, ...]
+    leaves: tuple[int, ...]
+    prototypes: Tensor = field(repr=False)
+    metric: Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Catch trees that a file made up."""
+        if not 0 < self.roots <= len(self.leaves):
+            raise ValueError(f"a tree of {len(self.leaves)} leaves cannot begin with {self.roots} groups")
+        alive = set(range(self.roots))
+        for i, node in enumerate(self.splits):
+            if node not in alive:
+                raise ValueError(f"split {i} of the tree is of {node}, which is no group by then")
+            alive ^= {node, self.roots + 2 * i, self.roots + 2 * i + 1}
+        if sorted(self.leaves) != sorted(alive) or not self.roots <= self.n_clusters <= len(self.leaves):
+            raise ValueError("the leaves of the tree are not what its splits leave")
+
+    @property
+    def n_nodes(self) -> int:
+        """Groups of all levels together."""
+        return self.roots + 2 * len(self.splits)
+
+    @property
+    def levels(self) -> range:
+        """The numbers of clusters that there is a partition for."""
+        return range(self.roots, len(self.leaves) + 1)
+
+    @cached_property
+    def parents(self) -> list[int | None]:
+        """The node that each node is a part of; None for the coarsest."""
+        return [*[None] * self.roots, *(node for node in self.splits for _ in range(2))]
+
+    def nodes(self, n: int) -> list[int]:
+        """The n nodes of a level, in the order of their first leaves: on the level of the fit that of its clusters."""
+        return list(dict.fromkeys(self._node_of_leaf(n)))
+
+    def cluster_of_leaf(self, n: int) -> Tensor:
+        """(L,) int64, the place of each leaf's node in `nodes(n)`."""
+        place = {node: i for i, node in enumerate(self.nodes(n))}
+        return torch.tensor([place[node] for node in self._node_of_leaf(n)])
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from the coarsest down to this one."""
+        steps: list[int] = []
+        at: int | None = node
+        while at is not None:
+            steps.append(at)
+            at = self.parents[at]
+        return steps[::-1]
+
+    def members(self, node: int) -> list[int]:
+        """The numbers of the leaves below a node, or of the leaf that it is."""
+        return [leaf for leaf, path in enumerate(self._paths) if node in path]
+
+    def leaf(self, z: Tensor, clusters: Tensor) -> Tensor:
+        """The leaf of each image, (N,) int64.
+
+        Args:
+            z: (N, D) float32.
+            clusters: (N,) int64, its cluster of the fit.
+        """
+        away = torch.cdist(z @ self.metric, self.prototypes @ self.metric)
+        of = self.cluster_of_leaf(self.n_clusters).to(z.device)
+        return away.masked_fill(of != clusters.unsqueeze(1), torch.inf).argmin(dim=1)
+
+    def assign(self, z: Tensor, partition: Partition, n: int) -> tuple[Assignment, Tensor]:
+        """Where images go on a level, and their leaves (N,) int64.
+
+        On other levels than the fit's, a cluster is as far from an image as the nearest of its parts: clusters of the
+        fit for a coarser level, leaves for a finer one. `similarity` is to that part.
+
+        Args:
+            z: (N, D) float32.
+            partition: of the fit.
+            n: one of `levels`.
+        """
+        found = partition.assign(z)
+        leaf = self.leaf(z, found.labels)
+        if n == self.n_clusters:
+            return found, leaf
+        fine = n > self.n_clusters
+        of = self.cluster_of_leaf(n).to(z.device)
+        parts, own = (
+            (Partition(self.prototypes, self.metric, spherical=False), leaf) if fine else (partition, found.labels)
+        )
+        labels = of[leaf]
+        if not fine:
+            first = self.cluster_of_leaf(self.n_clusters).diff(prepend=torch.tensor([-1])).nonzero().squeeze(1)
+            of = of[first.to(z.device)]
+        away = parts.distances(z)
+        if not parts.spherical:
+            away = away.square()
+        here = of == labels.unsqueeze(1)
+        near = away.masked_fill(~here, torch.inf).min(dim=1).values
+        far, nearest = away.masked_fill(here, torch.inf).min(dim=1)
+        confidence = torch.where(far > 0, 1 - near / far.clamp_min(torch.finfo(far.dtype).tiny), 0.0).clamp(0, 1)
+        similarity = torch.nn.functional.cosine_similarity(z, parts.centroids[own])
+        return Assignment(labels, of[nearest], confidence, similarity), leaf
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same tree with its tensors on `device`."""
+        return replace(self, prototypes=self.prototypes.to(device), metric=self.metric.to(device))
+
+    def _node_of_leaf(self, n: int) -> list[int]:
+        if n not in self.levels:
+            raise ValueError(f"the tree holds {self.levels[0]} to {self.levels[-1]} groups, not {n}")
+        # The nodes that are there by then were made by the first n - roots splits.
+        made = self.roots + 2 * (n - self.roots)
+        return [max(node for node in path if node < made) for path in self._paths]
+
+    @cached_property
+    def _paths(self) -> list[list[int]]:
+        return [self.path(leaf) for leaf in self.leaves]
+
+
+@stage("tree of groups")
+def grow(
+    z: Tensor,
+    partition: Partition,
+    config: CAEConfig,
+    *,
+    index: Tensor | None = None,
+    group: ProcessGroup | None = None,
+) -> Hierarchy:
+    """The tree over the clusters of a fit.
+
+    Args:
+        z: (N, D) float32 or float16. Of a group, this rank's share.
+        partition: its K clusters.
+        config: gives K and the seed of the sample.
+        index: (N,) int64, a number of its own for each image, which a group cannot do without; 0 to N - 1 by default.
+        group: the processes that share the images; every rank gets the same tree.
+    """
+    k = config.n_clusters
+    size = min(all_reduce_count(len(z), group), max(SAMPLE, SAMPLE_PER_CLUSTER * k))
+    sample = sample_rows(z, index, size, config.seed, group).to(z.device)
+    tree, prototypes = torch.empty(0, dtype=torch.int64), partition.centroids.float()
+    if is_first(group):
+        labels = partition.assign(sample).labels.cpu().numpy()
+        rows = whitened(sample)
+        graph = neighbour_graph(rows, min(NEIGHBOURS, max(2, len(sample) // k)))
+        merges = _merges(graph, labels, k)
+        splits, labels = _splits(graph, rows.cpu(), labels, k, config.seed)
+        tree, leaves = _numbered(k, merges, splits)
+        place = np.full(k + 2 * len(splits), -1)
+        place[leaves] = np.arange(len(leaves))
+        prototypes, metric = discriminants(sample, place[labels], len(leaves))
+        # The sample may have missed a small cluster, which then is a leaf.
+        missed = np.setdiff1d(leaves, labels)
+        prototypes[place[missed]] = partition.centroids[missed].float()
+    else:
+        metric = prototypes
+    sizes = broadcast_from_first(torch.tensor([len(tree), *prototypes.shape, metric.shape[1]]), group).tolist()
+    if not is_first(group):
+        tree, prototypes = tree.new_empty(sizes[0]), prototypes.new_empty(sizes[1:3])
+        metric = prototypes.new_empty(sizes[2:])
+    roots, *numbers = broadcast_from_first(tree, group).tolist()
+    return Hierarchy(
+        n_clusters=k,
+        roots=roots,
+        splits=tuple(numbers[: sizes[1] - roots]),
+        leaves=tuple(numbers[sizes[1] - roots :]),
+        prototypes=broadcast_from_first(prototypes.contiguous(), group),
+        metric=broadcast_from_first(metric.contiguous(), group),
+    )
+
+
+def _merges(graph: csr_array, labels: Ints, k: int) -> list[tuple[int, int]]:
+    """The K groups by average linkage: which two come together, again and again; the first merge makes group K."""
+    n = graph.shape[0]
+    member = csr_array((np.ones(n), (np.arange(n), labels)), shape=(n, k))
+    weight = np.zeros((2 * k, 2 * k))
+    weight[:k, :k] = (member.T @ graph @ member).toarray()
+    size = np.maximum(weight.sum(axis=1), np.finfo(np.float64).tiny) ** LINKAGE_POWER
+    alive, merges = list(range(k)), list[tuple[int, int]]()
+    while len(alive) > FEWEST:
+        likeness = weight[np.ix_(alive, alive)] / size[alive] / size[alive][:, None]
+        np.fill_diagonal(likeness, -1)
+        a, b = (alive[int(i)] for i in np.unravel_index(likeness.argmax(), likeness.shape))
+        new = k + len(merges)
+        weight[new] = weight[a] + weight[b]
+        weight[:, new] = weight[:, a] + weight[:, b]
+        size[new] = (size[a] ** (1 / LINKAGE_POWER) + size[b] ** (1 / LINKAGE_POWER)) ** LINKAGE_POWER
+        merges.append((a, b))
+        alive = [group for group in alive if group not in (a, b)] + [new]
+    return merges
+
+
+def _splits(graph: csr_array, rows: Tensor, labels: Ints, k: int, seed: int) -> tuple[list[int], Ints]:
+    """Take groups apart, the clearest first.
+
+    Args:
+        graph: (S, S) of the sample.
+        rows: (S, D) float32 unit rows that it was made of.
+        labels: (S,) in [0, k).
+        k: number of clusters.
+        seed: of the eigen-solver.
+
+    Returns:
+        The group that each split takes apart, into groups k + 2 i and k + 2 i + 1; and (S,) the group of each image.
+    """
+    labels, splits = labels.copy(), list[int]()
+    waiting: list[tuple[float, int, Ints, Ints]] = []
+
+    def consider(group: int) -> None:
+        members = np.flatnonzero(labels == group)
+        worth, second = _halves(graph, rows, members, seed)
+        if worth is not None:
+            heapq.heappush(waiting, (-worth, group, members, second))
+
+    for group in range(k):
+        consider(group)
+    while waiting and len(splits) < (MOST - 1) * k:
+        _, group, members, second = heapq.heappop(waiting)
+        first = k + 2 * len(splits)
+        splits.append(group)
+        labels[members] = first + second
+        consider(first)
+        consider(first + 1)
+    return splits, labels
+
+
+def _halves(graph: csr_array, rows: Tensor, members: Ints, seed: int) -> tuple[float | None, Ints]:
+    """The cheapest cut through a group: how much it is worth, None if it means nothing, and 0 or 1 for each member."""
+    own = csr_array(graph[members][:, members])
+    weight = own.sum()
+    if len(members) < 2 * SMALLEST or not weight:
+        return None, members
+    second = cluster_qr(leading_eigenvectors(own, rows[torch.from_numpy(members)], 2, seed))
+    sizes = np.bincount(second, minlength=2)
+    sides = np.stack([second == 0, second == 1]).astype(np.float64)
+    edges = sides @ (own @ sides.T)
+    volume = edges.sum(axis=1)
+    inside = np.diag(edges)
+    modularity = (inside / weight - (volume / weight) ** 2).sum()
+    if sizes.min() < SMALLEST or modularity < MEANINGFUL:
+        return None, members
+    cut = (1 - inside / volume).sum()
+    return float((1 - cut) * len(members) ** SIZE_POWER), second
+
+
+def _numbered(k: int, merges: Sequence[tuple[int, int]], splits: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """The tree as `Hierarchy` numbers its nodes.
+
+    Args:
+        k: number of clusters.
+        merges: from `_merges`.
+        splits: from `_splits`.
+
+    Returns:
+        One after the other: the number of roots, the node of each split, the node of each leaf, (1 + 2 L - roots,);
+        and the leaves as `_splits` numbers groups.
+    """
+    # Merges undone, the last one first; groups that they make are numbered below 0 to be told from those of splits.
+    apart = [(k + i, pair) for i, pair in reversed(list(enumerate(merges)))]
+    named = {i: i if i < k else -1 - i for i in range(k + len(merges))}
+    steps = [(named[whole], (named[a], named[b])) for whole, (a, b) in apart]
+    steps += [(group, (k + 2 * i, k + 2 * i + 1)) for i, group in enumerate(splits)]
+    parts = {part for _, pair in steps for part in pair}
+    roots = [group for group in [*range(k), *(whole for whole, _ in steps)] if group not in parts]
+    node = {group: i for i, group in enumerate(dict.fromkeys(roots))}
+    cluster = dict(zip(range(k), range(k), strict=True))
+    taken_apart, n_roots = [], len(node)
+    for whole, pair in steps:
+        taken_apart.append(node[whole])
+        for part in pair:
+            node[part] = n_roots + 2 * (len(taken_apart) - 1) + (part == pair[1])
+            cluster.setdefault(part, cluster.get(whole, -1))
+    whole_groups = {whole for whole, _ in steps}
+    leaves = sorted((group for group in node if group not in whole_groups), key=lambda group: (cluster[group], group))
+    return torch.tensor([n_roots, *taken_apart, *(node[leaf] for leaf in leaves)]), leaves

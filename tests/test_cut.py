@@ -1,0 +1,112 @@
+"""Another level of a result: the labels that its model predicts, edits that stay, and errors that change nothing."""
+
+import hashlib
+import json
+import re
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+import torch
+from conftest import rewrite_assignments
+
+from cae.method.fitted import ModelError
+from cae.method.pipeline import predict
+from cae.results.cut import cut
+from cae.results.edits import Move, Rename, anchors_of, find_images, save_edits
+from cae.results.saved import ResultError, SavedResult
+
+
+def hashes(folder):
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+def labels_of(folder):
+    return SavedResult.load(folder).assignments["cluster"].to_pylist()
+
+
+def test_a_cut_is_what_its_model_predicts_and_the_way_back_is_open(tree_folder):
+    before = SavedResult.load(tree_folder)
+    tree = before.fitted.hierarchy
+    assert tree.levels[0] < 6 < tree.levels[-1]
+    for n in (tree.levels[-1], tree.levels[0]):
+        cut(SavedResult.load(tree_folder), n)
+        after = SavedResult.load(tree_folder)
+        assert after.fitted.config.n_clusters == len(after.clusters) == after.run["config"]["n_clusters"] == n
+        found = predict(before.embeddings.float(), after.fitted)
+        assert found.cluster.tolist() == after.assignments["cluster"].to_pylist()
+        assert torch.allclose(found.confidence, torch.tensor(after.assignments["confidence"].to_pylist()), atol=1e-5)
+        for record in after.clusters:
+            assert record["size"] == after.assignments["cluster"].to_pylist().count(record["id"])
+            assert len(record["representatives"]) == min(record["size"], 9)
+        assert {row["name"] for row in after.assignments.to_pylist()} == {record["name"] for record in after.clusters}
+        assert len({record["name"] for record in after.clusters}) == n
+    cut(SavedResult.load(tree_folder), 6)
+    back = SavedResult.load(tree_folder)
+    assert back.assignments["cluster"].to_pylist() == before.assignments["cluster"].to_pylist()
+    assert back.clusters == before.clusters
+    assert back.run["scores"] == before.run.get("scores", {})
+
+
+def test_the_tree_is_in_clusters_json(tree_folder):
+    tree = json.loads((tree_folder / "clusters.json").read_text())["tree"]
+    by_id = {node["id"]: node for node in tree}
+    assert len(by_id) == len(tree)
+    for node in tree:
+        parts = [part for part in tree if part["parent"] == node["id"]]
+        assert len(parts) in (0, 2)
+        assert not parts or sum(part["size"] for part in parts) == node["size"]
+    assert sum(node["size"] for node in tree if node["parent"] is None) == 72
+    assert len({node["name"] for node in tree}) == len(tree)
+
+
+def test_edits_that_still_fit_stay_and_others_are_named(tree_folder):
+    result = SavedResult.load(tree_folder)
+    first = result.clusters[0]
+    picture = next(row["path"] for row in result.assignments.to_pylist() if row["cluster"] != first["id"])
+    edits = [
+        Rename(anchors_of(result, record["id"]), name) for record, name in zip(result.clusters, "abcdef", strict=True)
+    ]
+    edits.append(Move(anchors_of(result, first["id"]), find_images(result, [picture])))
+    save_edits(edits, tree_folder)
+    cut(SavedResult.load(tree_folder), result.fitted.hierarchy.levels[-1])
+    finest = SavedResult.load(tree_folder)
+    assert len(finest.edits) == 7  # nothing is lost
+    assert finest.unmatched_edits
+    assert all("spread over several clusters" in line for line in finest.unmatched_edits)
+    cut(finest, 6)
+    again = SavedResult.load(tree_folder)
+    assert again.unmatched_edits == []
+    assert {record["name"] for record in again.edited.clusters} == set("abcdef")
+
+
+def test_what_the_tree_does_not_hold_is_named_and_changes_nothing(tree_folder):
+    result = SavedResult.load(tree_folder)
+    levels, before = result.fitted.hierarchy.levels, hashes(tree_folder)
+    with pytest.raises(ResultError, match=re.escape(f"holds {levels[0]} to {levels[-1]} groups, and not 70")):
+        cut(result, 70)
+    assert hashes(tree_folder) == before
+
+
+def test_a_result_from_before_trees_says_so_and_stays(tree_folder):
+    result = SavedResult.load(tree_folder)
+    rewrite_assignments(tree_folder, result.assignments.drop_columns(["leaf"]))
+    before = hashes(tree_folder)
+    with pytest.raises(ResultError, match="no tree of groups: run `cae cluster` again"):
+        cut(SavedResult.load(tree_folder), 5)
+    assert hashes(tree_folder) == before
+
+
+def test_leaves_that_the_tree_has_not_are_damage(tree_folder):
+    result = SavedResult.load(tree_folder)
+    leaf = pa.array([99] * len(result.assignments))
+    table = result.assignments.set_column(result.assignments.column_names.index("leaf"), "leaf", leaf)
+    rewrite_assignments(tree_folder, table)
+    with pytest.raises(ResultError, match="leaf is not one of"):
+        cut(SavedResult.load(tree_folder), 5)
+
+
+def test_a_model_without_a_tree_cannot_be_cut(tree_folder):
+    fitted = replace(SavedResult.load(tree_folder).fitted, hierarchy=None, nodes=[])
+    with pytest.raises(ModelError, match="fitted before there were trees"):
+        fitted.cut(2)
