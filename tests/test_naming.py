@@ -95,3 +95,23 @@ def test_without_embedded_glosses_the_first_sense_is_taken():
     images = torch.tensor([[0.0, 1.0]] * 2)
     assert fitting_glosses(["crane", "cluster 1"], images, nouns, None) == ["a bird", ""]
     assert fitting_glosses(["crane"], images[:1], bank("noun", ["crane"], [[1.0, 0.0]]), None) == [""]
+
+
+@pytest.mark.parametrize(("n_nouns", "named_by_nouns"), [(200, True), (7, False)])
+def test_every_group_of_a_tree_has_a_name_of_its_own(tree_folder, n_nouns, named_by_nouns):
+    fitted = SavedResult.load(tree_folder).fitted
+    x, tree = SavedResult.load(tree_folder).embeddings.float(), fitted.hierarchy
+    nouns = [f"noun {i}" for i in range(n_nouns)]
+    rows = torch.nn.functional.normalize(torch.randn(n_nouns, 48, generator=torch.Generator().manual_seed(0)), dim=1)
+    bank = TextBank(nouns, rows, Corpus("nouns", nouns, "0"))
+    leaf = predict(x, fitted).leaf
+    banks = {"noun": bank, "caption": bank}
+    clusters, nodes = describe_tree(x, leaf, tree, fitted.selected, banks, fitted.config)
+    alone = describe_clusters(x, predict(x, fitted).cluster, fitted.selected, banks, fitted.config)
+    assert [cluster.name for cluster in clusters] == [cluster.name for cluster in alone]
+    assert [cluster.size for cluster in clusters] == [cluster.size for cluster in alone]
+    assert len({node.name for node in nodes}) == tree.n_nodes
+    assert [node.id for node in nodes] == list(range(tree.n_nodes))
+    assert (set(nouns) >= {node.name for node in nodes}) == named_by_nouns
+    for i, node in enumerate(tree.nodes(6)):
+        assert nodes[node].name == clusters[i].name

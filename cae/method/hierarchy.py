@@ -42,8 +42,8 @@ SAMPLE, SAMPLE_PER_CLUSTER = 4096, 20
 FEWEST = 5
 """Groups at the top of the tree, or K where that is less."""
 
-MOST = 3
-"""Leaves are at most this many times K."""
+LEAVES, LEAVES_PER_CLUSTER = 256, 3
+"""Most leaves; with many clusters that many for each."""
 
 MEANINGFUL = 0.15
 """Least modularity of a split on the graph of the group's own images; two halves without an edge between have 0.5."""
@@ -294,7 +294,7 @@ def _splits(graph: csr_array, rows: Tensor, labels: Ints, k: int, seed: int) -> 
 
     for group in range(k):
         consider(group)
-    while waiting and len(splits) < (MOST - 1) * k:
+    while waiting and k + len(splits) < max(LEAVES, LEAVES_PER_CLUSTER * k):
         _, group, members, second = heapq.heappop(waiting)
         first = k + 2 * len(splits)
         splits.append(group)

@@ -121,38 +121,42 @@ def describe_tree(
         n = (inside @ sizes.double()).round().long()
         share = inside * sizes / n.clamp_min(1).unsqueeze(1)
         of_groups = {modality: (share @ values.double()).float() for modality, values in mass.items()}
-        grouped = replace(config, n_clusters=len(members))
-        return _described(inside @ sums, n, of_groups, selected, banks, grouped, taken)
+        return _described(inside @ sums, n, of_groups, selected, banks, config, taken)
 
     fitted = tree.nodes(tree.n_clusters)
     clusters = described([tree.members(node) for node in fitted])
-    others = [node for node in range(tree.n_nodes) if node not in set(fitted)]
     nodes = {node: replace(cluster, id=node) for node, cluster in zip(fitted, clusters, strict=True)}
-    if others:
-        texts = banks[config.modalities[0]].texts
-        names = {cluster.name for cluster in clusters}
+    names = {cluster.name for cluster in clusters}
+    # Those above first: few nouns fit a coarse group.
+    coarse = sorted({step for node in fitted for step in tree.path(node)} - set(fitted))
+    fine = sorted(set(range(tree.n_nodes)) - set(fitted) - set(coarse))
+    for others in filter(None, (coarse, fine)):
         found = described([tree.members(node) for node in others], names)
+        if len(set(banks[config.modalities[0]].texts) - names) < len(others):
+            found = [
+                _called_after_others(tree, nodes, fitted, each, node) for each, node in zip(found, others, strict=True)
+            ]
         nodes |= {node: replace(cluster, id=node) for node, cluster in zip(others, found, strict=True)}
-        if len(set(texts) - names) < len(others):
-            nodes |= _called_after_others(tree, nodes, fitted, others)
+        names |= {cluster.name for cluster in found}
     return clusters, [nodes[node] for node in range(tree.n_nodes)]
 
 
 def _called_after_others(
-    tree: Hierarchy, nodes: Mapping[int, ClusterDescription], fitted: Sequence[int], others: Sequence[int]
-) -> dict[int, ClusterDescription]:
-    """The groups of a tree where there are too few nouns: after the clusters that they hold, or are part of."""
-    named: dict[int, ClusterDescription] = {}
-    for node in others:
-        above = [step for step in tree.path(node) if step in set(fitted)]
-        if above:
-            name = f"{nodes[above[0]].name}, part {node}"
-        else:
-            inside = sorted((each for each in fitted if node in tree.path(each)), key=lambda each: -nodes[each].size)
-            name = " and ".join(nodes[each].name for each in inside[:2])
-            name += f" and {len(inside) - 2} more" if len(inside) > 2 else ""
-        named[node] = replace(nodes[node], name=name, gloss="")
-    return named
+    tree: Hierarchy,
+    nodes: Mapping[int, ClusterDescription],
+    fitted: Sequence[int],
+    group: ClusterDescription,
+    node: int,
+) -> ClusterDescription:
+    """A group of a tree where there are too few nouns: called after the clusters that it holds, or is a part of."""
+    around = [step for step in tree.path(node) if step in set(fitted)]
+    if around:
+        name = f"{nodes[around[0]].name}, part {node}"
+    else:
+        inside = sorted((each for each in fitted if node in tree.path(each)), key=lambda each: -nodes[each].size)
+        name = " and ".join(nodes[each].name for each in inside[:2])
+        name += f" and {len(inside) - 2} more" if len(inside) > 2 else ""
+    return replace(group, name=name, gloss="")
 
 
 def _described(
@@ -172,7 +176,7 @@ def _described(
         mass: `transport_mass` by modality.
         selected: the selected texts, by modality.
         banks: the banks they come from.
-        config: gives K and which modality names.
+        config: gives which modality names.
         taken: names that none of them may have.
     """
     typical = {
@@ -199,7 +203,7 @@ def _described(
             nouns=typical["noun"][k] if "noun" in typical else [],
             captions=typical["caption"][k] if "caption" in typical else [],
         )
-        for k in range(config.n_clusters)
+        for k in range(len(sums))
     ]
 
 

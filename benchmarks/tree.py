@@ -1,0 +1,178 @@
+r"""How good the levels of one fit's tree of groups are, beside a fit of their own.
+
+    python benchmarks/tree.py --nouns nouns.npy dtd.npy ucf101.npy …   # embeddings made elsewhere; classes beside them
+    python benchmarks/tree.py --nouns nouns.npy --wordnet imagenet4.npy
+
+For each set, ACC of a fit at the true K, and of a cut at the true K from fits at half and twice as many clusters and at
+the number that was found out. With `--wordnet`, for a set whose classes are WordNet's nouns: NMI of each level with the
+hypernyms of the classes at each depth, and the names on the way down to some leaves. `--cost` times the stages of a fit
+on random directions, in clusters, of 10,000 and 100,000 images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+
+from cae import evaluation
+from cae.config import CAEConfig
+from cae.encoders.deferred import deferred
+from cae.evaluation.study import command, machine
+from cae.method import pipeline
+from cae.method.fitted import FittedCAE
+from cae.method.hierarchy import grow
+from cae.method.partition import partition
+from cae.metrics.functional import clustering_scores
+from cae.utils.devices import find_device
+from cae.utils.files import write_json
+
+METHOD = "default:modalities=noun"
+SHOWN = 12
+"""Paths of names that are printed."""
+
+
+def main() -> None:
+    options = parse_arguments()
+    lines, results = [], {"command": command(), "machine": machine()}
+    if options.datasets:
+        lines += ["| set | K | fit at K | cut from auto | cut from K/2 | cut from 2K |", "|---|---|---|---|---|---|"]
+    for file in options.datasets:
+        problem, names = load(file, options)
+        results[file.stem] = row = levels(problem, options.seeds)
+        cells = " | ".join(f"{row[source]['acc']:.1f} ({row[source]['from']})" for source in ("auto", "half", "twice"))
+        lines.append(f"| {file.stem} | {problem.n_clusters} | {row['true']['acc']:.1f} | {cells} |")
+        print(lines[-1], flush=True)
+        if options.wordnet:
+            results[f"{file.stem}, WordNet"] = against_wordnet(problem, names, lines)
+    if options.cost:
+        results["cost"] = cost(lines)
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_json(results, options.out / "tree.json")
+    (options.out / "tree.md").write_text("\n".join([*lines, "", f"    {command()}", ""]), encoding="utf-8")
+    print("\n".join(lines))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs="*", type=Path, help="NAME.npy with NAME.labels.npy and NAME.classes.txt")
+    parser.add_argument("--nouns", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--wordnet", action="store_true", help="compare levels with the hypernyms of the classes")
+    parser.add_argument("--cost", action="store_true", help="time the stages on made-up clusters")
+    parser.add_argument("--out", type=Path, default=Path("tree-results"))
+    return parser.parse_args()
+
+
+def load(file: Path, options: argparse.Namespace) -> tuple[evaluation.Problem, list[str]]:
+    """A set with its nouns, and the names of its classes."""
+    device = find_device("cpu")
+    data = evaluation.load_dataset(str(file), labels=file.with_suffix(".labels.npy"))
+    encoder = deferred("open_clip:ViT-B-32/openai", dim=data.x.shape[1], given=str(file))
+    banks = evaluation.load_banks([METHOD], encoder, nouns=options.nouns, captions=None)
+    problem = evaluation.make_problem(evaluation.embed(data, encoder), encoder, banks, device=device)
+    return problem, file.with_suffix(".classes.txt").read_text(encoding="utf-8").splitlines()
+
+
+def fit(problem: evaluation.Problem, k: int | str, seed: int) -> FittedCAE:
+    return pipeline.fit(problem.x, problem.banks, evaluation.parse_method(METHOD, k, seed=seed)[1])[0]
+
+
+def levels(problem: evaluation.Problem, seeds: int) -> dict[str, Any]:
+    """ACC at the true K of a fit, and of cuts of fits at other K; None where no tree holds it."""
+    k = problem.n_clusters
+    sources = {"true": k, "auto": "auto", "half": k // 2, "twice": min(2 * k, len(problem.x) // 3)}
+    found: dict[str, Any] = {}
+    for source, asked in sources.items():
+        scores, counts = [], []
+        for seed in range(seeds):
+            fitted = fit(problem, asked, seed)
+            counts.append(fitted.config.n_clusters)
+            assert fitted.hierarchy is not None  # by the fit
+            if k in fitted.hierarchy.levels:
+                labels = pipeline.predict(problem.x, fitted.cut(k)).cluster
+                scores.append(clustering_scores(labels, problem.labels)["acc"])
+        held = len(scores) == seeds
+        found[source] = {"acc": statistics.fmean(scores) if held else float("nan"), "from": counts[0]}
+    return found
+
+
+def against_wordnet(problem: evaluation.Problem, classes: Sequence[str], lines: list[str]) -> dict[str, Any]:
+    """NMI of levels with the classes' hypernyms at each depth, and paths of names."""
+    from nltk.corpus import wordnet
+
+    paths: list[list[str] | None] = []
+    for name in classes:
+        senses = wordnet.synsets(name.replace(" ", "_"), pos="n")
+        paths.append([step.name() for step in min(senses[0].hypernym_paths(), key=len)] if senses else None)
+    label = np.unique(problem.labels.numpy(), return_inverse=True)[1]
+    known = np.array([paths[each] is not None for each in label])
+    fitted = fit(problem, "auto", 0)
+    tree = fitted.hierarchy
+    assert tree is not None  # by the fit
+    leaf = pipeline.predict(problem.x, fitted).leaf
+    shown = sorted({tree.levels[0], 10, 20, fitted.config.n_clusters, *(2**i for i in range(5, 9)), tree.levels[-1]})
+    shown = [n for n in shown if n in tree.levels]
+    depths = range(3, 10)
+    named = f"{known.sum():,} images of {sum(path is not None for path in paths)} classes that WordNet has"
+    lines += [
+        "",
+        f"NMI of levels with hypernyms of the classes by depth, {named}; fit at {fitted.config.n_clusters}:",
+        "",
+    ]
+    lines += ["| groups | " + " | ".join(f"depth {depth}" for depth in depths) + " |", "|---|" + "---|" * len(depths)]
+    of_depth = {}
+    for depth in depths:
+        steps = [path[min(depth, len(path) - 1)] for each in label[known] if (path := paths[each]) is not None]
+        of_depth[depth] = torch.from_numpy(np.unique(steps, return_inverse=True)[1])
+    lines.append("| hypernyms | " + " | ".join(f"{int(of_depth[depth].max()) + 1}" for depth in depths) + " |")
+    found: dict[str, Any] = {}
+    for n in shown:
+        labels = tree.cluster_of_leaf(n)[leaf][torch.from_numpy(known)]
+        found[str(n)] = {depth: clustering_scores(labels, of_depth[depth])["nmi"] for depth in depths}
+        lines.append(f"| {n} | " + " | ".join(f"{found[str(n)][depth]:.1f}" for depth in depths) + " |")
+    lines += ["", "Names down to some leaves, with the commonest class of each:", ""]
+    for own in range(0, len(tree.leaves), max(len(tree.leaves) // SHOWN, 1)):
+        commonest = np.bincount(label[(leaf == own).numpy()]).argmax() if (leaf == own).any() else 0
+        names = " › ".join(fitted.nodes[node].name for node in tree.path(tree.leaves[own]))
+        lines.append(f"- {names}: {classes[commonest]}")
+    return found
+
+
+def cost(lines: list[str]) -> list[dict[str, Any]]:
+    """Seconds of the clustering and of the tree over it."""
+    lines += ["", "| images | K | clustering | tree | leaves of all images |", "|---|---|---|---|---|"]
+    rows = []
+    for n, k in ((10_000, 37), (10_000, 100), (100_000, 37), (100_000, 100)):
+        generator = torch.Generator().manual_seed(0)
+        centres = torch.randn(2 * k, 512, generator=generator)
+        of = torch.randint(2 * k, (n,), generator=generator)
+        z = normalize(centres[of] + 1.5 * torch.randn(n, 512, generator=generator), dim=1)
+        config = CAEConfig(n_clusters=k)
+        found, clustering = timed(lambda z=z, config=config: partition(z, config))
+        tree, growing = timed(lambda z=z, config=config, found=found: grow(z, found, config))
+        labels = found.assign(z).labels
+        placing = timed(lambda z=z, tree=tree, labels=labels: [tree.leaf(*part) for part in blocks(z, labels)])[1]
+        rows.append({"images": n, "clusters": k, "clustering": clustering, "tree": growing, "leaves": placing})
+        lines.append(f"| {n:,} | {k} | {clustering:.2f} s | {growing:.2f} s | {placing:.2f} s |")
+    return rows
+
+
+def blocks(*columns: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    return zip(*(column.split(8192) for column in columns), strict=True)
+
+
+def timed(work: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    return work(), time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
