@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
 
@@ -79,7 +79,10 @@ def describe_clusters(
         group: the processes that share the images; all get the same descriptions.
     """
     mass = {modality: transport_mass(x, labels, texts, config, group) for modality, texts in selected.items()}
-    return _described(*cluster_sums(x, labels, config.n_clusters, group), mass, selected, banks, config)
+    sums, sizes = cluster_sums(x, labels, config.n_clusters, group)
+    images, bank = (sums / sizes.unsqueeze(1)).float(), banks[config.modalities[0]]
+    names = assign_names(name_scores(images, bank, banks.get("caption")), bank.texts)
+    return _described(names, images, sizes, mass, selected, banks, config)
 
 
 @stage("naming")
@@ -113,87 +116,64 @@ def describe_tree(
     by_leaf = replace(config, n_clusters=n_leaves)
     mass = {modality: transport_mass(x, leaf, texts, by_leaf, group) for modality, texts in selected.items()}
     sums, sizes = cluster_sums(x, leaf, n_leaves, group)
-
-    def described(members: Sequence[Sequence[int]], taken: Collection[str] = ()) -> list[ClusterDescription]:
-        inside = torch.zeros(len(members), n_leaves, dtype=torch.float64, device=x.device)
-        for i, leaves in enumerate(members):
-            inside[i, leaves] = 1
-        n = (inside @ sizes.double()).round().long()
-        share = inside * sizes / n.clamp_min(1).unsqueeze(1)
-        of_groups = {modality: (share @ values.double()).float() for modality, values in mass.items()}
-        return _described(inside @ sums, n, of_groups, selected, banks, config, taken)
-
     fitted = tree.nodes(tree.n_clusters)
-    clusters = described([tree.members(node) for node in fitted])
-    nodes = {node: replace(cluster, id=node) for node, cluster in zip(fitted, clusters, strict=True)}
-    names = {cluster.name for cluster in clusters}
-    # Those above first: few nouns fit a coarse group.
     coarse = sorted({step for node in fitted for step in tree.path(node)} - set(fitted))
     fine = sorted(set(range(tree.n_nodes)) - set(fitted) - set(coarse))
-    for others in filter(None, (coarse, fine)):
-        found = described([tree.members(node) for node in others], names)
-        if len(set(banks[config.modalities[0]].texts) - names) < len(others):
-            found = [
-                _called_after_others(tree, nodes, fitted, each, node) for each, node in zip(found, others, strict=True)
-            ]
-        nodes |= {node: replace(cluster, id=node) for node, cluster in zip(others, found, strict=True)}
-        names |= {cluster.name for cluster in found}
-    return clusters, [nodes[node] for node in range(tree.n_nodes)]
+    nodes = [*fitted, *coarse, *fine]
+    inside = torch.zeros(len(nodes), n_leaves, dtype=torch.float64, device=x.device)
+    for i, node in enumerate(nodes):
+        inside[i, tree.members(node)] = 1
+    sums, n = inside @ sums, (inside @ sizes.double()).round()
+    share = inside * sizes / n.clamp_min(1).unsqueeze(1)
+    mass = {modality: (share @ values.double()).float() for modality, values in mass.items()}
+    images, bank = (sums / n.unsqueeze(1)).float(), banks[config.modalities[0]]
+    scores = name_scores(images, bank, banks.get("caption"), len(fitted))
+    names = assign_names(scores[: len(fitted)], bank.texts)
+    # Those above first: few nouns fit a coarse group.
+    for others in (coarse, fine):
+        taken = set(names)
+        free = [j for j, text in enumerate(bank.texts) if text not in taken]
+        if len(free) < len(others):
+            names += [_called_after_others(tree, node, dict(zip(fitted, names, strict=False))) for node in others]
+        elif others:
+            rows = scores[len(names) : len(names) + len(others)]
+            names += assign_names(rows[:, free], [bank.texts[j] for j in free])
+    found = _described(names, images, n.long(), mass, selected, banks, config, len(fitted))
+    described = {node: replace(cluster, id=node) for node, cluster in zip(nodes, found, strict=True)}
+    return found[: len(fitted)], [described[node] for node in range(tree.n_nodes)]
 
 
-def _called_after_others(
-    tree: Hierarchy,
-    nodes: Mapping[int, ClusterDescription],
-    fitted: Sequence[int],
-    group: ClusterDescription,
-    node: int,
-) -> ClusterDescription:
-    """A group of a tree where there are too few nouns: called after the clusters that it holds, or is a part of."""
-    around = [step for step in tree.path(node) if step in set(fitted)]
+def _called_after_others(tree: Hierarchy, node: int, names: Mapping[int, str]) -> str:
+    """The name of a group where there are too few nouns: after the clusters, by node, that it holds or is a part of."""
+    around = [step for step in tree.path(node) if step in names]
     if around:
-        name = f"{nodes[around[0]].name}, part {node}"
-    else:
-        inside = sorted((each for each in fitted if node in tree.path(each)), key=lambda each: -nodes[each].size)
-        name = " and ".join(nodes[each].name for each in inside[:2])
-        name += f" and {len(inside) - 2} more" if len(inside) > 2 else ""
-    return replace(group, name=name, gloss="")
+        return f"{names[around[0]]}, part {node}"
+    first, second, *more = (name for each, name in names.items() if node in tree.path(each))
+    return f"{first}, {second} and {len(more)} more" if more else f"{first} and {second}"
 
 
 def _described(
-    sums: Tensor,
+    names: Sequence[str],
+    images: Tensor,
     sizes: Tensor,
     mass: Mapping[str, Tensor],
     selected: Mapping[str, SelectedTexts],
     banks: Mapping[str, TextBank],
     config: CAEConfig,
-    taken: Collection[str] = (),
+    n: int | None = None,
 ) -> list[ClusterDescription]:
-    """Descriptions from what is known of the K groups, in order of their number.
+    """Descriptions of K groups that have names: mean images (K, D), sizes (K,) and `transport_mass` by modality.
 
-    Args:
-        sums: (K, D) of the images in each.
-        sizes: (K,) images in each.
-        mass: `transport_mass` by modality.
-        selected: the selected texts, by modality.
-        banks: the banks they come from.
-        config: gives which modality names.
-        taken: names that none of them may have.
+    What is typical of one it has more than the first n have on average, by default than all.
     """
     typical = {
         modality: [
             [selected[modality].texts[j] for j in row]
-            for row in typicality(values).topk(min(TEXTS_PER_CLUSTER, values.shape[1])).indices.tolist()
+            for row in typicality(values, n).topk(min(TEXTS_PER_CLUSTER, values.shape[1])).indices.tolist()
         ]
         for modality, values in mass.items()
     }
-    naming = config.modalities[0]
-    images = (sums / sizes.unsqueeze(1)).float()
-    scores, texts = name_scores(images, banks[naming], banks.get("caption")), banks[naming].texts
-    if taken:
-        free = [j for j, text in enumerate(texts) if text not in taken]
-        scores, texts = scores[:, free], [texts[j] for j in free]
-    names = assign_names(scores, texts)
-    glosses = fitting_glosses(names, images, banks[naming], banks.get("caption"))
+    glosses = fitting_glosses(names, images, banks[config.modalities[0]], banks.get("caption"))
     return [
         ClusterDescription(
             id=k,
@@ -203,7 +183,7 @@ def _described(
             nouns=typical["noun"][k] if "noun" in typical else [],
             captions=typical["caption"][k] if "caption" in typical else [],
         )
-        for k in range(len(sums))
+        for k in range(len(names))
     ]
 
 
@@ -231,27 +211,31 @@ def transport_mass(
     return (all_reduce_sum(mass, group) / all_reduce_sum(sizes, group).clamp_min(1).unsqueeze(1)).float()
 
 
-def typicality(mass: Tensor) -> Tensor:
-    """score(k, j) of the module's rule for p(j|k) = `mass` (K, M); same shape, 0 where there is no mass."""
-    average = mass.mean(dim=0, keepdim=True)
-    return torch.special.xlogy(mass, mass) - torch.special.xlogy(mass, average)
+def typicality(mass: Tensor, n: int | None = None) -> Tensor:
+    """score(k, j) of the module's rule for p(j|k) = `mass` (K, M); same shape, 0 where there is no mass.
+
+    The average is of the first n clusters, by default of all; a text that none of these has is typical of none.
+    """
+    average = mass[:n].mean(dim=0, keepdim=True)
+    return (torch.special.xlogy(mass, mass) - torch.special.xlogy(mass, average)).nan_to_num(posinf=0)
 
 
-def name_scores(images: Tensor, bank: TextBank, captions: TextBank | None) -> Tensor:
+def name_scores(images: Tensor, bank: TextBank, captions: TextBank | None, n: int | None = None) -> Tensor:
     """score(k, j) of the module's rule for names.
 
     Args:
         images: (K, D) float32, the mean image of each cluster; NaN for one without images.
         bank: T nouns.
         captions: the caption bank, if there is one.
+        n: compare with the first n only; with all by default.
 
     Returns:
         (K, T) float32 on the CPU.
     """
     images = images.cpu().nan_to_num()
-    contrast = images - images.mean(dim=0)
+    contrast = images - images[:n].mean(dim=0)
     likeness = torch.cat([contrast @ rows.float().T for rows in bank.embeddings.split(_BANK_ROWS)], dim=1)
-    spread = likeness.std().clamp_min(torch.finfo(likeness.dtype).tiny)
+    spread = likeness[:n].std().clamp_min(torch.finfo(likeness.dtype).tiny)
     return likeness / spread + COMMONNESS * commonness(bank, captions).log1p()
 
 
