@@ -1,12 +1,13 @@
 r"""How good the levels of one fit's tree of groups are, beside a fit of their own.
 
-    python benchmarks/tree.py --nouns nouns.npy dtd.npy ucf101.npy …   # embeddings made elsewhere; classes beside them
-    python benchmarks/tree.py --nouns nouns.npy --wordnet imagenet4.npy
+    python benchmarks/tree.py --nouns nouns.npy dtd.npy ucf101.npy …               # vectors made elsewhere
+    python benchmarks/tree.py --study wordnet --nouns nouns.npy imagenet4.npy      # whose classes are WordNet's nouns
+    python benchmarks/tree.py --study cost
 
-For each set, ACC of a fit at the true K, and of a cut at the true K from fits at half and twice as many clusters and at
-the number that was found out. With `--wordnet`, for a set whose classes are WordNet's nouns: NMI of each level with the
-hypernyms of the classes at each depth, and the names on the way down to some leaves. `--cost` times the stages of a fit
-on random directions, in clusters, of 10,000 and 100,000 images.
+`levels`: ACC of a fit at the true K, and of cuts at the true K from fits at half and twice as many clusters and at the
+number that was found out. `wordnet`: NMI of each level with the hypernyms of the classes at each depth, and the names
+on the way down to some leaves. `cost`: seconds of a fit's clustering and of the tree over it, on made-up clusters.
+Classes lie beside NAME.npy, in NAME.labels.npy and NAME.classes.txt.
 """
 
 from __future__ import annotations
@@ -41,42 +42,45 @@ SHOWN = 12
 
 def main() -> None:
     options = parse_arguments()
-    lines, results = [], {"command": command(), "machine": machine()}
-    if options.datasets:
+    results: dict[str, Any] = {}
+    lines: list[str] = []
+    if options.study == "cost":
+        results["cost"] = cost(lines)
+    elif options.study == "levels":
         lines += ["| set | K | fit at K | cut from auto | cut from K/2 | cut from 2K |", "|---|---|---|---|---|---|"]
     for file in options.datasets:
-        problem, names = load(file, options)
+        problem, names = load(file, options.nouns)
+        if options.study == "wordnet":
+            results[file.stem] = against_wordnet(problem, names, lines)
+            continue
         results[file.stem] = row = levels(problem, options.seeds)
         cells = " | ".join(f"{row[source]['acc']:.1f} ({row[source]['from']})" for source in ("auto", "half", "twice"))
         lines.append(f"| {file.stem} | {problem.n_clusters} | {row['true']['acc']:.1f} | {cells} |")
         print(lines[-1], flush=True)
-        if options.wordnet:
-            results[f"{file.stem}, WordNet"] = against_wordnet(problem, names, lines)
-    if options.cost:
-        results["cost"] = cost(lines)
     options.out.mkdir(parents=True, exist_ok=True)
-    write_json(results, options.out / "tree.json")
-    (options.out / "tree.md").write_text("\n".join([*lines, "", f"    {command()}", ""]), encoding="utf-8")
-    print("\n".join(lines))
+    conditions = {"command": command(), "machine": machine(), "results": results}
+    write_json(conditions, options.out / f"{options.study}.json")
+    text = "\n".join([*lines, "", f"    {command()}", ""])
+    (options.out / f"{options.study}.md").write_text(text, encoding="utf-8")
+    print(text)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("datasets", nargs="*", type=Path, help="NAME.npy with NAME.labels.npy and NAME.classes.txt")
-    parser.add_argument("--nouns", required=True)
+    parser.add_argument("datasets", nargs="*", type=Path)
+    parser.add_argument("--study", choices=("levels", "wordnet", "cost"), default="levels", help="what is measured")
+    parser.add_argument("--nouns")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--wordnet", action="store_true", help="compare levels with the hypernyms of the classes")
-    parser.add_argument("--cost", action="store_true", help="time the stages on made-up clusters")
     parser.add_argument("--out", type=Path, default=Path("tree-results"))
     return parser.parse_args()
 
 
-def load(file: Path, options: argparse.Namespace) -> tuple[evaluation.Problem, list[str]]:
+def load(file: Path, nouns: str | None) -> tuple[evaluation.Problem, list[str]]:
     """A set with its nouns, and the names of its classes."""
     device = find_device("cpu")
     data = evaluation.load_dataset(str(file), labels=file.with_suffix(".labels.npy"))
     encoder = deferred("open_clip:ViT-B-32/openai", dim=data.x.shape[1], given=str(file))
-    banks = evaluation.load_banks([METHOD], encoder, nouns=options.nouns, captions=None)
+    banks = evaluation.load_banks([METHOD], encoder, nouns=nouns, captions=None)
     problem = evaluation.make_problem(evaluation.embed(data, encoder), encoder, banks, device=device)
     return problem, file.with_suffix(".classes.txt").read_text(encoding="utf-8").splitlines()
 
@@ -111,7 +115,8 @@ def against_wordnet(problem: evaluation.Problem, classes: Sequence[str], lines: 
     paths: list[list[str] | None] = []
     for name in classes:
         senses = wordnet.synsets(name.replace(" ", "_"), pos="n")
-        paths.append([step.name() for step in min(senses[0].hypernym_paths(), key=len)] if senses else None)
+        ways = [[step.name() for step in way] for sense in senses[:1] for way in sense.hypernym_paths()]
+        paths.append(min(ways, key=lambda way: (len(way), way), default=None))
     label = np.unique(problem.labels.numpy(), return_inverse=True)[1]
     known = np.array([paths[each] is not None for each in label])
     fitted = fit(problem, "auto", 0)
