@@ -17,6 +17,7 @@ import pytest
 from conftest import assert_not_loaded, run_cae
 from PIL import Image
 
+from cae.cli import terminal
 from cae.cli.terminal import print_choices
 from cae.encoders import EncoderError
 from cae.results.saved import SavedResult
@@ -562,3 +563,14 @@ def test_the_number_of_clusters_may_be_left_out(run, tmp_path, text_files, tree_
     code, stdout, stderr = run("cluster", tmp_path / "colours", "--out", tmp_path / "found", "--workers", 0, *texts)
     assert code == 0, stderr
     assert "number of groups: " in stdout
+
+
+def test_without_a_terminal_each_piece_of_work_is_told_as_it_begins(capsys):
+    with terminal.progress_bars(quiet=False) as reporter:
+        report = reporter("nouns")
+        assert capsys.readouterr().err == "nouns …\n"
+        report(3, 3)
+    assert "3/3" in capsys.readouterr().err
+    with terminal.progress_bars(quiet=True) as reporter:
+        reporter("nouns")
+    assert capsys.readouterr().err == ""

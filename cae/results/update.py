@@ -6,7 +6,7 @@ lowest `OUTLIER_QUANTILE` of the fitted ones' (Sun et al. 2022, arXiv 2204.06507
 of the k-th). That share is to be expected of images like those of the fit. Similarity to the fused centroid would not
 do: whatever an image shows, its counterparts are made of the texts that the fit selected. Measured with the `lite`
 encoder on a fit of 450 photographs of scenes: of 450 more, 2% are outliers (by the centroid 2%); of 100 images of
-CIFAR-10, 51% (1%); of the demo's 300 drawings, 100% (4%).
+CIFAR-10, 51% (1%); of 300 drawings, 100% (4%).
 
 *A refit is due* when more than `MAX_OUTLIER_SHARE` of the images added since the fit are outliers, so that what comes
 in is no longer what was clustered, or when those added, with those whose files have changed, are more than

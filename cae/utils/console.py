@@ -65,7 +65,7 @@ def at_first_use(reporter: Reporter, what: str) -> Report:
 def progress_bars(*, quiet: bool = False) -> Iterator[Reporter]:
     """A bar for everything that reports; on the error stream, so that results can be piped.
 
-    Where no screen can redraw a bar, as in a log, there is a line for each piece of work as it begins.
+    Bars move on a screen only: in a file or a pipe each piece of work gets a line as it begins, and its bar at the end.
     """
     columns = (
         TextColumn("{task.description:<10}"),
@@ -73,7 +73,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[Reporter]:
         TimeRemainingColumn(elapsed_when_finished=True),
         _Standing(),
     )
-    progress = Progress(*columns, console=err, disable=quiet or not (err.is_terminal or err.is_jupyter))
+    progress = Progress(*columns, console=err, disable=quiet)
 
     def reporter(what: str) -> Report:
         if not (quiet or err.is_terminal or err.is_jupyter):
