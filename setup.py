@@ -59,7 +59,7 @@ EXTRAS = {
 
 setup(
     name="cae-clustering",
-    version="0.1.0",
+    version="0.2.0",
     description="Training-free image clustering with nouns and captions: CAE on Lightning and Triton",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -71,7 +71,7 @@ setup(
         "cae": ["py.typed"],
         "cae.encoders.lite": ["hypernyms.tsv", "LICENSE.wordnet"],
         "cae.report": ["templates/*", "static/*"],
-        "cae.data.demo": ["images/**/*", "*.csv", "*.md"],
+        "cae.data.demo": ["images/**/*", "SOURCES.csv"],
     },
     install_requires=[
         "datasets>=4.0",

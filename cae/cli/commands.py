@@ -193,7 +193,7 @@ def demo(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Cluster the pictures that come with cae: public-domain drawings in folders by subject."""
+    """Cluster the pictures that come with cae: photographs and drawings in folders by subject."""
     from cae.data.demo import demo_images
 
     images = demo_images()

@@ -1,8 +1,8 @@
-"""The demo's images: public-domain illustrations in a folder for each category, with their origin in SOURCES.csv."""
+"""The demo's images: photographs and drawings, a folder per subject, with origin and licence in SOURCES.csv."""
 
 from pathlib import Path
 
 
 def demo_images() -> Path:
-    """The folder that holds `<category>/<picture>.webp`."""
+    """The folder that holds `<subject>/<picture>.webp`."""
     return Path(__file__).parent / "images"

@@ -1,158 +1,190 @@
-"""Make the demo's images out of Debian's Open Clip Art packages. For maintainers; users have the images already.
+"""Make the demo's images: photographs out of a Debian package, and drawings. For maintainers; users have them already.
 
-    apt-get download openclipart-png openclipart-svg
-    for package in openclipart-*.deb; do dpkg-deb -x "$package" clipart; done
-    python -m cae.data.demo.make_images clipart
+    apt-get download gcompris-qt-data
+    dpkg-deb -x gcompris-qt-data_*.deb packages
+    python -m cae.data.demo.make_images packages benchmarks/drawings
 
-A category is a folder of the packages, and the folder is the only label: nobody sorted, cleaned or picked single
-images. Of each folder the first 30 images are taken, in the order of the hash of their names (in alphabetical
-order they would be thirty apples), leaving out those
+A subject is a folder of the package, or the files of a folder with one name and a number, and that is the only label:
+nobody sorted, cleaned or picked single images. All of a subject are taken but those whose credit in the package is
+missing, or names neither the public domain nor a Creative Commons licence which lets everybody use and change the
+image, and those that are tiny. GCompris has four subjects of a dozen photographs and more; the others are folders of
+`benchmarks/drawings` that an ImageNet network can know, whole and as they are.
 
-- whose own metadata do not put them in the public domain,
-- that embed or link a photograph, whose rights the metadata do not speak about,
-- that are blank, tiny, or more than three times as long as wide (or as wide as long),
-- that look nearly the same as one already taken: recoloured, outlined or renamed copies.
+Photographs are scaled down; cut-outs, which have no background, are put on a white square.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
+import io
+import re
 import shutil
+import struct
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree
 
-import numpy as np
-from PIL import Image
+import pyarrow as pa
+from PIL import Image, ImageOps
 
 from cae.data.demo import demo_images
 
-CATEGORIES = {
-    "birds": "animals/birds",
-    "bugs": "animals/bugs",
-    "computers": "computer/hardware",
-    "desserts": "food/desserts",
-    "flags": "signs_and_symbols/flags/africa",
-    "flowers": "plants/flowers",
-    "fruit": "food/fruit",
-    "homes": "buildings/homes",
-    "music": "recreation/music",
-    "road_signs": "transportation/roadsigns",
+GCOMPRIS = "gcompris-qt-data"
+PHOTOGRAPHS = {
+    "fish": "fishes/*",
+    "monuments": "monuments/*",
+    "tools": "tools/*",
+    "windmills": "renewable/windmill*",
 }
-PER_CATEGORY = 30
-SIDE, MARGIN = 192, 8  # pixels
-MAX_PIXELS = 40_000_000  # of an original; a few have hundreds of millions
-WHITE = 8  # grey levels below white that still count as white
-LEAST_INK = 0.02  # share of pixels that are not white
-NEARLY_SAME = 0.03  # mean difference of two images at 16 × 16 grey pixels, of 1
+DRAWINGS = ("birds", "computers", "flowers", "road_signs")
+CATEGORIZATION = "/gcompris/src/activities/categorization/resource/images/"
+SIDE, MARGIN = 224, 8  # pixels
+SMALLEST = 64  # pixels of the longer side
+FREE = re.compile(r"Public Domain|CC0-1\.0|CC-BY(-SA)?[- ][\d.]+")
+FOLDER, COMPRESSED_ZLIB, COMPRESSED_ZSTD = 2, 1, 4  # flags of an entry of a Qt resource file
 
-DC = "{http://purl.org/dc/elements/1.1/}"
-CC = "{http://web.resource.org/cc/}"
-RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
-SVG = "{http://www.w3.org/2000/svg}"
-PUBLIC_DOMAIN = "http://web.resource.org/cc/PublicDomain"
+
+class Credit(NamedTuple):
+    """Who made an image, what may be done with it, and where it comes from."""
+
+    author: str
+    license: str
+    source: str
 
 
 class Source(NamedTuple):
     """One row of SOURCES.csv."""
 
     file: str
-    category: str
-    title: str
+    subject: str
     author: str
     license: str
+    source: str
     original: str
 
 
-def main(root: Path) -> None:
-    """Replace the demo's images and SOURCES.csv, given the folder that both packages were unpacked into."""
-    clipart = root / "usr" / "share" / "openclipart"
+def main(root: Path, drawings: Path) -> None:
+    """Replace the demo's images and SOURCES.csv.
+
+    Args:
+        root: the folder that the package was unpacked into.
+        drawings: `benchmarks/drawings`.
+    """
     images = demo_images()
     shutil.rmtree(images, ignore_errors=True)
-    sources = [source for category in CATEGORIES for source in make_category(category, clipart, images)]
+    found = gcompris_images(root)
+    sources = [source for subject in PHOTOGRAPHS for source in make_subject(subject, found, images)]
+    sources += copied(drawings, images)
     with (images.parent / "SOURCES.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Source._fields)
-        writer.writerows(sources)
+        writer.writerows(sorted(sources))
 
 
-def make_category(category: str, clipart: Path, images: Path) -> Iterator[Source]:
-    """Write the images of one category and yield where each comes from.
+def make_subject(subject: str, found: dict[Path, tuple[bytes, Credit]], images: Path) -> Iterator[Source]:
+    """Write the photographs of one subject and yield where each comes from."""
+    (images / subject).mkdir(parents=True)
+    for original in sorted(path for path in found if path.match(PHOTOGRAPHS[subject])):
+        content, credit = found[original]
+        image = small(content)
+        if image is not None:
+            file = images / subject / f"{original.stem}.webp"
+            image.save(file, quality=80, method=6)
+            yield Source(f"{subject}/{file.name}", subject, *credit, f"{GCOMPRIS}: {original}")
+
+
+def copied(drawings: Path, images: Path) -> Iterator[Source]:
+    """Copy the subjects that are drawn, and yield where each drawing comes from."""
+    with (drawings / "SOURCES.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["category"] in DRAWINGS]
+    for row in rows:
+        place = images / row["file"]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(drawings / "images" / row["file"], place)
+        author, source = row["author"] or "unknown", "http://www.openclipart.org"
+        yield Source(row["file"], row["category"], author, "Public Domain", source, row["original"])
+
+
+def gcompris_images(root: Path) -> dict[Path, tuple[bytes, Credit]]:
+    """The free images of GCompris's categories, each with the credit that lies in a README beside it.
+
+    The package's copyright file speaks of other images, which earlier releases had under the same names.
+    """
+    archive = (root / "usr" / "share" / "gcompris-qt" / "rcc" / "categorization.rcc").read_bytes()
+    files = {Path(name.removeprefix(CATEGORIZATION)): content for name, content in qt_resources(archive)}
+    credits = {
+        readme.with_name(name): credit
+        for readme, content in files.items()
+        if readme.name == "README"
+        for name, credit in free_credits(content.decode()).items()
+    }
+    return {path: (files[path], credit) for path, credit in credits.items() if path in files}
+
+
+def free_credits(readme: str) -> dict[str, Credit]:
+    """The free images in one of GCompris's READMEs: paragraphs of Copyright, Source, License and Files."""
+    credits = {}
+    for paragraph in re.split(r"\n\s*\n", readme):
+        head, _, files = paragraph.partition("Files:")
+        fields = dict(re.findall(r"^(\w+): *(.*\S)", head, flags=re.MULTILINE))
+        if {"Copyright", "Source"} <= fields.keys() and FREE.fullmatch(fields.get("License", "")):
+            for file in files.split():
+                credits[file] = Credit(fields["Copyright"], fields["License"], fields["Source"])
+    return credits
+
+
+def qt_resources(archive: bytes) -> Iterator[tuple[str, bytes]]:
+    """Path and content of every file in a Qt binary resource file, as Qt's `rcc --binary` writes it.
 
     Raises:
-        RuntimeError: The folder does not hold enough images.
+        ValueError: It is none.
     """
-    (images / category).mkdir(parents=True)
-    taken: list[np.ndarray] = []
-    for png in sorted((clipart / "png" / CATEGORIES[category]).glob("*.png"), key=order):
-        original = png.relative_to(clipart / "png")
-        credit = public_domain_credit((clipart / "svg" / original).with_suffix(".svg"))
-        image = None if credit is None else drawn(png)
-        if credit is None or image is None:
-            continue
-        look = np.asarray(image.resize((16, 16), Image.Resampling.BOX).convert("L"), dtype=np.float32) / 255
-        if any(np.abs(look - other).mean() < NEARLY_SAME for other in taken):
-            continue
-        taken.append(look)
-        file = images / category / f"{png.stem}.webp"
-        image.save(file, quality=80, method=6)
-        yield Source(f"{category}/{file.name}", category, *credit, PUBLIC_DOMAIN, f"openclipart-png: png/{original}")
-        if len(taken) == PER_CATEGORY:
+    magic, version, tree, data, names = struct.unpack_from(">4s4I", archive)
+    if magic != b"qres":
+        raise ValueError("no Qt resource file: it does not begin with qres")
+    entry = 14 if version == 1 else 22
+
+    def files(index: int, folder: str) -> Iterator[tuple[str, bytes]]:
+        at = tree + index * entry
+        name_at, flags = struct.unpack_from(">IH", archive, at)
+        (letters,) = struct.unpack_from(">H", archive, names + name_at)
+        name_at += names + 6  # behind the length and a hash
+        name = archive[name_at : name_at + 2 * letters].decode("utf-16-be") if index else ""
+        path = f"{folder}/{name}" if name else folder
+        if flags & FOLDER:
+            count, first = struct.unpack_from(">II", archive, at + 6)
+            for child in range(first, first + count):
+                yield from files(child, path)
             return
-    raise RuntimeError(f"{category} has only {len(taken)} pictures that fit")
+        (content_at,) = struct.unpack_from(">I", archive, at + 10)
+        (size,) = struct.unpack_from(">I", archive, data + content_at)
+        content = archive[data + content_at + 4 :][:size]
+        if flags & COMPRESSED_ZLIB:
+            content = zlib.decompress(content[4:])
+        elif flags & COMPRESSED_ZSTD:
+            content = pa.CompressedInputStream(pa.BufferReader(content), "zstd").read()
+        yield path, content
+
+    return files(0, "")
 
 
-def order(path: Path) -> str:
-    """A fixed order that has nothing to do with what an image shows."""
-    return hashlib.sha256(path.name.encode()).hexdigest()
-
-
-def public_domain_credit(svg: Path) -> tuple[str, str] | None:
-    """Title and author in the metadata of a drawing, "" where they are not recorded.
-
-    Returns None unless the metadata say public domain, or where the drawing holds an image that is not drawn.
-    """
-    try:
-        drawing = ElementTree.parse(svg).getroot()
-    except ElementTree.ParseError:
+def small(content: bytes) -> Image.Image | None:
+    """The image at no more than `SIDE` pixels a side; a cut-out on a white square; None where it is tiny."""
+    with Image.open(io.BytesIO(content)) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGBA")
+    if max(image.size) < SMALLEST:
         return None
-    licenses = {element.get(f"{RDF}resource") for element in drawing.iter(f"{CC}license")}
-    if licenses != {PUBLIC_DOMAIN} or drawing.find(f".//{SVG}image") is not None:
-        return None
-    work = f".//{CC}Work"
-    return text(drawing, f"{work}/{DC}title"), text(drawing, f"{work}/{DC}creator/{CC}Agent/{DC}title")
-
-
-def text(drawing: ElementTree.Element, path: str) -> str:
-    """The text of the first element at `path`, as one line."""
-    found = " ".join((drawing.findtext(path) or "").split())
-    return "" if found.startswith("HASH(") else found  # a slip of the library's upload form
-
-
-def drawn(png: Path) -> Image.Image | None:
-    """The image on a white square of `SIDE` pixels, its transparent borders trimmed; None where it does not fit."""
-    with Image.open(png) as opened:
-        if opened.width * opened.height > MAX_PIXELS:
-            return None
-        colours = opened.convert("RGBA")
-    box = colours.getchannel("A").getbbox()  # not by colour: half of some flags is white
-    if box is None:
-        return None
-    colours = colours.crop(box)
-    image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
-    short, long = sorted(image.size)
-    if long < SIDE // 2 or long > 3 * short:
-        return None
-    image.thumbnail((SIDE - 2 * MARGIN, SIDE - 2 * MARGIN), Image.Resampling.LANCZOS)
-    canvas = Image.new("RGB", (SIDE, SIDE), "white")
-    canvas.paste(image, ((SIDE - image.width) // 2, (SIDE - image.height) // 2))
-    ink = (np.asarray(canvas.convert("L")) < 255 - WHITE).mean()
-    return canvas if ink >= LEAST_INK else None
+    if image.getchannel("A").getextrema()[0] == 255:
+        image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        return image.convert("RGB")
+    cut_out = image.crop(image.getchannel("A").getbbox())
+    cut_out = ImageOps.contain(cut_out, (SIDE - 2 * MARGIN, SIDE - 2 * MARGIN), Image.Resampling.LANCZOS)
+    square = Image.new("RGBA", (SIDE, SIDE), "white")
+    square.alpha_composite(cut_out, ((SIDE - cut_out.width) // 2, (SIDE - cut_out.height) // 2))
+    return square.convert("RGB")
 
 
 if __name__ == "__main__":
-    Image.MAX_IMAGE_PIXELS = None  # sizes are checked before decoding
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))
