@@ -4,7 +4,7 @@ VENV ?= .venv
 # Changes with the declared dependencies or the checkout, so an environment is set up again exactly when it must be.
 STAMP := $(VENV)/installed-$(shell cat setup.py | cksum | cut -d' ' -f1)-$(shell pwd | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-slow test-gpu drill lint screenshots clean
+.PHONY: demo test test-slow test-gpu drill lint docs screenshots clean
 
 demo: $(STAMP)
 	$(VENV)/bin/cae demo --out demo-result
@@ -28,15 +28,18 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: $(STAMP)
+	$(VENV)/bin/mkdocs build --strict
+
 screenshots: $(STAMP)
 	$(VENV)/bin/python benchmarks/screenshots.py
 
 $(STAMP):
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --editable '.[lite,dev]'
+	$(VENV)/bin/python -m pip install --editable '.[lite,dev,docs]'
 	rm -f $(VENV)/installed-*
 	touch $@
 
 clean:
-	rm -rf .venv build dist demo-result *.egg-info
+	rm -rf .venv site build dist demo-result *.egg-info

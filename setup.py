@@ -37,6 +37,8 @@ EXTRAS = {
         'flash-sinkhorn>=0.4.1; platform_system == "Linux" and platform_machine == "x86_64"',
         "matplotlib>=3.9",
     ],
+    # What `make docs` builds the site with.
+    "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
     "dev": [
         "POT>=0.9.4",
         "axe-playwright-python>=0.1.8",
