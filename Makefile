@@ -37,7 +37,7 @@ screenshots: $(STAMP)
 $(STAMP):
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --editable '.[lite,dev,docs]'
+	$(VENV)/bin/python -m pip install --editable '.[lite,dev]'
 	rm -f $(VENV)/installed-*
 	touch $@
 
