@@ -13,8 +13,11 @@ from conftest import rewrite_assignments
 from cae.method.fitted import ModelError
 from cae.method.pipeline import predict
 from cae.results.cut import cut
-from cae.results.edits import Move, Rename, anchors_of, find_images, save_edits
-from cae.results.saved import ResultError, SavedResult
+from cae.results.edits import Move, Rename
+from cae.results.edits_file import save_edits
+from cae.results.layout import ResultError
+from cae.results.make_edits import anchors_of, find_images
+from cae.results.saved import SavedResult
 
 
 def hashes(folder):
