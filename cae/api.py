@@ -268,7 +268,7 @@ class Result:
 
     def predict(
         self,
-        source: Source,
+        source: str | os.PathLike[str],
         *,
         encoder_weights: str | os.PathLike[str] | None = None,
         device: str = "auto",

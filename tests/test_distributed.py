@@ -139,7 +139,7 @@ def test_collective_operations(groups, world):
 @pytest.mark.parametrize("world", WORLDS)
 def test_what_one_rank_cannot_use_stops_all_with_the_reason(groups, world):
     assert {rank["refused"] for rank in groups[world]} == {
-        "1 of 700 image embeddings hold NaN or infinity; leave these out, or mend what made them"
+        "1 of 700 image embeddings hold NaN or infinity; leave these out, or fix what made them"
     }
 
 

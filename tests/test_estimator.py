@@ -152,7 +152,7 @@ def test_the_state_goes_to_whatever_device_is_worked_on(blobs, monkeypatch):
 
     def predict(rows, fitted):
         devices.append((rows.device.type, fitted.partition.centroids.device.type))
-        return Prediction(*[torch.zeros(len(rows), dtype=torch.int64)] * 5)
+        return Prediction(*[torch.zeros(len(rows), dtype=torch.int64)] * 6)
 
     monkeypatch.setattr("cae.method.pipeline.predict", predict)
     found.predict(x)

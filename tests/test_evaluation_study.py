@@ -57,6 +57,7 @@ def test_results_on_disk(evaluate, tmp_path):
         "fusion",
         "spectral clustering",
         "assignment",
+        "tree of groups",
         "naming",
         "total",
     }

@@ -197,6 +197,7 @@ def test_the_readmes_lines_run_as_they_are(tmp_path, monkeypatch, fake_encoder, 
     pytest.importorskip("cae.encoders.lite")
     # A small one, so that it takes no minute.
     monkeypatch.setattr("cae.encoders.lite.LiteEncoder", lambda: fake_encoder)
+    monkeypatch.setattr(fake_encoder, "image_size", 32)
     X = np.random.default_rng(0).normal(size=(200, fake_encoder.dim))
     names = {"model": FineTuned(), "data": Data(), "X": X, **text_files}
     monkeypatch.setattr(

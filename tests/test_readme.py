@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from cae import CAE, TAC
+from cae import CAE, TAC, SavedResult
 from cae.cli import commands as cli
 from cae.evaluation.datasets import NAMED
 
@@ -51,13 +51,15 @@ def at_home(tmp_path, monkeypatch, fake_encoder, picture_folder):
 
 def test_the_command_lines_run(at_home, monkeypatch, capfd, picture_folder, text_files):
     assert {words[0] for words in COMMANDS} == {
-        "cluster", "report", "predict", "edit", "export", "update", "compare", "texts", "demo", "evaluate",
+        "cluster", "report", "predict", "edit", "export", "update", "compare", "texts", "demo", "evaluate", "cut",
     }  # fmt: skip
     # What would be downloaded, and the name of a group, which depends on the encoder.
     stand_ins = {"wordnet": text_files["nouns"], "flickr30k": text_files["captions"], "cifar10": str(picture_folder)}
     for words in COMMANDS:
         if words[0] == "edit":
             stand_ins["GROUP"] = json.loads(Path("cae-result/clusters.json").read_text())["clusters"][0]["name"]
+        if words[0] == "cut":  # a level that the tree of so few pictures holds
+            stand_ins["8"] = str(SavedResult.load("cae-result").fitted.hierarchy.levels[-1])
         if words[0] == "compare":
             shutil.copytree("cae-result", "other-result")
         monkeypatch.setattr(sys, "argv", ["cae", *(stand_ins.get(word, word) for word in words)])
