@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from cae.utils.progress import Reporter, stopwatch
 if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
     from cae.results.export import Exported, Placing, Target
     from cae.results.folder import FolderResult
+    from cae.results.search import Hit, Searcher
 
 Source = str | os.PathLike[str] | Any
 """A folder of images, a file of embeddings, or what `cae.data.on_disk` writes down as one of them."""
@@ -191,6 +192,7 @@ class Result:
     ) -> None:
         self.folder, self.images, self.found = Path(folder), images, found
         self.saved = SavedResult.load(self.folder, images=images)
+        self._searchers: dict[tuple[object, ...], Searcher] = {}
 
     def __repr__(self) -> str:
         return f"Result({os.fspath(self.folder)!r}: {len(self.assignments)} rows, {len(self.clusters)} clusters)"
@@ -261,6 +263,50 @@ class Result:
         with progress_bars(quiet=not progress) as reporter:
             place = Path("cae-export") / to if out is None else Path(out)
             return export(self.saved, to, place, by=by, nested=nested, progress=reporter("files"))
+
+    def search(
+        self,
+        query: str | None = None,
+        *,
+        like: str | os.PathLike[str] | None = None,
+        limit: int = 20,
+        encoder: str | None = None,
+        encoder_weights: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        announce: Callable[[str], None] = lambda line: None,
+    ) -> list[Hit]:
+        """The images that show what a text says, or that are like another image, best first. `cae search`.
+
+        Args:
+            query: what they should show; or give `like`.
+            like: a file, or a path as the assignments have it.
+            limit: so many at most.
+            encoder: spec of the encoder, where the result was made from embeddings and does not say.
+            encoder_weights: a local weights file for `open_clip` encoders.
+            device: device that the query is encoded on.
+            announce: called with a line for people before the encoder is loaded, once for all searches.
+
+        Raises:
+            SearchError: neither a text nor an image, or both; or no encoder is known.
+            EncoderError, ModelError, ImageError, ResultError: what cannot be had, used or read, by name.
+
+        Examples:
+            >>> hits = Result("cae-result").search(like="photos/red/0.png", limit=3)
+            >>> [hit.similarity > 0.9 for hit in hits]
+            [True, True, True]
+        """
+        from cae.results.search import Searcher, SearchError
+
+        settings = (encoder, encoder_weights, device)
+        if settings not in self._searchers:
+            self._searchers[settings] = Searcher(
+                self.saved, encoder=encoder, encoder_weights=encoder_weights, device=device, announce=announce
+            )
+        searcher = self._searchers[settings]
+        searcher.result = self.saved  # edits may have come since
+        if (query is None) == (like is None):
+            raise SearchError("give either a text or a picture to search by, --like (like)")
+        return searcher.text(query, limit) if query is not None else searcher.like(like, limit)  # type: ignore[arg-type]
 
     def compare(self, other: Result) -> Comparison:
         """How far another result agrees with this one; moves go from this one to the other. `cae compare`."""

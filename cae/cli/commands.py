@@ -345,6 +345,51 @@ def compare(
 
 
 @app.command()
+def search(
+    result: ResultFolder,
+    query: Annotated[
+        str | None, typer.Argument(help="What the pictures should show, as in a caption.", metavar="TEXT")
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="A picture, of the result or any other file, to find the like of.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Pictures to find, at most.")] = 20,
+    open_found: Annotated[bool, typer.Option("--open", help="Show the pictures in the system's viewer.")] = False,
+    encoder: Annotated[
+        str | None, typer.Option(help="For a result of embeddings, which does not say: their encoder.")
+    ] = None,
+    encoder_weights: Weights = None,
+    images: Images = None,
+    device: Device = "auto",
+    max_pixels: MaxPixels = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Find pictures of a result by what they show, or by what they are like, best first."""
+    from dataclasses import asdict
+
+    from cae.api import Result
+
+    hits = Result(result, images=images).search(
+        query,
+        like=like,
+        limit=limit,
+        encoder=encoder,
+        encoder_weights=encoder_weights,
+        device=device,
+        announce=lambda line: None if quiet else terminal.note(line),
+    )
+    if as_json:
+        terminal.print_document({"text": query, "like": like, "pictures": [asdict(hit) for hit in hits]})
+    else:
+        terminal.print_hits(hits)
+    if open_found:
+        for hit in hits:
+            if hit.file is not None:
+                typer.launch(str(hit.file.absolute()))
+
+
+@app.command()
 def export(
     result: ResultFolder,
     to: Annotated[

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
     from cae.results.compare import Comparison
     from cae.results.folder import FolderResult
     from cae.results.saved import SavedResult
+    from cae.results.search import Hit
     from cae.results.update import FolderDiff
 
 SHOWN, MOVES = 5, 12
@@ -203,6 +204,17 @@ def print_comparison(comparison: Comparison) -> None:
     out.print(f"agreement in percent: ARI {comparison.ari:.1f}, NMI {comparison.nmi:.1f}", highlight=False)
 
 
+def print_hits(hits: Sequence[Hit]) -> None:
+    """What a search found, best first."""
+    table = _table()
+    table.add_column("cosine", justify="right")
+    table.add_column("group", style="cyan")
+    table.add_column("picture", overflow="fold")
+    for hit in hits:
+        table.add_row(f"{hit.similarity:.3f}", hit.name, hit.path)
+    out.print(table)
+
+
 def print_edits(result: SavedResult) -> None:
     """The clusters of a result as its edits show them, and the edits."""
     table = _table()
@@ -228,6 +240,11 @@ def print_unmatched_edits(result: SavedResult) -> None:
 def warn(message: str) -> None:
     """A line that should not be missed but stops nothing."""
     err.print(message, style="yellow", highlight=False, soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """A line about what is being done, beside the results."""
+    err.print(message, highlight=False, soft_wrap=True)
 
 
 def _few(texts: Sequence[str]) -> str:

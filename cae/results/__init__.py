@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cae.results.folder import FolderResult, run_source
     from cae.results.layout import ResultError
     from cae.results.saved import SavedResult
+    from cae.results.search import Searcher
     from cae.results.writing import OutputError, write_result
 
 _HOMES = {
@@ -20,10 +21,11 @@ _HOMES = {
     "OutputError": "cae.results.writing",
     "ResultError": "cae.results.layout",
     "SavedResult": "cae.results.saved",
+    "Searcher": "cae.results.search",
     "run_source": "cae.results.folder",
     "write_result": "cae.results.writing",
 }
 
-__all__ = ["FolderResult", "OutputError", "ResultError", "SavedResult", "run_source", "write_result"]
+__all__ = ["FolderResult", "OutputError", "ResultError", "SavedResult", "Searcher", "run_source", "write_result"]
 
 __getattr__, __dir__ = lazy(__name__, _HOMES)
