@@ -81,6 +81,7 @@ setup(
         "datasets>=4.0",
         "faiss-cpu>=1.14.2",
         "filelock>=3.13",
+        "imagehash>=4.3.2",
         "jinja2>=3.1",
         "lightning>=2.6,<3",
         "nltk>=3.9.1",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from cae.utils.console import progress_bars
 from cae.utils.progress import Reporter, stopwatch
 
 if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
+    from cae.results.duplicates import Duplicates
     from cae.results.export import Exported, Placing, Target
     from cae.results.folder import FolderResult
     from cae.results.search import Hit, Searcher
@@ -255,6 +256,7 @@ class Result:
         *,
         by: Placing = "copy",
         nested: bool = False,
+        without: Collection[int] = (),
         progress: bool = True,
     ) -> Exported:
         """Take the result away, `cae export`; see `cae.results.export.export`. By default into `cae-export/TO`."""
@@ -262,7 +264,7 @@ class Result:
 
         with progress_bars(quiet=not progress) as reporter:
             place = Path("cae-export") / to if out is None else Path(out)
-            return export(self.saved, to, place, by=by, nested=nested, progress=reporter("files"))
+            return export(self.saved, to, place, by=by, nested=nested, without=without, progress=reporter("files"))
 
     def search(
         self,
@@ -307,6 +309,16 @@ class Result:
         if (query is None) == (like is None):
             raise SearchError("give either a text or a picture to search by, --like (like)")
         return searcher.text(query, limit) if query is not None else searcher.like(like, limit)  # type: ignore[arg-type]
+
+    def duplicates(self, *, near: int | None = 8, progress: bool = True) -> Duplicates:
+        """The images that are there more than once, best copy first; nothing is deleted. `cae duplicates`.
+
+        See `cae.results.duplicates.find_duplicates`, also for errors.
+        """
+        from cae.results.duplicates import find_duplicates
+
+        with progress_bars(quiet=not progress) as reporter:
+            return find_duplicates(self.saved, near=near, reporter=reporter)
 
     def compare(self, other: Result) -> Comparison:
         """How far another result agrees with this one; moves go from this one to the other. `cae compare`."""

@@ -390,6 +390,44 @@ def search(
 
 
 @app.command()
+def duplicates(
+    result: ResultFolder,
+    near: Annotated[
+        int | None,
+        typer.Option(
+            help="How many of 64 bits of their perceptual hashes may differ in near copies, 0 to 32; default 8.",
+            show_default=False,
+        ),
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Equal files alone, without near copies.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write the list to: .csv, .parquet or .json.")
+    ] = None,
+    images: Images = None,
+    max_pixels: MaxPixels = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """List pictures of a result that are there more than once, the best copy first. Deletes nothing."""
+    from cae.api import Result
+    from cae.results.duplicates import NEAR, write_duplicates
+
+    if exact and near is not None:
+        raise ValueError("--near is how far near copies may differ, and --exact leaves them out: give one of the two")
+    near = None if exact else NEAR if near is None else near
+    found = Result(result, images=images).duplicates(near=near, progress=not quiet)
+    if out is not None:
+        write_duplicates(found, out)
+    terminal.print_missing(found.missing)
+    if as_json:
+        terminal.print_document(found.document())
+    elif not quiet:
+        terminal.print_duplicates(found)
+        if out is not None:
+            terminal.out.print(f"list: {out}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def export(
     result: ResultFolder,
     to: Annotated[
@@ -405,23 +443,31 @@ def export(
     nested: Annotated[
         bool, typer.Option("--nested", help="With folders: groups inside the coarse groups that they are part of.")
     ] = False,
+    without_duplicates: Annotated[
+        bool, typer.Option("--without-duplicates", help="Of copies, as `cae duplicates` lists them, only the best.")
+    ] = False,
     images: Images = None,
     quiet: Quiet = False,
 ) -> None:
     """Take a result away: pictures in folders named by meaning, tables, or a data set for other tools."""
+    from cae.results.duplicates import find_duplicates
     from cae.results.export import export
     from cae.results.saved import SavedResult
 
     saved = SavedResult.load(result, images=images)
     place = out or Path("cae-export") / to
     with terminal.progress_bars(quiet=quiet) as reporter:
-        done = export(saved, to, place, by=by, nested=nested, progress=reporter("files"))
+        without = find_duplicates(saved, reporter=reporter).rows if without_duplicates else ()
+        done = export(saved, to, place, by=by, nested=nested, without=without, progress=reporter("files"))
     terminal.print_unmatched_edits(saved)
     terminal.print_missing(done.missing)
     terminal.print_changed(done.changed)
     if not quiet:
         removed = f", {done.removed:,} of an earlier export removed" if done.removed else ""
-        terminal.out.print(f"{counted(done.written, 'file')} in {place}{removed}", highlight=False, soft_wrap=True)
+        left_out = f", {counted(len(without), 'duplicate')} left out" if without_duplicates else ""
+        terminal.out.print(
+            f"{counted(done.written, 'file')} in {place}{removed}{left_out}", highlight=False, soft_wrap=True
+        )
 
 
 @app.command()

@@ -16,6 +16,7 @@ from cae.utils.words import counted
 
 if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
     from cae.results.compare import Comparison
+    from cae.results.duplicates import Duplicates
     from cae.results.folder import FolderResult
     from cae.results.saved import SavedResult
     from cae.results.search import Hit
@@ -213,6 +214,24 @@ def print_hits(hits: Sequence[Hit]) -> None:
     for hit in hits:
         table.add_row(f"{hit.similarity:.3f}", hit.name, hit.path)
     out.print(table)
+
+
+def print_duplicates(found: Duplicates) -> None:
+    """Groups of copies, each with its best one first."""
+    table = _table()
+    table.add_column("copies")
+    table.add_column("pixels", justify="right")
+    table.add_column("bytes", justify="right")
+    table.add_column("bits off", justify="right")
+    table.add_column("picture", overflow="fold")
+    for group in found.groups:
+        for i, copy in enumerate(group.copies):
+            size, off = f"{copy.width} × {copy.height}", str(copy.distance) if i else "best"
+            table.add_row("" if i else group.kind, size, f"{copy.bytes:,}", off, copy.path)
+    if found.groups:
+        out.print(table)
+    groups, copies = counted(len(found.groups), "group"), counted(len(found.rows), "picture")
+    out.print(f"{groups} of copies in {counted(found.n_images, 'picture')}; {copies} besides the best", highlight=False)
 
 
 def print_edits(result: SavedResult) -> None:

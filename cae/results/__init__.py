@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cae.utils.lazy import lazy
 
 if TYPE_CHECKING:
+    from cae.results.duplicates import find_duplicates
     from cae.results.folder import FolderResult, run_source
     from cae.results.layout import ResultError
     from cae.results.saved import SavedResult
@@ -22,10 +23,20 @@ _HOMES = {
     "ResultError": "cae.results.layout",
     "SavedResult": "cae.results.saved",
     "Searcher": "cae.results.search",
+    "find_duplicates": "cae.results.duplicates",
     "run_source": "cae.results.folder",
     "write_result": "cae.results.writing",
 }
 
-__all__ = ["FolderResult", "OutputError", "ResultError", "SavedResult", "Searcher", "run_source", "write_result"]
+__all__ = [
+    "FolderResult",
+    "OutputError",
+    "ResultError",
+    "SavedResult",
+    "Searcher",
+    "find_duplicates",
+    "run_source",
+    "write_result",
+]
 
 __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -14,9 +14,14 @@ A target is a function from a result to a plan, which file goes where; `cae.resu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import pyarrow as pa
 
 from cae.results.export import coco, fiftyone, folders, huggingface, tables
 from cae.results.export.tree import ExportError, Placing, Plan, carry_out
@@ -61,6 +66,7 @@ def export(
     *,
     by: Placing = "copy",
     nested: bool = False,
+    without: Collection[int] = (),
     progress: Progress | None = None,
 ) -> Exported:
     """Write a result, as its edits show it, for another tool.
@@ -74,6 +80,7 @@ def export(
         out: a folder, made if need be. What is in it and not of an earlier export to the same target is left alone.
         by: way to place images: `copy`, `hardlink` (same disk; changing one changes the original) or `symlink`.
         nested: with `folders`, put each cluster's folder into that of the coarse group that it is part of.
+        without: rows of the assignments to leave out, as `find_duplicates(result).rows`.
         progress: called with (done, total) files.
 
     Raises:
@@ -92,7 +99,8 @@ def export(
         )
     if nested and target != "folders":
         raise ExportError(f"only folders can be nested, not {target}; leave out --nested, or export --to folders")
-    plan = (folders.plan_nested if nested else TARGETS[target])(result.edited)
+    result = _without(result.edited, without) if without else result.edited
+    plan = (folders.plan_nested if nested else TARGETS[target])(result)
     placed = any(isinstance(content, Path) for content in plan.values())
     if placed and any(place.resolve().is_relative_to(result.root.resolve()) for place in _tops(plan, out)):
         raise ExportError(f"{out} would mix with the original pictures; choose another folder with --out")
@@ -105,6 +113,21 @@ def export(
         missing=missing if placed or target == "coco" else [],
         changed=[paths[row] for row in result.changed()] if placed else [],
     )
+
+
+def _without(result: SavedResult, rows: Collection[int]) -> SavedResult:
+    """A result as far as plans look at it, assignments and clusters, but for some rows; without its embeddings."""
+    left = result.assignments.filter(pa.array(~np.isin(np.arange(len(result.assignments)), list(rows))))
+    sizes, paths = Counter(left["cluster"].to_pylist()), set(left["path"].to_pylist())
+    clusters = [
+        {
+            **record,
+            "size": sizes[record["id"]],
+            "representatives": [path for path in record["representatives"] if path in paths],
+        }
+        for record in result.clusters
+    ]
+    return replace(result, assignments=left, clusters=clusters)
 
 
 def _tops(plan: Plan, out: Path) -> set[Path]:

@@ -1,0 +1,328 @@
+"""Pictures of a result that are there more than once: the same bytes, or the same picture saved in another way.
+
+*Exact* copies have the same SHA-256, those of the result as well as those that the files have now. *Near* copies are
+first looked for among each picture's nearest by the stored embeddings, which few changes move far; what is near there
+but shows something else is told by a perceptual hash (pHash, from ImageHash) of 64 bits, in `NEAR` of which two
+pictures may differ. One is compared with the middle of the other, too, as a margin cut off changes many bits.
+Every picture of a group is a copy of its best one, the largest, and not merely of another copy. Nothing is deleted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch.nn.functional import normalize
+
+from cae.data.images import ImageError, image_size, read_image, shown_path
+from cae.kernels import nearest
+from cae.results.layout import ResultError
+from cae.results.saved import SavedResult
+from cae.results.writing import write_csv
+from cae.utils.checksums import content_hashes
+from cae.utils.files import replacing
+from cae.utils.progress import Reporter, silent
+
+NEAR = 8
+"""Bits of the perceptual hash, of 64, by which a near copy may differ (`benchmarks/results/duplicates.md`)."""
+MOST_BITS = 32
+"""As many as those of any two pictures differ by on average."""
+NEIGHBOURS = 10
+"""Nearest pictures, of each, that are looked at. Larger groups hang together by several."""
+MARGINS = (0.0, 0.05, 0.1)
+"""Shares of width and height that are left out at each side, with a hash for each."""
+_HASHED_AT = 64
+"""Side that pictures are decoded for, and four times it the longest that is hashed: the hash looks at 32 by 32."""
+_SMALL = 50_000
+"""Bytes of a file."""
+
+_COLUMNS = pa.schema(
+    {
+        "group": pa.int64(),
+        "kind": pa.string(),
+        "best": pa.bool_(),
+        "row": pa.int64(),
+        "path": pa.string(),
+        "file": pa.string(),
+        "width": pa.int64(),
+        "height": pa.int64(),
+        "bytes": pa.int64(),
+        "sha256": pa.string(),
+        "distance": pa.int64(),
+    }
+)
+
+Hashes: TypeAlias = dict[int, NDArray[np.bool_]]
+"""(3, 64) of a picture, one row for each of `MARGINS`."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A picture of a group of duplicates.
+
+    Attributes:
+        row: its row of the assignments.
+        path: as the assignments have it.
+        file: where it lies.
+        width: pixels.
+        height: pixels.
+        bytes: of the file.
+        sha256: of the file, as the result or a look at it says.
+        distance: bits by which their perceptual hashes differ, its and the best one's; 0 for an exact copy.
+    """
+
+    row: int
+    path: str
+    file: Path
+    width: int
+    height: int
+    bytes: int
+    sha256: str | None
+    distance: int = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Copies of one picture, at least two.
+
+    Attributes:
+        kind: `exact` if all files hold the same bytes.
+        copies: best first: most pixels, then most bytes, files before links, then by path.
+    """
+
+    kind: Literal["exact", "near"]
+    copies: list[Copy]
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What was found.
+
+    Attributes:
+        groups: largest first.
+        n_images: pictures that were looked at.
+        missing: paths of pictures that are gone, and so are in no group.
+    """
+
+    groups: list[Group]
+    n_images: int
+    missing: list[str]
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows of all copies but the best of each group: what may be left out."""
+        return sorted(copy.row for group in self.groups for copy in group.copies[1:])
+
+    def table(self) -> pa.Table:
+        """A row a copy: `group`, `kind`, `best`, and what `Copy` has."""
+        records = [
+            {
+                "group": i,
+                "kind": group.kind,
+                "best": copy is group.copies[0],
+                **asdict(copy),
+                "file": shown_path(copy.file),
+            }
+            for i, group in enumerate(self.groups)
+            for copy in group.copies
+        ]
+        return pa.Table.from_pylist(records, _COLUMNS)
+
+    def document(self) -> dict[str, Any]:
+        """The same as nested lists, for JSON."""
+        return {"groups": [asdict(g) for g in self.groups], "pictures": self.n_images, "missing": self.missing}
+
+
+def find_duplicates(result: SavedResult, *, near: int | None = NEAR, reporter: Reporter = silent) -> Duplicates:
+    """Find the pictures that are there more than once.
+
+    Args:
+        result: a result that knows its pictures.
+        near: bits of 64 by which the perceptual hashes of near copies may differ, 0 to `MOST_BITS`; None looks for
+            exact copies alone, and reads hardly any file.
+        reporter: makes the progress callback of each step.
+
+    Raises:
+        ResultError: a result of embeddings without pictures, or without embeddings.
+        ValueError: `near` is out of range.
+
+    Examples:
+        >>> import shutil
+        >>> _ = shutil.copy("photos/red/1.png", "photos/red/0.png")  # since it was clustered
+        >>> find_duplicates(SavedResult.load("cae-result"), near=None).groups
+        []
+    """
+    if near is not None and not 0 <= near <= MOST_BITS:
+        raise ValueError(f"near (--near) must be 0 to {MOST_BITS} bits of the perceptual hash, got {near}")
+    if not result.has_images:
+        raise ResultError(
+            f"{result.folder} was made from embeddings that name no pictures: there are no files to compare; cluster a "
+            "folder of pictures, or embeddings with a column `path`"
+        )
+    places = {row: place for row, place in enumerate(result.image_paths) if place is not None}
+    sha256 = _hashes_now(result, places, reporter)
+    by_content: dict[Any, list[int]] = {}
+    for row in places:
+        by_content.setdefault(sha256.get(row) or row, []).append(row)
+    sets = list(by_content.values())
+    bits: Hashes = {}
+    if near is not None:
+        sets, bits = _near_sets(result, places, sets, near, reporter)
+    paths = result.assignments["path"].to_pylist()
+    groups: list[Group] = []
+    for rows in sets:
+        if len(rows) > 1:
+            copies = [copy for row in rows if (copy := _copy(row, paths[row], places[row], sha256.get(row)))]
+            groups += _around_the_best(copies, bits, near)
+    groups.sort(key=lambda group: (-len(group.copies), group.copies[0].path))
+    return Duplicates(groups, len(places), [path for row, path in enumerate(paths) if row not in places])
+
+
+def write_duplicates(found: Duplicates, out: Path) -> None:
+    """Write the list of copies, whole or not at all: a table as `.csv` or `.parquet`, or nested as `.json`.
+
+    Raises:
+        ValueError: another ending.
+        OSError: the file cannot be written.
+
+    Examples:
+        >>> write_duplicates(find_duplicates(SavedResult.load("cae-result")), Path("copies.csv"))
+        >>> Path("copies.csv").read_text()[:20]
+        '"group","kind","best'
+    """
+    writers: dict[str, Callable[[Path], object]] = {
+        ".csv": lambda path: write_csv(found.table(), path),
+        ".parquet": lambda path: pq.write_table(found.table(), path),
+        ".json": lambda path: path.write_text(json.dumps(found.document(), default=str, indent=2) + "\n"),
+    }
+    write = writers.get(out.suffix.lower())
+    if write is None:
+        raise ValueError(f"cannot write {out}: end its name (--out) in {', '.join(writers)}")
+    with replacing(out) as target:
+        write(target)
+
+
+def _hashes_now(result: SavedResult, places: dict[int, Path], reporter: Reporter) -> dict[int, str]:
+    """The content of each file: as the result knows it, or as it is now where that would make it a copy."""
+    known: list[str | None] = result.assignments["sha256"].to_pylist()
+    often = Counter(known[row] for row in places)
+    # A file may have changed since: nobody should lose one to what it once was.
+    doubtful = [row for row in places if known[row] is None or often[known[row]] > 1]
+    now = content_hashes([places[row] for row in doubtful], reporter("hashes") if doubtful else None)
+    found = {**{row: known[row] for row in places}, **dict(zip(doubtful, now, strict=True))}
+    return {row: value for row, value in found.items() if value is not None}
+
+
+def _near_sets(
+    result: SavedResult, places: dict[int, Path], exact: list[list[int]], near: int, reporter: Reporter
+) -> tuple[list[list[int]], Hashes]:
+    """Sets of rows that near copies join, and the perceptual hashes of those that were looked at.
+
+    Args:
+        result: the result.
+        places: files by row.
+        exact: sets of rows with the same content.
+        near: bits that may differ.
+        reporter: makes the progress callback.
+    """
+    rows = [members[0] for members in exact]
+    pairs = _candidates(result, rows)
+    wanted = np.unique(pairs)
+    bits = _perceptual_hashes({int(i): places[rows[i]] for i in wanted}, reporter)
+    table = np.zeros((len(rows), len(MARGINS), 64), dtype=bool)
+    for i, value in bits.items():
+        table[i] = value
+    pairs = pairs[np.isin(pairs, list(bits)).all(axis=1)]
+    a, b = pairs[_distance(table[pairs[:, 0]], table[pairs[:, 1]]) <= near].T
+    graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(len(rows), len(rows)))
+    _, component = connected_components(graph, directed=False)
+    joined: dict[int, list[int]] = {}
+    for i, label in enumerate(component.tolist()):
+        joined.setdefault(label, []).extend(exact[i])
+    return list(joined.values()), {row: bits[i] for i in bits for row in exact[i]}
+
+
+def _candidates(result: SavedResult, rows: Sequence[int]) -> NDArray[np.int64]:
+    """(P, 2) positions in `rows` of pictures that lie next to each other by their embeddings."""
+    if len(rows) < 2:
+        return np.zeros((0, 2), dtype=np.int64)
+    x = normalize(result.embeddings[torch.tensor(rows)].float(), dim=1)
+    found = nearest(x, x, k=min(NEIGHBOURS + 1, len(rows)))
+    labels = found.labels.numpy()
+    first = np.repeat(np.arange(len(rows)), labels.shape[1])
+    pairs = np.stack([first, labels.ravel()], axis=1)
+    return pairs[pairs[:, 0] != pairs[:, 1]]
+
+
+def _perceptual_hashes(files: dict[int, Path], reporter: Reporter) -> Hashes:
+    """The perceptual hashes of each file that can be read."""
+    report, found = reporter("pictures"), {}
+    with ThreadPoolExecutor() as pool:
+        # Decoding releases the interpreter's lock; of small files there is too little of it to be worth the switching.
+        spread = sum(file.stat().st_size for file in files.values()) > _SMALL * len(files)
+        hashes = (pool.map if spread else map)(_perceptual_hash, files.values())
+        for done, (key, bits) in enumerate(zip(files, hashes, strict=True), 1):
+            if bits is not None:
+                found[key] = bits
+            report(done, len(files))
+    return found
+
+
+def _perceptual_hash(file: Path) -> NDArray[np.bool_] | None:
+    from imagehash import phash
+
+    try:
+        image = read_image(file, _HASHED_AT).convert("L")
+    except ImageError:
+        return None
+    image.thumbnail((4 * _HASHED_AT, 4 * _HASHED_AT))
+    w, h = image.size
+    middles = (image.crop((round(m * w), round(m * h), round(w - m * w), round(h - m * h))) for m in MARGINS)
+    return np.stack([phash(middle).hash.ravel() for middle in middles])
+
+
+def _distance(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Bits (...) in which hashes (..., 3, 64) differ, the least of each whole picture and the other's middles."""
+    whole_a, whole_b = a[..., :1, :], b[..., :1, :]
+    return np.minimum((whole_a != b).sum(axis=-1).min(axis=-1), (whole_b != a).sum(axis=-1).min(axis=-1))
+
+
+def _copy(row: int, path: str, file: Path, sha256: str | None) -> Copy | None:
+    """What is known of a file; None if it cannot be read any more."""
+    try:
+        width, height = image_size(file)
+        return Copy(row, path, file, width, height, file.stat().st_size, sha256)
+    except (ImageError, OSError):
+        return None
+
+
+def _around_the_best(copies: list[Copy], bits: Hashes, near: int | None) -> list[Group]:
+    """Groups whose every picture is a copy of the best one; what is a copy of another copy alone goes on by itself."""
+    left = sorted(copies, key=lambda c: (-c.width * c.height, -c.bytes, c.file.is_symlink(), c.path))
+    groups = []
+    while len(left) > 1:
+        best, rest = left[0], left[1:]
+        group, left = [best], []
+        for copy in rest:
+            exact = copy.sha256 is not None and copy.sha256 == best.sha256
+            distance = 0 if exact else int(_distance(bits[copy.row], bits[best.row]))
+            if exact or (near is not None and distance <= near):
+                group.append(replace(copy, distance=distance))
+            else:
+                left.append(copy)
+        if len(group) > 1:
+            contents = {copy.sha256 for copy in group}
+            groups.append(Group("exact" if len(contents) == 1 else "near", group))
+    return groups
