@@ -164,6 +164,10 @@ def test_the_command(copies, monkeypatch, capfd, tmp_path):
     code, _, stderr = run("duplicates", copies, "--exact", "--near", 3)
     assert code == 1
     assert "give one of the two" in stderr
+    monkeypatch.setattr("cae.results.duplicates.find_duplicates", lambda *_, **__: pytest.fail("work for nothing"))
+    code, _, stderr = run("duplicates", copies, "--out", tmp_path / "list.txt")
+    assert code == 1
+    assert "list.txt" in stderr
     assert {path: path.read_bytes() for path in (tmp_path / "photos").iterdir()} == before
 
 

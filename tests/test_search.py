@@ -116,7 +116,7 @@ def test_an_encoder_that_cannot_be_had(searcher, monkeypatch):
         raise EncoderError("the hub cannot be reached")
 
     monkeypatch.setattr("cae.encoders.load_encoder", fail)
-    with pytest.raises(EncoderError, match=r"hub cannot be reached.*--like .* needs none"):
+    with pytest.raises(EncoderError, match=r"hub cannot be reached.*--like .* takes none"):
         searcher.text("a")
 
 

@@ -410,10 +410,12 @@ def duplicates(
 ) -> None:
     """List pictures of a result that are there more than once, the best copy first. Deletes nothing."""
     from cae.api import Result
-    from cae.results.duplicates import NEAR, write_duplicates
+    from cae.results.duplicates import NEAR, check_list_name, write_duplicates
 
     if exact and near is not None:
         raise ValueError("--near is how far near copies may differ, and --exact leaves them out: give one of the two")
+    if out is not None:
+        check_list_name(out)
     near = None if exact else NEAR if near is None else near
     found = Result(result, images=images).duplicates(near=near, progress=not quiet)
     if out is not None:

@@ -190,6 +190,16 @@ def find_duplicates(result: SavedResult, *, near: int | None = NEAR, reporter: R
     return Duplicates(groups, len(places), [path for row, path in enumerate(paths) if row not in places])
 
 
+def check_list_name(out: Path) -> None:
+    """Find out before the work whether `write_duplicates` can write a file of this name.
+
+    Raises:
+        ValueError: another ending.
+    """
+    if out.suffix.lower() not in _WRITERS:
+        raise ValueError(f"cannot write {out}: end its name (--out) in {', '.join(_WRITERS)}")
+
+
 def write_duplicates(found: Duplicates, out: Path) -> None:
     """Write the list of copies, whole or not at all: a table as `.csv` or `.parquet`, or nested as `.json`.
 
@@ -202,16 +212,21 @@ def write_duplicates(found: Duplicates, out: Path) -> None:
         >>> Path("copies.csv").read_text()[:20]
         '"group","kind","best'
     """
-    writers: dict[str, Callable[[Path], object]] = {
-        ".csv": lambda path: write_csv(found.table(), path),
-        ".parquet": lambda path: pq.write_table(found.table(), path),
-        ".json": lambda path: path.write_text(json.dumps(found.document(), default=str, indent=2) + "\n"),
-    }
-    write = writers.get(out.suffix.lower())
-    if write is None:
-        raise ValueError(f"cannot write {out}: end its name (--out) in {', '.join(writers)}")
+    check_list_name(out)
     with replacing(out) as target:
-        write(target)
+        _WRITERS[out.suffix.lower()](found, target)
+
+
+def _write_json(found: Duplicates, path: Path) -> None:
+    # In ASCII: a file name may be any bytes.
+    path.write_text(json.dumps(found.document(), default=str, indent=2) + "\n", encoding="ascii")
+
+
+_WRITERS: dict[str, Callable[[Duplicates, Path], None]] = {
+    ".csv": lambda found, path: write_csv(found.table(), path),
+    ".parquet": lambda found, path: pq.write_table(found.table(), path),
+    ".json": _write_json,
+}
 
 
 def _hashes_now(result: SavedResult, places: dict[int, Path], reporter: Reporter) -> dict[int, str]:

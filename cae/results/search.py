@@ -113,8 +113,8 @@ class Searcher:
             encoder = load_encoder(spec, weights=weights, device=find_device(self._device))
         except EncoderError as error:
             raise EncoderError(
-                f"texts, and pictures from elsewhere, are searched with the encoder of the result, which is not to be "
-                f"had: {error}. --like (like) a picture of the result needs none"
+                f"a search by text, or by a picture from elsewhere, takes the encoder of the result, which cannot be "
+                f"had: {error}. By a picture of the result, --like (like), it takes none"
             ) from error
         if encoder.dim != (width := self.result.embeddings.shape[1]):
             raise SearchError(
