@@ -153,31 +153,3 @@ def test_numbers_of_any_kind(kind):
     )
     assert torch.equal(nearest(X, U, k=three).labels, nearest(X, U, k=3).labels)
     assert torch.equal(retrieve(X, U, top_k=three), retrieve(X, U, top_k=3))
-
-
-DIFFERENTIABLE = {
-    "counterparts": lambda x: counterparts(x, U, G, epsilon=0.1).sum(),
-    "fuse": lambda x: fuse([x, X], gamma=0.1)[0].sum(),
-    "fuse by name": lambda x: fuse(parts=[X, x], gamma=0.1)[0].sum(),
-}
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward mode uses it
-@pytest.mark.parametrize("op", DIFFERENTIABLE)
-def test_a_gradient_that_is_not_there_is_refused(op):
-    call, name = DIFFERENTIABLE[op], op.split()[0]
-    ask = {
-        "backward": lambda: call(X.clone().requires_grad_()),
-        "grad": lambda: torch.func.grad(call)(X),
-        "mixed loss": lambda: torch.func.grad(lambda x: call(x) + x.sum())(X),
-        "jvp": lambda: torch.func.jvp(call, (X,), (X,)),
-        "jacrev": lambda: torch.func.jacrev(call)(X),
-    }
-    for how, asked in ask.items():
-        with pytest.raises(ValueError, match=rf"{name} has no gradient.*\.detach\(\).*no_grad"):
-            asked()
-            pytest.fail(how)
-    trained = X.clone().requires_grad_()
-    with torch.no_grad():
-        assert call(trained) == call(X)
-    assert call(trained.detach()) == call(X)

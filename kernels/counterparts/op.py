@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from cae.kernels import checks
+from cae.kernels.counterparts.operator import apply, check_values
 from cae.kernels.dispatch import Backend, implementation
-from cae.kernels.gradients import without_gradient
 
 
-@without_gradient
 def counterparts(
     x: Tensor,
     u: Tensor,
@@ -23,7 +22,10 @@ def counterparts(
 
         y_i = sum_j t_ij s_ij u_j,    s_ij = x_i·u_j,    t_ij = softmax_j((s_ij + g_j) / epsilon)    (Eq. 7-8)
 
-    The rows of t sum to 1: the plan's rows times N. A row depends on no other row. The op has no gradient yet.
+    The rows of t sum to 1: the plan's rows times N. A row depends on no other row.
+
+    Differentiable once in x, u and g, in bounded scratch (backward mode only). It can be compiled and exported: an
+    error that only values show then comes when the graph runs.
 
     Args:
         x: (N, D) image embeddings with unit rows; float32, float16 or bfloat16.
@@ -38,7 +40,7 @@ def counterparts(
         (N, D) in the dtype of x, accumulated in float32; float64 from the reference.
 
     Raises:
-        ValueError: a malformed argument, or one that requires a gradient while gradients are on.
+        ValueError: a malformed argument.
         RuntimeError: a backend that cannot run here.
 
     Examples:
@@ -50,18 +52,19 @@ def counterparts(
         tensor([[1.0000, 0.0000],
                 [0.9900, 0.1000],
                 [0.0000, 1.0000]])
+        >>> counterparts(x.requires_grad_(), u, g=None, epsilon=0.5)[:, 0].sum().backward()
+        >>> x.grad.shape
+        torch.Size([3, 2])
     """
     checks.matrix("x", x, may_be_empty=True)
     checks.matrix("u", u)
     checks.alike("x", x, "u", u)
-    for name, matrix in (("x", x), ("u", u)):
-        checks.finite(name, matrix)
-        checks.unit_rows(name, matrix)
     epsilon = checks.positive("epsilon", epsilon)
-    run = implementation("counterparts", "counterparts", backend, x.device)
     if g is None:
         g = u.new_zeros(u.shape[0], dtype=torch.float32)
-    checks.log_weights("g", g, u.shape[0], "u", u)
-    if not len(x) and backend != "reference":
-        return torch.empty_like(x)
+    checks.vector("g", g, u.shape[0], "u", u)
+    if backend != "reference":
+        return apply(x, u, g, epsilon, normalize, similarity_weight, backend)
+    check_values(x, u, g)
+    run = implementation("counterparts", "counterparts", backend, x.device)
     return run(x, u, g, epsilon=epsilon, normalize=normalize, similarity_weight=similarity_weight)

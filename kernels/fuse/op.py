@@ -2,22 +2,23 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from cae.kernels import checks
 from cae.kernels.dispatch import Backend, implementation
-from cae.kernels.gradients import without_gradient
+from cae.kernels.fuse.operator import apply, check_values
 
 
-@without_gradient
 def fuse(parts: Sequence[Tensor], *, gamma: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
     """Weight each modality by how close it is to the mean of all, and add them up.
 
         x^p = mean_m x^(m),    alpha^(m) = cos(x^(m), x^p),    beta = softmax(alpha / gamma)    (Eq. 14-16)
         z = sum_m beta^(m) x^(m)    (Eq. 17)
 
-    The cosine with a zero vector is 0. z is not scaled to unit length. The op has no gradient yet.
+    The cosine with a zero vector is 0. z is not scaled to unit length.
+
+    Differentiable once in the parts, backward mode only. It can be compiled and exported: an error that only values
+    show then comes when the graph runs.
 
     Args:
         parts: m >= 1 modalities (N, D) of one shape, dtype and device; float32, float16 or bfloat16.
@@ -28,7 +29,7 @@ def fuse(parts: Sequence[Tensor], *, gamma: float, backend: Backend = "auto") ->
         z (N, D) in the dtype of the parts and beta (N, m) float32; both float64 from the reference.
 
     Raises:
-        ValueError: a malformed argument, or one that requires a gradient while gradients are on.
+        ValueError: a malformed argument.
         RuntimeError: a backend that cannot run here.
 
     Examples:
@@ -51,9 +52,9 @@ def fuse(parts: Sequence[Tensor], *, gamma: float, backend: Backend = "auto") ->
                 f"parts[{i}]: expected the shape of parts[0], {tuple(parts[0].shape)}, got {tuple(part.shape)}; "
                 "row i of every part must be of the same image"
             )
-    for i, part in enumerate(parts):
-        checks.finite(f"parts[{i}]", part)
     gamma = checks.positive("gamma", gamma)
-    if not len(parts[0]) and backend != "reference":
-        return torch.empty_like(parts[0]), parts[0].new_empty(0, len(parts), dtype=torch.float32)
-    return implementation("fuse", "fuse", backend, parts[0].device)(parts, gamma=gamma)
+    if backend != "reference":
+        return apply(list(parts), gamma, backend)
+    check_values(parts)
+    fused, beta = implementation("fuse", "fuse", backend, parts[0].device)(parts, gamma=gamma)
+    return fused, beta

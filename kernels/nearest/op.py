@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from cae.kernels import checks
-from cae.kernels.dispatch import Backend, implementation
+from cae.kernels.dispatch import Backend
+from cae.kernels.nearest.operator import operator, run_checked
+from cae.kernels.tracing import is_traced
 
 
 class Nearest(NamedTuple):
@@ -25,7 +27,8 @@ def nearest(
     """The k largest x_i·c_j + bias_j of each row; equal ones by ascending index.
 
     With unit centroids this is the cosine's nearest; with bias_j = -|c_j|^2 / 2 the Euclidean nearest. A row depends on
-    no other row. The results are detached.
+    no other row. The results are detached. It can be compiled and exported: an error that only values show then
+    comes when the graph runs.
 
     Args:
         x: (N, D), rows of any length; float32, float16 or bfloat16.
@@ -53,16 +56,12 @@ def nearest(
     checks.matrix("x", x, may_be_empty=True)
     checks.matrix("centroids", centroids)
     checks.alike("x", x, "centroids", centroids)
-    checks.finite("x", x)
-    checks.finite("centroids", centroids)
     k = checks.count("k", k)
     C = centroids.shape[0]
     if k > C:
         raise ValueError(f"k: expected at most the number of centroids, {C}, got {k}")
     if bias is not None:
         checks.vector("bias", bias, C, "centroids", centroids)
-        checks.finite("bias", bias)
-    if not len(x) and backend != "reference":
-        return Nearest(*(x.new_empty((0,) if k == 1 else (0, k), dtype=kind) for kind in (torch.int64, torch.float32)))
-    labels, similarity = implementation("nearest", "nearest", backend, x.device)(x, centroids, k=k, bias=bias)
+    run = operator if is_traced(x) else run_checked
+    labels, similarity = run(x, centroids, k, bias, backend)
     return Nearest(labels[:, 0], similarity[:, 0]) if k == 1 else Nearest(labels, similarity)

@@ -23,6 +23,8 @@ class SinkhornResult(NamedTuple):
     """Iterations: sweeps over the rows, each of one product x·u or less."""
     converged: bool
     """Whether marginal_error <= tol."""
+    value: Tensor = None  # type: ignore[assignment]  # backends leave it out, the op puts it in
+    """<P, C> + epsilon KL(P | a x b), a float64 scalar: what the plan costs, differentiable."""
 
 
 class ConvergenceWarning(UserWarning):

@@ -1,0 +1,196 @@
+"""Derivatives of the ops: against finite differences and the float64 references' own, and in bounded memory."""
+
+import pytest
+import torch
+from kernel_cases import BACKENDS, DEVICE, pair, peak_bytes, unit
+from torch.autograd import gradcheck
+from torch.nn.functional import normalize
+
+from cae.kernels import cosine_sinkhorn, counterparts, fuse
+from cae.kernels.counterparts import reference
+from cae.kernels.counterparts.gradient import counterparts_gradient
+from cae.kernels.fuse import reference as fuse_reference
+from cae.kernels.fuse.gradient import fuse_gradient
+from cae.kernels.sinkhorn.value import row_gradient
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+OPTIONS = [(normalize, weigh) for normalize in (True, False) for weigh in (True, False)]
+
+
+def gradients(run, *inputs):
+    """Of a loss that no symmetry makes trivial, in every input."""
+    leaves = [value.detach().clone().requires_grad_() for value in inputs]
+    y = run(*leaves)
+    grid = torch.arange(y.numel(), device=y.device).cos().reshape(y.shape)
+    return torch.autograd.grad((y * grid).sum(), leaves)
+
+
+def assert_near(found, expected, tolerance):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.linalg.norm(ours.double() - theirs.double()) <= tolerance * torch.linalg.norm(theirs.double())
+
+
+def with_gradient(forward, backward):
+    """The reference's values with the streaming derivative, for `gradcheck` in float64."""
+
+    class Both(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            ctx.save_for_backward(*inputs)
+            return forward(*inputs)
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return tuple(backward(*grads, *ctx.saved_tensors))
+
+    return Both.apply
+
+
+def doubles(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize(("scale", "weigh"), OPTIONS)
+def test_counterparts_by_finite_differences(scale, weigh):
+    options = {"epsilon": 0.7, "normalize": scale, "similarity_weight": weigh}
+    run = with_gradient(
+        lambda *inputs: reference.counterparts(*inputs, **options),
+        lambda *inputs: counterparts_gradient(*inputs, **options),
+    )
+    assert gradcheck(run, doubles((5, 3), (4, 3), (4,)))
+
+
+def test_fuse_by_finite_differences():
+    run = with_gradient(
+        lambda *parts: fuse_reference.fuse(parts, gamma=0.4),
+        lambda grad_z, grad_beta, *parts: fuse_gradient(grad_z, grad_beta, parts, gamma=0.4),
+    )
+    assert gradcheck(run, doubles((4, 3), (4, 3), (4, 3)))
+
+
+def test_row_potentials_by_finite_differences():
+    x, u, g = doubles((5, 3), (4, 3), (4,))
+    g = g.detach()
+
+    def row_update(x, u):
+        return 1 - 0.5 * torch.logsumexp((x @ u.T + g) / 0.5, dim=1)
+
+    run = with_gradient(row_update, lambda grad, x, u: row_gradient(grad, x, u, row_update(x, u), g, 0.5))
+    assert gradcheck(run, (x, u))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("scale", "weigh"), OPTIONS)
+def test_counterparts(backend, dtype, scale, weigh):
+    x, u = (part.to(dtype) for part in pair("random", 301, 130))
+    g = 0.05 * unit(1, 130, seed=3)[0]
+    options = {"epsilon": 0.1, "normalize": scale, "similarity_weight": weigh}
+    found, expected = (
+        gradients(lambda *inputs, name=name: counterparts(*inputs, **options, backend=name), x, u, g)
+        for name in (backend, "reference")
+    )
+    assert [grad.dtype for grad in found] == [dtype, dtype, torch.float32]
+    assert_near(found, expected, TOLERANCE[dtype])
+
+
+def test_texts_that_take_no_part_get_no_gradient():
+    x, u = pair("random", 20, 10)
+    g = torch.zeros(10, device=DEVICE)
+    g[::2] = -torch.inf
+    _, in_u, in_g = gradients(lambda *inputs: counterparts(*inputs, epsilon=0.1), x, u, g)
+    assert (in_u[::2] == 0).all()
+    assert (in_g[::2] == 0).all()
+    assert in_u[1::2].any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_fuse(backend, dtype):
+    parts = [unit(130, 64, seed=i).to(dtype) for i in range(3)]
+    for output in (0, 1):
+        found, expected = (
+            gradients(lambda *p, name=name, i=output: fuse(p, gamma=0.2, backend=name)[i], *parts)
+            for name in (backend, "reference")
+        )
+        assert_near(found, expected, TOLERANCE[dtype])
+
+
+def test_fuse_of_zero_vectors_has_finite_gradients():
+    x = unit(5, 16)
+    for parts in ([x, torch.zeros_like(x), -x], [torch.zeros_like(x)] * 2):
+        assert all(grad.isfinite().all() for grad in gradients(lambda *p: fuse(p, gamma=0.1)[0], *parts))
+
+
+def value(x, u, a, b, **options):
+    """The transport value for rows and weights that are made to be admissible."""
+    rows = (normalize(part, dim=1) for part in (x, u))
+    weights = {"row_weights": a.softmax(0), "col_weights": b.softmax(0)}
+    return cosine_sinkhorn(*rows, epsilon=0.2, tol=1e-6, max_iter=5000, **weights, **options).value
+
+
+@pytest.mark.parametrize("balance", [1.0, 0.7])
+def test_transport_value_by_finite_differences(balance):
+    inputs = [part.detach().float() for part in doubles((6, 3), (4, 3), (6,), (4,))]
+    grads = gradients(lambda *inputs: value(*inputs, balance=balance), *inputs)
+    for index, grad in enumerate(grads):
+        step = doubles(inputs[index].shape)[0].detach().float()
+        ends = [
+            value(*(p + sign * 1e-2 * step if i == index else p for i, p in enumerate(inputs)), balance=balance)
+            for sign in (1, -1)
+        ]
+        torch.testing.assert_close(float((grad * step).sum()), float((ends[0] - ends[1]) / 2e-2), atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_transport_value_is_cost_and_divergence(backend):
+    x, u = pair("random", 40, 12)
+    b = torch.arange(12, device=DEVICE, dtype=torch.float64)
+    b /= b.sum()  # the first text has no weight
+    x.requires_grad_()
+    found = cosine_sinkhorn(x, u, epsilon=0.1, tol=1e-6, col_weights=b, max_iter=5000, backend=backend)
+    cost = (1 - x @ u.T).double()
+    plan = torch.exp((found.f[:, None] + found.g - cost) / 0.1) / 40
+    expected = (plan * cost).sum() + 0.1 * torch.special.xlogy(plan, plan / (b / 40).where(b > 0, 1.0)).sum()
+    torch.testing.assert_close(found.value, expected, atol=1e-5, rtol=1e-5)
+    found.value.backward()
+    torch.testing.assert_close(x.grad.double(), -plan.detach() @ u.double(), atol=1e-6, rtol=1e-3)
+    assert not found.f.requires_grad
+    assert not found.g.requires_grad
+
+
+CALLS = {
+    "counterparts": lambda x, u: counterparts(x, u, None, epsilon=0.1)[:, 0].sum(),
+    "fuse": lambda x, u: fuse([x, x.flip(0)], gamma=0.1)[0][:, 0].sum(),
+    "cosine_sinkhorn": lambda x, u: cosine_sinkhorn(x, u, epsilon=0.5, tol=0.1).value,
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own forward mode uses it
+@pytest.mark.parametrize("op", CALLS)
+def test_func_and_what_is_not_there(op):
+    x, u = pair("random", 20, 10)
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(CALLS[op](leaf, u), leaf, create_graph=True)
+    torch.testing.assert_close(torch.func.grad(CALLS[op])(x, u), expected.detach())
+    with pytest.raises(NotImplementedError, match=f"{op} has a first derivative only.*create_graph=False"):
+        expected.sum().backward()
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(lambda x: CALLS[op](x, u), (x,), (x,))
+    with torch.no_grad():
+        assert not CALLS[op](leaf, u).requires_grad
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_peak_memory_of_backward_is_flat_in_n(op):
+    """N x M is 375 MiB more at the larger N, on a CPU; a panel's ten temporaries are 8 MiB each."""
+    N, M, D = 4096, 3000, 16
+    u = unit(M, D)
+
+    def peak(rows):
+        x = unit(rows, D).requires_grad_()
+        return peak_bytes(lambda: CALLS[op](x, u).backward())
+
+    peak(256)
+    assert peak(8 * N) - peak(N) <= 7 * N * 10 * 4 * D + 96 * 2**20

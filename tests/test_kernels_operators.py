@@ -1,0 +1,105 @@
+"""The ops as PyTorch's operators: schemas, fake tensors, compiled and exported graphs, and checks that survive them."""
+
+import pytest
+import torch
+from kernel_cases import DEVICE, pair
+from torch._subclasses import FakeTensorMode
+
+from cae.kernels import counterparts, fuse, nearest
+from cae.kernels.counterparts import operator as counterparts_operator
+from cae.kernels.fuse import operator as fuse_operator
+from cae.kernels.nearest import operator as nearest_operator
+
+X, U = pair("random", 21, 9)
+G = 0.01 * U[:, 0]
+
+CALLS = {
+    "counterparts": lambda x, u: counterparts(x, u, 0.01 * u[:, 0], epsilon=0.1),
+    "counterparts plain": lambda x, u: counterparts(x, u, None, epsilon=0.1),
+    "fuse": lambda x, u: fuse([x, x.flip(0)], gamma=0.1),
+    "nearest": lambda x, u: tuple(nearest(x, u)),
+    "nearest 3": lambda x, u: tuple(nearest(x, u, k=3, bias=u[:, 1])),
+}
+
+
+class Module(torch.nn.Module):
+    """An op as a model has it, which `torch.export` takes."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+
+    def forward(self, x, u):
+        return self.call(x, u)
+
+
+# opcheck looks at the .grad of what is no leaf.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:The .grad attribute")
+@pytest.mark.parametrize("tracked", [False, True])
+def test_opcheck(tracked):
+    x, u, g = (value.clone().requires_grad_(tracked) for value in (X, U, G))
+    torch.library.opcheck(counterparts_operator.operator, (x, u, g, 0.1, True, True, "torch"))
+    torch.library.opcheck(fuse_operator.operator, ([x, (2 * x).detach()], 0.1, "torch"))
+    if not tracked:
+        torch.library.opcheck(counterparts_operator.gradient, (x, x, u, g, 0.1, True, True))
+        torch.library.opcheck(fuse_operator.gradient, (x, x[:, :2].clone(), [x, 2 * x], 0.1))
+        for bias in (None, g):
+            torch.library.opcheck(nearest_operator.operator, (x, u, 2, bias, "torch"))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("op", CALLS)
+def test_compiled_whole(op, dynamic):
+    torch._dynamo.reset()
+    compiled = torch.compile(CALLS[op], fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for rows in (21, 13):
+        torch.testing.assert_close(compiled(X[:rows], U), CALLS[op](X[:rows], U))
+
+
+@pytest.mark.parametrize("op", ["counterparts", "fuse"])
+def test_compiled_gradient(op):
+    torch._dynamo.reset()
+
+    def loss(x, u):
+        y = CALLS[op](x, u)
+        return (y[0] if op == "fuse" else y)[:, 0].sum()
+
+    grads = []
+    for run in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        x = X.clone().requires_grad_()
+        run(x, U).backward()
+        grads.append(x.grad)
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_exported(op):
+    rows = torch.export.Dim("rows", min=2)
+    program = torch.export.export(Module(CALLS[op]), (X, U), dynamic_shapes={"x": {0: rows}, "u": None}, strict=True)
+    torch.testing.assert_close(program.module()(X[:8], U), CALLS[op](X[:8], U))
+
+
+@pytest.mark.parametrize("op", CALLS)
+def test_fake_tensors(op):
+    real = CALLS[op](X, U)
+    with FakeTensorMode() as mode:
+        fake = CALLS[op](mode.from_tensor(X), mode.from_tensor(U))
+    for ours, theirs in zip(*((y,) if isinstance(y, torch.Tensor) else y for y in (fake, real)), strict=True):
+        assert (ours.shape, ours.dtype, ours.device) == (theirs.shape, theirs.dtype, theirs.device)
+
+
+def test_checks_of_values_survive_compilation():
+    torch._dynamo.reset()
+    compiled = torch.compile(CALLS["counterparts"], fullgraph=True, backend="aot_eager")
+    compiled(X, U)
+    with pytest.raises(ValueError, match="x: expected rows of unit length"):
+        compiled(2 * X, U)
+    with pytest.raises(ValueError, match="x: contains NaN or Inf"):
+        compiled(X.clone().fill_(torch.nan), U)
+
+
+def test_rows_that_are_not_there():
+    x = torch.empty(0, U.shape[1], device=DEVICE, requires_grad=True)
+    counterparts(x, U, None, epsilon=0.1).sum().backward()
+    assert x.grad.shape == x.shape
+    fuse([x, x], gamma=0.1)[0].sum().backward()
