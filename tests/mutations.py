@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from PIL import Image
 
 ROOM = 2 << 30
@@ -97,6 +98,11 @@ def seeds() -> dict[str, bytes]:
             with warnings.catch_warnings(action="ignore"):  # some formats are on their way out
                 image.copy().save(buffer, name.split()[0], **options)  # Pillow leaves settings of a format in an image
             made[name] = buffer.getvalue()
+    wide = values[..., 0] / 3
+    for name, bands in (("tiff double", wide), ("tiff bands", np.stack([wide] * 5, axis=-1).astype(np.float16))):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, bands, photometric="minisblack", planarconfig=1, compression="deflate", metadata=None)
+        made[name] = buffer.getvalue()
     return made
 
 
