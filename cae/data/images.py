@@ -84,6 +84,11 @@ def _begins_as(name: str, start: bytes) -> bool:
     return accept is not None and bool(accept(start))
 
 
+def _has_magic(name: str) -> bool:
+    """Whether the first bytes tell a format; TGA and a few others have to be read to know."""
+    return Image.OPEN[name][1] is not None
+
+
 def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None) -> Image.Image:
     """An image as people see it: upright, 8-bit RGB, transparency on white, the first frame of an animation.
 
@@ -159,7 +164,7 @@ def _open(file: IO[bytes]) -> Image.Image:
     if not start:
         raise ImageError("an empty file")
     for format_name in _formats():
-        if _begins_as(format_name, start):
+        if _begins_as(format_name, start) or not _has_magic(format_name):
             file.seek(0)
             try:
                 return _without_decoder(Image.OPEN[format_name][0](file, ""))
@@ -321,10 +326,10 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """What Pillow may take a file for, the common ones first; the ending says nothing."""
+    """What Pillow may take a file for: the common ones first, last those without a magic; the ending says nothing."""
     Image.init()
     pi_heif.register_heif_opener()
-    return tuple(sorted(set(Image.OPEN) - set(PROGRAMS), key=lambda name: (name not in _COMMON, name)))
+    return tuple(sorted(set(Image.OPEN) - set(PROGRAMS), key=lambda n: (n not in _COMMON, not _has_magic(n), n)))
 
 
 def _less_oblong(image: Image.Image) -> Image.Image:
