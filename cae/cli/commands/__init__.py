@@ -1,4 +1,4 @@
-"""The command line: a command each, thin. `cae.cli.edit` has the commands below `cae edit`."""
+"""The command line: a command each, thin. `cae.cli.commands.edit` has the commands below `cae edit`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from cae.cli import terminal
-from cae.cli.edit import Redraw, edit_app, redraw
+from cae.cli.commands.edit import Redraw, edit_app, redraw
 from cae.config import DEFAULT_ENCODER
 from cae.utils.words import counted
 
