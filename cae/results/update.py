@@ -71,6 +71,21 @@ class FolderDiff:
     left_out: dict[Path, str]
 
 
+@dataclass(frozen=True)
+class Update:
+    """What `cae.Result.update` did.
+
+    Attributes:
+        diff: what the folder had that the result had not.
+        skipped: files that look like images but could not be used, with the reason.
+        refit_reasons: why it is time to fit again; none if it is not.
+    """
+
+    diff: FolderDiff
+    skipped: dict[Path, str]
+    refit_reasons: list[str]
+
+
 def diff_folder(result: SavedResult, folder: Path, progress: Progress | None = None) -> FolderDiff:
     """Compare a folder with a result, by content.
 

@@ -108,22 +108,19 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Sort new pictures into the groups of a fitted model, without fitting again."""
-    from cae.models.trained import load_pretrained
-    from cae.results.folder import run_source
-    from cae.results.layout import MODEL_FOLDER
+    from cae.results.run import predict_source
     from cae.results.writing import check_writable, write_assignments
-    from cae.utils.devices import find_device
-    from cae.utils.files import tidy
 
     check_writable(out)
-    tidy(model)
-    nested = model / MODEL_FOLDER
-    module = load_pretrained(
-        nested if nested.is_dir() else model, encoder_weights=encoder_weights, return_embeddings=True
-    )
     with terminal.progress_bars(quiet=quiet) as reporter:
-        result = run_source(
-            module, folder, device=find_device(device), batch_size=batch_size, workers=workers, reporter=reporter
+        result = predict_source(
+            model,
+            folder,
+            encoder_weights=encoder_weights,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            reporter=reporter,
         )
     write_assignments(result.assignments(), out)
     terminal.print_skipped(result.skipped, folder)

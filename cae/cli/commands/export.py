@@ -34,16 +34,13 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Take a result away: pictures in folders named by meaning, tables, or a data set for other tools."""
-    from cae.results.duplicates import find_duplicates
-    from cae.results.export import export
-    from cae.results.saved import SavedResult
+    from cae.api import Result
 
-    saved = SavedResult.load(result, images=images)
+    saved = Result(result, images=images)
     place = out or Path("cae-export") / to
-    with terminal.progress_bars(quiet=quiet) as reporter:
-        without = find_duplicates(saved, reporter=reporter).rows if without_duplicates else ()
-        done = export(saved, to, place, by=by, nested=nested, without=without, progress=reporter("files"))
-    terminal.print_unmatched_edits(saved)
+    without = saved.duplicates(progress=not quiet).rows if without_duplicates else ()
+    done = saved.export(to, place, by=by, nested=nested, without=without, progress=not quiet)
+    terminal.print_unmatched_edits(saved.saved)
     terminal.print_missing(done.missing)
     terminal.print_changed(done.changed)
     if not quiet:

@@ -20,10 +20,9 @@ def compare(
     """Say how far two results agree, and what lies elsewhere in the second."""
     from dataclasses import asdict
 
-    from cae.results.compare import compare
-    from cae.results.saved import SavedResult
+    from cae.api import Result
 
-    comparison = compare(SavedResult.load(a), SavedResult.load(b))
+    comparison = Result(a).compare(Result(b))
     if as_json:
         terminal.print_document(asdict(comparison))
     else:

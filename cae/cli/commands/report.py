@@ -25,15 +25,11 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Draw a result as a page that opens from disk: groups, a map, and why each picture is where it is."""
-    from cae.report import REPORT_FOLDER, write_report
-    from cae.results.compare import compare as compare_results
-    from cae.results.saved import SavedResult
+    from cae.api import Result
 
-    saved = SavedResult.load(result, images=images)
-    comparison = None if compare is None else compare_results(SavedResult.load(compare), saved)
-    with terminal.progress_bars(quiet=quiet) as reporter:
-        page = write_report(saved, out or result / REPORT_FOLDER, reporter, comparison=comparison)
-    terminal.print_unmatched_edits(saved)
+    drawn = Result(result, images=images)
+    page = drawn.report(out, compare_with=None if compare is None else Result(compare), progress=not quiet)
+    terminal.print_unmatched_edits(drawn.saved)
     if not quiet:
         terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
 
