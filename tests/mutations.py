@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -31,6 +32,19 @@ NOISE = 100
 @cache
 def seeds() -> dict[str, bytes]:
     """Small whole pictures of every format and kind that Pillow writes."""
+    Image.init()
+    made = {}
+    for name, (image, options) in kinds().items():
+        if name.split()[0].upper() in Image.SAVE:  # older versions of Pillow write fewer
+            buffer = io.BytesIO()
+            with warnings.catch_warnings(action="ignore"):  # some formats are on their way out
+                image.copy().save(buffer, name.split()[0], **options)  # Pillow leaves settings of a format in an image
+            made[name] = buffer.getvalue()
+    return made
+
+
+def kinds() -> dict[str, tuple[Image.Image, dict[str, Any]]]:
+    """A picture and the options to save it with, by format and kind."""
     values = np.random.default_rng(0).integers(0, 256, (21, 33, 3), dtype=np.uint8)
     values[5:15] = np.arange(33, dtype=np.uint8)[None, :, None]  # something to compress
     picture = Image.fromarray(values)
@@ -44,7 +58,7 @@ def seeds() -> dict[str, bytes]:
     def several():
         return {"save_all": True, "append_images": [picture.rotate(90), picture.rotate(180)]}
 
-    kinds = {
+    return {
         "png": (picture, {}),
         "png palette": (picture.convert("P"), {"transparency": 3}),
         "png bits": (picture.convert("1"), {}),
@@ -89,15 +103,6 @@ def seeds() -> dict[str, bytes]:
         "xbm": (picture.convert("1"), {}),
         "eps": (picture, {}),
     }
-    Image.init()
-    made = {}
-    for name, (image, options) in kinds.items():
-        if name.split()[0].upper() in Image.SAVE:  # older versions of Pillow write fewer
-            buffer = io.BytesIO()
-            with warnings.catch_warnings(action="ignore"):  # some formats are on their way out
-                image.copy().save(buffer, name.split()[0], **options)  # Pillow leaves settings of a format in an image
-            made[name] = buffer.getvalue()
-    return made
 
 
 def mutated(number: int) -> tuple[str, bytes]:
