@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import pyarrow as pa
 from torch import Tensor
 
-from cae.config import DEFAULT_ENCODER, Preset
+from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_ENCODER, DEFAULT_WORKERS, Preset
 from cae.results import make_edits
 from cae.results.compare import Comparison, compare
+from cae.results.defaults import LIMIT, NEAR
 from cae.results.edits import Edit, EditError
 from cae.results.edits_file import load_edits, save_edits
 from cae.results.layout import MODEL_FOLDER
@@ -49,8 +50,8 @@ def cluster(
     captions: str | os.PathLike[str] | None = None,
     seed: int = 0,
     device: str = "auto",
-    batch_size: int = 64,
-    workers: int = 2,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    workers: int = DEFAULT_WORKERS,
     progress: bool = True,
 ) -> Result:
     """Sort images, or embeddings of images, into named groups: `cae cluster`.
@@ -223,7 +224,7 @@ class Result:
         query: str | None = None,
         *,
         like: str | os.PathLike[str] | None = None,
-        limit: int = 20,
+        limit: int = LIMIT,
         encoder: str | None = None,
         encoder_weights: str | os.PathLike[str] | None = None,
         device: str = "auto",
@@ -241,7 +242,7 @@ class Result:
             announce: called with a line for people before the encoder is loaded, once for all searches.
 
         Raises:
-            SearchError: neither a text nor an image, or both; or no encoder is known.
+            SearchError: neither a text nor an image, or both.
             EncoderError, ModelError, ImageError, ResultError: what cannot be had, used or read, by name.
 
         Examples:
@@ -262,7 +263,7 @@ class Result:
             raise SearchError("give either a text or a picture to search by, --like (like)")
         return searcher.text(query, limit) if query is not None else searcher.like(like, limit)  # type: ignore[arg-type]
 
-    def duplicates(self, *, near: int | None = 8, progress: bool = True) -> Duplicates:
+    def duplicates(self, *, near: int | None = NEAR, progress: bool = True) -> Duplicates:
         """The images that are there more than once, best copy first; nothing is deleted. `cae duplicates`.
 
         See `cae.results.duplicates.find_duplicates`, also for errors.
@@ -282,8 +283,8 @@ class Result:
         *,
         encoder_weights: str | os.PathLike[str] | None = None,
         device: str = "auto",
-        batch_size: int = 64,
-        workers: int = 2,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        workers: int = DEFAULT_WORKERS,
         progress: bool = True,
     ) -> FolderResult:
         """Sort other images into the same groups, without fitting again and without keeping them. `cae predict`."""
@@ -308,8 +309,8 @@ class Result:
         *,
         encoder_weights: str | os.PathLike[str] | None = None,
         device: str = "auto",
-        batch_size: int = 64,
-        workers: int = 2,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        workers: int = DEFAULT_WORKERS,
         progress: bool = True,
     ) -> Update:
         """Add the new images of a folder; what was assigned stays. `cae update`."""

@@ -92,6 +92,7 @@ class ClusteringCallback(Callback):
         ClusteringError: from validation hooks, with `strict=True`.
 
     Examples:
+        >>> import torch
         >>> from torch import nn
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> class Model(pl.LightningModule):

@@ -28,7 +28,7 @@ K = 3
 @pytest.fixture
 def run(monkeypatch, fake_encoder, capfd):
     """Run `cae …` in this process with the fake encoder; returns (exit code, stdout, stderr)."""
-    for home in ("cae.models.embedder", "cae.encoders"):
+    for home in ("cae.models.embedder", "cae.encoders", "cae.encoders.deferred"):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: fake_encoder)
 
     return partial(run_cae, monkeypatch, capfd)

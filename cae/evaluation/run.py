@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cae.config import Modality
+from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, Modality
 from cae.encoders import Encoder, load_encoder
 from cae.encoders.deferred import deferred
 from cae.evaluation.datasets import DatasetError, LabelledEmbeddings, LabelledImages, Split, load_dataset
@@ -43,8 +43,8 @@ def evaluate(
     class_names: Path | None = None,
     tsne: bool = False,
     device: torch.device | str = "cpu",
-    batch_size: int = 64,
-    workers: int = 2,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    workers: int = DEFAULT_WORKERS,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Score methods on a data set and write results.json, results.md and plots.

@@ -49,6 +49,7 @@ def unprepared(images: Tensor, encoder: Encoder) -> str | None:
         encoder: says how a black and a white image look once they are preprocessed.
 
     Examples:
+        >>> import torch
         >>> from cae.encoders import LiteEncoder
         >>> unprepared(torch.rand(8, 3, 32, 32), LiteEncoder())
         'are 32 × 32 pixels, in place of 260 × 260'

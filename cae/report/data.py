@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cae.method.blocks import CHUNK_ROWS
 from cae.method.naming import N_REPRESENTATIVES
 from cae.method.pipeline import representations
 from cae.report.kept import THUMBNAILS
@@ -30,7 +31,6 @@ from cae.results.update import outliers
 
 N_DOUBTFUL = 4
 """Borderline images of a group, and odd ones out."""
-_BLOCK_ROWS = 8192
 FILES = "report_files"
 """Folder beside the page."""
 _TYPES = ("uint8", "int8", "uint16", "int16", "int32")
@@ -70,7 +70,7 @@ class ClusterSection:
 
 def fused(result: SavedResult) -> Tensor:
     """What was clustered of each image, as unit rows (N, D) float32."""
-    blocks = result.embeddings.float().split(_BLOCK_ROWS)
+    blocks = result.embeddings.float().split(CHUNK_ROWS)
     return torch.cat([normalize(representations(block, result.fitted)["fused"], dim=1) for block in blocks])
 
 

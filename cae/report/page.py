@@ -26,7 +26,7 @@ from cae.report.kept import THUMBNAILS, ReportCache, fingerprint, stamps_of
 from cae.report.map import lay_among, lay_out
 from cae.report.thumbnails import Thumbnails, thumbnail_side, write_sheets
 from cae.results.compare import Comparison, compare
-from cae.results.layout import ResultError
+from cae.results.layout import RUN, ResultError, damaged
 from cae.results.saved import SavedResult
 from cae.results.writing import OutputError, check_writable
 from cae.utils.files import committing, tidy
@@ -300,4 +300,4 @@ def _render(
             nonce=secrets.token_urlsafe(),
         )
     except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ResultError(f"{result.folder / 'run.json'} is damaged ({error!r}); run `cae cluster` again") from error
+        raise damaged(result.folder, RUN, repr(error)) from error

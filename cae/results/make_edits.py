@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
+from cae.config import CAEConfig
 from cae.kernels import nearest
 from cae.method.kmeans import kmeans
 from cae.results.edits import (
@@ -21,6 +21,7 @@ from cae.results.edits import (
     Rename,
     Split,
 )
+from cae.utils.files import absolute
 
 
 def rename(result: Assigned, cluster: str | int, name: str) -> Rename:
@@ -113,7 +114,9 @@ def split_into(result: Assigned, id: int, n: int) -> tuple[Anchors, ...]:
     if different < n:
         name = view.clusters[id]["name"]
         raise EditError(f"{name} cannot be split in {n}: it has too few different pictures ({different})")
-    labels = nearest(x, kmeans(x, n, spherical=True, n_init=20, max_iter=300, seed=0)).labels.numpy()
+    labels = nearest(
+        x, kmeans(x, n, spherical=True, n_init=CAEConfig.n_init, max_iter=CAEConfig.kmeans_iter, seed=0)
+    ).labels.numpy()
     parts = [members[labels == i] for i in range(n) if (labels == i).any()]
     parts.sort(key=len, reverse=True)
     return tuple(
@@ -152,9 +155,9 @@ def find_images(result: Assigned, paths: Sequence[str]) -> tuple[str, ...]:
     """
     rows = result.assignments.select(["path", "sha256"]).to_pylist()
     hash_of = {row["path"]: row["sha256"] for row in rows}
-    root = Path(os.path.abspath(result.root))  # noqa: PTH100 (keeps links as they are)
+    root = absolute(result.root)
     hash_of |= {os.fspath(root / path): sha256 for path, sha256 in hash_of.items()}
-    found = [hash_of.get(path) or hash_of.get(os.path.abspath(path)) for path in paths]  # noqa: PTH100
+    found = [hash_of.get(path) or hash_of.get(os.fspath(absolute(path))) for path in paths]
     unknown = [path for path, sha256 in zip(paths, found, strict=True) if sha256 is None]
     if unknown:
         raise EditError(f"not in the result: {', '.join(unknown)}; paths are those of assignments.csv, or on disk")

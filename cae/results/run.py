@@ -29,7 +29,7 @@ from cae.results.layout import MODEL_FOLDER
 from cae.results.writing import write_result
 from cae.utils.checksums import content_hashes
 from cae.utils.devices import find_device
-from cae.utils.files import tidy
+from cae.utils.files import absolute, tidy
 from cae.utils.progress import Reporter, listen_to_progress, silent, stage, stopwatch
 from cae.utils.words import counted
 
@@ -202,7 +202,7 @@ def _root_of_images(source: Path, paths: Sequence[str] | None) -> Path:
 
 def _without_steps_up(path: str, root: Path) -> str:
     """A path that leads out of the root by `..` as an absolute one: results hold no others."""
-    return os.path.abspath(root / path) if ".." in Path(path).parts else path  # noqa: PTH100 (keeps links as they are)
+    return os.fspath(absolute(root / path)) if ".." in Path(path).parts else path
 
 
 def _row_hash(row: Tensor) -> str:

@@ -36,7 +36,7 @@ from cae.kernels import nearest
 from cae.results.saved import SavedResult
 from cae.results.writing import write_tables
 from cae.utils.checksums import content_hashes
-from cae.utils.files import committing
+from cae.utils.files import absolute, committing
 from cae.utils.progress import Progress
 
 if TYPE_CHECKING:  # brings Lightning
@@ -198,5 +198,5 @@ def refit_reasons(result: SavedResult, n_changed: int) -> list[str]:
 
 def _place_in(result: SavedResult, path: Path) -> str:
     """A path as the assignments have it: below the folder of the result's images, or absolute."""
-    path, root = Path(os.path.abspath(path)), Path(os.path.abspath(result.root))  # noqa: PTH100 (keeps links as they are)
+    path, root = absolute(path), absolute(result.root)
     return shown_path(path, root if path.is_relative_to(root) else None)

@@ -29,7 +29,7 @@ from cae.cli.options import (
     Weights,
     Workers,
 )
-from cae.config import DEFAULT_ENCODER
+from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_ENCODER, DEFAULT_WORKERS
 
 if TYPE_CHECKING:
     from cae.api import Result
@@ -54,8 +54,8 @@ def cluster(
     ] = "cae",
     device: Device = "auto",
     seed: Seed = 0,
-    batch_size: BatchSize = 64,
-    workers: Workers = 2,
+    batch_size: BatchSize = DEFAULT_BATCH_SIZE,
+    workers: Workers = DEFAULT_WORKERS,
     max_pixels: MaxPixels = None,
     report: Report = True,
     quiet: Quiet = False,
@@ -102,8 +102,8 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the assignments go.")] = Path("cae-predictions"),
     encoder_weights: Weights = None,
     device: Device = "auto",
-    batch_size: BatchSize = 64,
-    workers: Workers = 2,
+    batch_size: BatchSize = DEFAULT_BATCH_SIZE,
+    workers: Workers = DEFAULT_WORKERS,
     max_pixels: MaxPixels = None,
     quiet: Quiet = False,
 ) -> None:
@@ -135,8 +135,8 @@ def update(
     images: Images = None,
     encoder_weights: Weights = None,
     device: Device = "auto",
-    batch_size: BatchSize = 64,
-    workers: Workers = 2,
+    batch_size: BatchSize = DEFAULT_BATCH_SIZE,
+    workers: Workers = DEFAULT_WORKERS,
     max_pixels: MaxPixels = None,
     report: Redraw = True,
     quiet: Quiet = False,

@@ -9,7 +9,7 @@ import typer
 
 from cae.cli import terminal
 from cae.cli.options import BatchSize, Captions, Device, EncoderSpec, MaxPixels, Nouns, Quiet, Weights, Workers
-from cae.config import DEFAULT_ENCODER
+from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_ENCODER, DEFAULT_WORKERS
 
 Dataset = Annotated[
     str,
@@ -46,8 +46,8 @@ def evaluate(
     class_names: ClassNames = None,
     tsne: Annotated[bool, typer.Option("--tsne", help="Draw the embeddings, coloured by class.")] = False,
     device: Device = "auto",
-    batch_size: BatchSize = 64,
-    workers: Workers = 2,
+    batch_size: BatchSize = DEFAULT_BATCH_SIZE,
+    workers: Workers = DEFAULT_WORKERS,
     max_pixels: MaxPixels = None,
     quiet: Quiet = False,
 ) -> None:

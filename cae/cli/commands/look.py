@@ -10,6 +10,7 @@ import typer
 
 from cae.cli import terminal
 from cae.cli.options import Device, Images, Json, MaxPixels, Quiet, ResultFolder, Weights
+from cae.results.defaults import LIMIT, NEAR
 
 
 def compare(
@@ -39,7 +40,7 @@ def search(
     like: Annotated[
         Path | None, typer.Option(help="A picture, of the result or any other file, to find the like of.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Pictures to find, at most.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Pictures to find, at most.")] = LIMIT,
     open_found: Annotated[bool, typer.Option("--open", help="Show the pictures in the system's viewer.")] = False,
     encoder: Annotated[
         str | None, typer.Option(help="For a result of embeddings, which does not say: their encoder.")
@@ -80,7 +81,7 @@ def duplicates(
     near: Annotated[
         int | None,
         typer.Option(
-            help="How many of 64 bits of their perceptual hashes may differ in near copies, 0 to 32; default 8.",
+            help=f"How many of 64 bits of their perceptual hashes may differ in near copies, 0 to 32; default {NEAR}.",
             show_default=False,
         ),
     ] = None,
@@ -95,7 +96,7 @@ def duplicates(
 ) -> None:
     """List pictures of a result that are there more than once, the best copy first. Deletes nothing."""
     from cae.api import Result
-    from cae.results.duplicates import NEAR, check_list_name, write_duplicates
+    from cae.results.duplicates import check_list_name, write_duplicates
 
     if exact and near is not None:
         raise ValueError("--near is how far near copies may differ, and --exact leaves them out: give one of the two")
