@@ -7,27 +7,25 @@ result.rename("hook", "ice creams").report()
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import pyarrow as pa
 from torch import Tensor
 
-from cae.config import DEFAULT_ENCODER, Preset
+from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_ENCODER, DEFAULT_WORKERS, Preset
+from cae.results import make_edits
 from cae.results.compare import Comparison, compare
-from cae.results.edits import Edit, EditError, Merge, Move, Pin, Rename, Split
+from cae.results.defaults import LIMIT, NEAR
+from cae.results.edits import Edit, EditError
 from cae.results.edits_file import load_edits, save_edits
 from cae.results.layout import MODEL_FOLDER
-from cae.results.make_edits import anchors_of, check_name, find_cluster, find_images, split_into
 from cae.results.saved import SavedResult
-from cae.results.update import FolderDiff, add_images, diff_folder, refit_reasons
-from cae.results.writing import changing, check_writable, write_result
+from cae.results.update import Update, add_images, diff_folder, refit_reasons
+from cae.results.writing import changing, check_writable
 from cae.utils.console import progress_bars
-from cae.utils.progress import Reporter, stopwatch
 
 if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
     from cae.results.duplicates import Duplicates
@@ -52,8 +50,8 @@ def cluster(
     captions: str | os.PathLike[str] | None = None,
     seed: int = 0,
     device: str = "auto",
-    batch_size: int = 64,
-    workers: int = 2,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    workers: int = DEFAULT_WORKERS,
     progress: bool = True,
 ) -> Result:
     """Sort images, or embeddings of images, into named groups: `cae cluster`.
@@ -89,11 +87,9 @@ def cluster(
         >>> len(result.labels), len(result.clusters), sorted(result.scores)
         (30, 3, ['CAE', 'image k-means'])
     """
-    from cae.data.on_disk import on_disk
     from cae.models.cae import CAE
     from cae.models.trained import TRAINED
-    from cae.results.folder import run_source
-    from cae.utils.devices import find_device
+    from cae.results.run import fit_source
 
     if method != "cae" and preset != "auto":
         raise ValueError(f"preset (--preset) is for the method cae; {method} has settings of its own: leave it out")
@@ -109,55 +105,12 @@ def cluster(
         "captions": captions,
         "seed": seed,
     }
-    start = time.perf_counter()
     module = TRAINED.get(method, CAE)(**settings, return_embeddings=True)  # type: ignore[arg-type]
-    with progress_bars(quiet=not progress) as reporter, stopwatch() as stages:
-        found = run_source(
-            module,
-            on_disk(source, out, reporter),
-            device=find_device(device),
-            batch_size=batch_size,
-            workers=workers,
-            reporter=reporter,
+    with progress_bars(quiet=not progress) as reporter:
+        found = fit_source(
+            module, source, out, device=device, batch_size=batch_size, workers=workers, reporter=reporter
         )
-    seconds = time.perf_counter() - start
-    timing = {"the rest: reading and embedding pictures": seconds - sum(stages.values()), **stages}
-    run = {
-        "method": method,
-        "scores": _scores(found, "CAE" if method == "cae" else method),
-        "seconds": round(seconds, 1),
-        "stages": {name: round(s, 2) for name, s in timing.items()},
-    }
-    write_result(found, out, run)
     return Result(out, found=found)
-
-
-def _scores(found: FolderResult, name: str) -> dict[str, dict[str, float]]:
-    """NMI, ACC and ARI in percent beside those of k-means on the images; empty without known classes."""
-    from cae.method.kmeans import image_kmeans
-
-    if found.folder_labels() is None:
-        return {}
-    config = found.fitted.config
-    baseline = image_kmeans(
-        found.embeddings, config.n_clusters, n_init=config.n_init, max_iter=config.kmeans_iter, seed=config.seed
-    )
-    return {"image k-means": found.scores(baseline), name: found.scores(found.prediction.cluster)}
-
-
-@dataclass(frozen=True)
-class Update:
-    """What `Result.update` did.
-
-    Attributes:
-        diff: what the folder had that the result had not.
-        skipped: files that look like images but could not be used, with the reason.
-        refit_reasons: why it is time to fit again; none if it is not.
-    """
-
-    diff: FolderDiff
-    skipped: dict[Path, str]
-    refit_reasons: list[str]
 
 
 class Result:
@@ -271,7 +224,7 @@ class Result:
         query: str | None = None,
         *,
         like: str | os.PathLike[str] | None = None,
-        limit: int = 20,
+        limit: int = LIMIT,
         encoder: str | None = None,
         encoder_weights: str | os.PathLike[str] | None = None,
         device: str = "auto",
@@ -289,7 +242,7 @@ class Result:
             announce: called with a line for people before the encoder is loaded, once for all searches.
 
         Raises:
-            SearchError: neither a text nor an image, or both; or no encoder is known.
+            SearchError: neither a text nor an image, or both.
             EncoderError, ModelError, ImageError, ResultError: what cannot be had, used or read, by name.
 
         Examples:
@@ -310,7 +263,7 @@ class Result:
             raise SearchError("give either a text or a picture to search by, --like (like)")
         return searcher.text(query, limit) if query is not None else searcher.like(like, limit)  # type: ignore[arg-type]
 
-    def duplicates(self, *, near: int | None = 8, progress: bool = True) -> Duplicates:
+    def duplicates(self, *, near: int | None = NEAR, progress: bool = True) -> Duplicates:
         """The images that are there more than once, best copy first; nothing is deleted. `cae duplicates`.
 
         See `cae.results.duplicates.find_duplicates`, also for errors.
@@ -330,21 +283,19 @@ class Result:
         *,
         encoder_weights: str | os.PathLike[str] | None = None,
         device: str = "auto",
-        batch_size: int = 64,
-        workers: int = 2,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        workers: int = DEFAULT_WORKERS,
         progress: bool = True,
     ) -> FolderResult:
         """Sort other images into the same groups, without fitting again and without keeping them. `cae predict`."""
-        from cae.models.trained import load_pretrained
-        from cae.results.folder import run_source
-        from cae.utils.devices import find_device
+        from cae.results.run import predict_source
 
-        module = load_pretrained(self.folder / MODEL_FOLDER, encoder_weights=encoder_weights, return_embeddings=True)
         with progress_bars(quiet=not progress) as reporter:
-            return run_source(
-                module,
+            return predict_source(
+                self.folder / MODEL_FOLDER,
                 Path(source),
-                device=find_device(device),
+                encoder_weights=encoder_weights,
+                device=device,
                 batch_size=batch_size,
                 workers=workers,
                 reporter=reporter,
@@ -358,17 +309,30 @@ class Result:
         *,
         encoder_weights: str | os.PathLike[str] | None = None,
         device: str = "auto",
-        batch_size: int = 64,
-        workers: int = 2,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        workers: int = DEFAULT_WORKERS,
         progress: bool = True,
     ) -> Update:
         """Add the new images of a folder; what was assigned stays. `cae update`."""
+        from cae.results.run import predict_source
+
         with changing(self.folder), progress_bars(quiet=not progress) as reporter:
             self._reload()
             diff = diff_folder(self.saved, Path(folder), reporter("hashes"))
             skipped = diff.left_out
             if diff.paths:
-                skipped = self._add(diff, Path(folder), encoder_weights, device, batch_size, workers, reporter)
+                found = predict_source(
+                    self.folder / MODEL_FOLDER,
+                    Path(folder),
+                    encoder_weights=encoder_weights,
+                    device=device,
+                    batch_size=batch_size,
+                    workers=workers,
+                    reporter=reporter,
+                    paths=diff.paths,
+                )
+                skipped = {**diff.left_out, **found.skipped}
+                add_images(self.saved, replace(found, skipped=skipped))
                 self._reload()
             return Update(diff, skipped, refit_reasons(self.saved, len(diff.changed)))
 
@@ -388,9 +352,7 @@ class Result:
 
     def rename(self, cluster: str | int, name: str) -> Self:
         """Call a cluster something else."""
-        with self._changed() as view:
-            id = find_cluster(view, str(cluster))
-            return self._edit(Rename(anchors_of(view, id), check_name(view, name, [id])))
+        return self._edit(lambda view: [make_edits.rename(view, cluster, name)])
 
     def merge(self, clusters: Sequence[str | int], name: str | None = None) -> Self:
         """Make several clusters one, by default under the first one's name.
@@ -398,30 +360,19 @@ class Result:
         Raises:
             EditError: fewer than two clusters, or one that there is not.
         """
-        with self._changed() as view:
-            ids = list(dict.fromkeys(find_cluster(view, str(cluster)) for cluster in clusters))
-            if len(ids) < 2:
-                raise EditError("merging takes at least two groups; name another")
-            anchors = tuple(anchors_of(view, id) for id in ids)
-            return self._edit(Merge(anchors, anchors[0].name if name is None else check_name(view, name, ids)))
+        return self._edit(lambda view: [make_edits.merge(view, clusters, name)])
 
     def split(self, cluster: str | int, into: int = 2) -> Self:
         """Take a cluster apart by what its images look like."""
-        with self._changed() as view:
-            id = find_cluster(view, str(cluster))
-            return self._edit(Split(anchors_of(view, id), split_into(view, id, into)))
+        return self._edit(lambda view: [make_edits.split(view, cluster, into)])
 
     def pin(self, *clusters: str | int) -> Self:
         """Keep the images and the names of clusters, whatever the next fit finds."""
-        with self._changed() as view:
-            ids = [find_cluster(view, str(cluster)) for cluster in clusters]
-            return self._edit(*(Pin(anchors_of(view, id, every=True)) for id in ids))
+        return self._edit(lambda view: [make_edits.pin(view, cluster) for cluster in clusters])
 
     def move(self, paths: Sequence[str | os.PathLike[str]], to: str | int) -> Self:
         """Put single images into another cluster; paths are those of the assignments, or on disk."""
-        with self._changed() as view:
-            images = find_images(view, [os.fspath(path) for path in paths])
-            return self._edit(Move(anchors_of(view, find_cluster(view, str(to))), images))
+        return self._edit(lambda view: [make_edits.move(view, paths, to)])
 
     def undo(self) -> Self:
         """Take the last edit back.
@@ -429,7 +380,8 @@ class Result:
         Raises:
             EditError: there is none.
         """
-        with self._changed():
+        with changing(self.folder):
+            self._reload()
             if not self.saved.edits:
                 raise EditError(f"there are no edits in {self.folder}, and so nothing to take back")
             save_edits(self.saved.edits[:-1], self.folder)
@@ -439,43 +391,10 @@ class Result:
     def _reload(self) -> None:
         self.saved = SavedResult.load(self.folder, images=self.images)
 
-    @contextmanager
-    def _changed(self) -> Iterator[SavedResult]:
-        """The result as it is now, which nobody else changes until the block has ended."""
+    def _edit(self, make: Callable[[SavedResult], list[Edit]]) -> Self:
+        """Add the edits that `make` makes of the result as it is now, which nobody else changes meanwhile."""
         with changing(self.folder):
             self._reload()
-            yield self.saved.edited
-
-    def _edit(self, *edits: Edit) -> Self:
-        save_edits([*self.saved.edits, *edits], self.folder)
-        self._reload()
+            save_edits([*self.saved.edits, *make(self.saved.edited)], self.folder)
+            self._reload()
         return self
-
-    def _add(
-        self,
-        diff: FolderDiff,
-        folder: Path,
-        encoder_weights: str | os.PathLike[str] | None,
-        device: str,
-        batch_size: int,
-        workers: int,
-        reporter: Reporter,
-    ) -> dict[Path, str]:
-        """Predict and append; returns what could not be used."""
-        from cae.models.trained import load_pretrained
-        from cae.results.folder import run_folder
-        from cae.utils.devices import find_device
-
-        module = load_pretrained(self.folder / MODEL_FOLDER, encoder_weights=encoder_weights, return_embeddings=True)
-        found = run_folder(
-            module,
-            folder,
-            device=find_device(device),
-            batch_size=batch_size,
-            workers=workers,
-            reporter=reporter,
-            paths=diff.paths,
-        )
-        found = replace(found, skipped={**diff.left_out, **found.skipped})
-        add_images(self.saved, found)
-        return found.skipped

@@ -20,6 +20,9 @@ MIN_POSITIVE, MAX_FINITE = 1e-30, 1e6
 DEFAULT_ENCODER = "open_clip:ViT-B-32/openai"
 """The paper's."""
 
+DEFAULT_BATCH_SIZE, DEFAULT_WORKERS = 64, 2
+"""Images encoded at once, and processes that read images."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CAEConfig:

@@ -9,7 +9,6 @@ from numbers import Integral
 from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
@@ -19,15 +18,13 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from cae.callbacks.loggers import log_details
-from cae.callbacks.matching import cluster_centers, match_clusters, overlap
-from cae.callbacks.outputs import describe, look_up
 from cae.callbacks.ranks import gather, on_rank_zero
 from cae.callbacks.reservoir import Reservoir, smallest
-from cae.config import AUTO_N_CLUSTERS, CAEConfig, Preset
+from cae.callbacks.sample import Clustering, ClusteringError, SampleClusterer
+from cae.callbacks.sources import METHOD_HINT, EmbeddingSource
+from cae.config import CAEConfig, Preset
 from cae.encoders import Encoder
-from cae.method.cluster_count import count_clusters
-from cae.metrics.functional import clustering_scores, silhouette_score, stability
-from cae.models.estimator import CAEClusterer, text_banks
+from cae.models.estimator import text_banks
 from cae.text import TextBank
 from cae.text.vectors import Source, limit_modalities, text_sources
 
@@ -44,42 +41,8 @@ LOWEST = {
 }
 """What monitors see of each score until there is one: the least it can be."""
 
-COUNTED = 5000
-"""Embeddings that `n_clusters="auto"` looks at; more are a waste of time."""
-
-METHOD_HINT = "give the callback method=lambda module, batch: module.backbone(batch[0])"
-"""For modules whose `validation_step` returns something else, with names to be filled in."""
-
 RESTARTS = 5
 """Of k-means, unless `n_init` is given: this runs epoch after epoch, and a fit for good does more."""
-
-
-class ClusteringError(RuntimeError):
-    """A validation run could not be clustered; the message names the hook, the key and the shape."""
-
-
-@dataclass(frozen=True)
-class Clustering:
-    """What one validation run came to.
-
-    Attributes:
-        labels: (n,) int64 clusters of the sampled embeddings, in the order of validation.
-        centers: (K, D) float32, the direction of each cluster's mean embedding.
-        scores: `acc`, `nmi`, `ari` if there are class labels; `silhouette`; `stability`, the ARI of these labels and
-            the previous ones, if they are of the same samples; `size_min` and `size_max`; with texts `beta_image`,
-            `beta_noun`, `beta_caption`, the mean weights of Eq. 16.
-        samples: digest of which samples these are, empty where the loaders' order is not known to be fixed.
-    """
-
-    labels: Tensor
-    centers: Tensor
-    scores: dict[str, float]
-    samples: str
-
-    @property
-    def sizes(self) -> list[int]:
-        """Samples in each of the K clusters."""
-        return torch.bincount(self.labels, minlength=len(self.centers)).tolist()
 
 
 class ClusteringCallback(Callback):
@@ -129,6 +92,7 @@ class ClusteringCallback(Callback):
         ClusteringError: from validation hooks, with `strict=True`.
 
     Examples:
+        >>> import torch
         >>> from torch import nn
         >>> from torch.utils.data import DataLoader, TensorDataset
         >>> class Model(pl.LightningModule):
@@ -188,9 +152,7 @@ class ClusteringCallback(Callback):
             raise ValueError(f"max_samples must be at least n_clusters = {n_clusters}, got {max_samples}")
         if banks is not None and encoder is not None:
             raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
-        self.embedding = embedding if embedding or method else "embedding"
-        self.label = label
-        self.method = method
+        self.source = EmbeddingSource(embedding if embedding or method else "embedding", label, method)
         self.banks = banks
         self.encoder = encoder
         self.nouns = nouns
@@ -205,20 +167,14 @@ class ClusteringCallback(Callback):
         self.settings = settings
         self.clustering: Clustering | None = None
         self._last_step = 0
-        self._reservoir: Reservoir | None = None
-        self._width: int | None = None
-        self._failure: str | None = None
+        self._run: _ValidationRun | None = None
 
     @property
     def state_key(self) -> str:
         """Tells apart the saved states of several of these callbacks."""
-        return self._generate_state_key(prefix=self.own_prefix, source=self._source, n_clusters=self.config.n_clusters)
-
-    @property
-    def _source(self) -> str:
-        """What is clustered, in a word."""
-        where = self.embedding or self.method
-        return where if isinstance(where, str) else getattr(where, "__qualname__", type(where).__name__)
+        return self._generate_state_key(
+            prefix=self.own_prefix, source=self.source.name, n_clusters=self.config.n_clusters
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The last clustering, so that ids and monitors go on after a resume."""
@@ -239,10 +195,7 @@ class ClusteringCallback(Callback):
         if stage not in ("fit", "validate"):
             return
         self._tell_apart(trainer)
-        if isinstance(self.method, str) and not callable(getattr(pl_module, self.method, None)):
-            raise ValueError(
-                f"{type(pl_module).__name__} has no method {self.method!r}, which this callback should call"
-            )
+        self.source.check(pl_module)
         if self.banks is None:
             on_rank_zero(trainer, lambda: self._load_banks(trainer))
 
@@ -252,13 +205,13 @@ class ClusteringCallback(Callback):
         self.prefix = self.own_prefix
         if len(sharing) == 1:
             return
-        sources = [callback._source for callback in sharing]
-        if sources.count(self._source) > 1:
+        sources = [callback.source.name for callback in sharing]
+        if sources.count(self.source.name) > 1:
             raise ValueError(
-                f"two ClusteringCallbacks cluster {self._source!r} and log under {self.own_prefix!r}; give each a "
+                f"two ClusteringCallbacks cluster {self.source.name!r} and log under {self.own_prefix!r}; give each a "
                 "prefix of its own"
             )
-        self.prefix = f"{self.own_prefix}{self._source.replace('.', '_')}_"
+        self.prefix = f"{self.own_prefix}{self.source.name.replace('.', '_')}_"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn where nothing will ever be clustered."""
@@ -277,13 +230,13 @@ class ClusteringCallback(Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show monitors the last scores, and begin to collect if this run is to be clustered."""
-        self._reservoir, self._width, self._failure = None, None, None
+        self._run = None
         if trainer.sanity_checking:
             return
         # Logged before the measured scores, which replace them for monitors if there are any.
         self._log(pl_module, self._standing_scores(), logger=False)
         if self._is_due(trainer):
-            self._reservoir = Reservoir(self.max_samples, self.config.seed + trainer.global_rank)
+            self._run = _ValidationRun(Reservoir(self.max_samples, self.config.seed + trainer.global_rank))
 
     def on_validation_batch_end(
         self,
@@ -295,11 +248,12 @@ class ClusteringCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collect the batch's embeddings; a failure is reported at the end, to all ranks, so that none waits."""
-        if self._reservoir is None or self._failure is not None:
+        run = self._run
+        if run is None or run.failure is not None:
             return
-        _, error = attempt(lambda: self._collect(trainer, pl_module, outputs, batch))
+        _, error = attempt(lambda: self._collect(run, trainer, pl_module, outputs, batch))
         if error is not None:
-            self._failure = f"on_validation_batch_end, batch {batch_idx}: {error}"
+            run.failure = f"on_validation_batch_end, batch {batch_idx}: {error}"
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Cluster what was collected and log the scores.
@@ -307,10 +261,10 @@ class ClusteringCallback(Callback):
         Raises:
             ClusteringError: with `strict=True`, embeddings could not be collected or clustered.
         """
-        if self._reservoir is None:
+        if self._run is None:
             return
-        reservoir, self._reservoir = self._reservoir, None
-        collected = gather(trainer, (self._failure, None if self._failure else reservoir.sample()))
+        run, self._run = self._run, None
+        collected = gather(trainer, (run.failure, None if run.failure else run.reservoir.sample()))
         clustering, error = attempt(lambda: on_rank_zero(trainer, lambda: self._cluster(trainer, pl_module, collected)))
         if clustering is None:
             message = f"on_validation_epoch_end: {error}"
@@ -332,7 +286,9 @@ class ClusteringCallback(Callback):
         # The same names in every run: a name that is new to Lightning later than its measured score would replace it.
         last = self.clustering.scores if self.clustering else {}
         needs_label = {"nmi", "acc", "ari"}
-        return {name: last.get(name, low) for name, low in LOWEST.items() if self.label or name not in needs_label}
+        return {
+            name: last.get(name, low) for name, low in LOWEST.items() if self.source.label or name not in needs_label
+        }
 
     def _log(self, pl_module: pl.LightningModule, scores: Mapping[str, float], *, logger: bool | None = None) -> None:
         # Every rank logs the same number, and the largest of them is that number exactly; a mean could round.
@@ -344,45 +300,12 @@ class ClusteringCallback(Callback):
             batch_size=1,
         )
 
-    def _collect(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any) -> None:
-        source, labelled = ("validation_step", outputs), ("validation_step", outputs)
-        if self.method is not None:
-            with trainer.precision_plugin.val_step_context():
-                source = (f"method {self._method_name}", self._call_method(pl_module, batch))
-            labelled = ("the batch", batch)
-        try:
-            x = look_up(self.embedding, *source) if self.embedding else source[1]
-        except LookupError as error:
-            if self.method is not None:
-                raise
-            raise LookupError(f"{error}; return it there, or {METHOD_HINT}") from error
-        name = f"embedding {self.embedding!r} of {source[0]}" if self.embedding else f"the result of {source[0]}"
-        if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
-            raise ValueError(f"{name} must be a tensor of floats (B, D), got {describe(x)}")
-        if self._width not in (None, x.shape[1]):
-            raise ValueError(f"{name} has shape {tuple(x.shape)}, but width {self._width} in the batches before")
-        columns = [x.float()]
-        if self.label is not None:
-            y = look_up(self.label, *labelled)
-            if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.is_floating_point():
-                raise ValueError(
-                    f"label {self.label!r} of {labelled[0]} must be a tensor of whole numbers ({len(x)},), "
-                    f"got {describe(y)}"
-                )
-            columns.append(y.long())
-        assert self._reservoir is not None  # the hook has looked
-        self._width = x.shape[1]
-        self._reservoir.add(*columns)
-
-    @property
-    def _method_name(self) -> str:
-        return self.method if isinstance(self.method, str) else getattr(self.method, "__qualname__", "")
-
-    def _call_method(self, pl_module: pl.LightningModule, batch: Any) -> Any:
-        if isinstance(self.method, str):
-            return getattr(pl_module, self.method)(batch)
-        assert self.method is not None
-        return self.method(pl_module, batch)
+    def _collect(
+        self, run: _ValidationRun, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any
+    ) -> None:
+        columns = self.source.read(trainer, pl_module, outputs, batch, run.width)
+        run.width = columns[0].shape[1]
+        run.reservoir.add(*columns)
 
     def _cluster(
         self,
@@ -402,39 +325,16 @@ class ClusteringCallback(Callback):
         x = normalize(x, dim=1)
         classes = targets[0].unique(return_inverse=True)[1] if targets else None
         samples = digest(positions, *targets) if has_fixed_order(trainer) else ""
-
-        n_clusters = self._cluster_count(x)
-        found = CAEClusterer(
-            n_clusters,
-            banks=self.banks,
-            preset=self.preset,
-            settings={**self.settings, "modalities": self.config.modalities},
-            device=str(pl_module.device),
-        ).fit(x.numpy())
-        labels, scores = self._keep_ids(x, torch.from_numpy(found.labels_), samples)
-        if classes is not None:
-            scores.update({name: percent / 100 for name, percent in clustering_scores(labels, classes).items()})
-        scores["silhouette"] = silhouette_score(x, labels, seed=self.config.seed)
-        if found.beta_ is not None:
-            weights = found.beta_.mean(axis=0).tolist()
-            modalities = ("image", *self.config.modalities)
-            scores.update({f"beta_{name}": weight for name, weight in zip(modalities, weights, strict=True)})
-        clustering = Clustering(labels, cluster_centers(x, labels, n_clusters), scores, samples)
-        scores.update(size_min=min(clustering.sizes), size_max=max(clustering.sizes))
+        clusterer = SampleClusterer(self.config, self.preset, self.settings, self.banks, str(pl_module.device))
+        clustering = clusterer.cluster(x, classes, samples, self.clustering)
         if self.details:
-            log_details(trainer.loggers, x, labels, classes, clustering.sizes, self.prefix, trainer.global_step)
+            log_details(
+                trainer.loggers, x, clustering.labels, classes, clustering.sizes, self.prefix, trainer.global_step
+            )
         return clustering
 
-    def _cluster_count(self, x: Tensor) -> int:
-        if self.config.n_clusters != AUTO_N_CLUSTERS:
-            return self.config.n_clusters
-        if self.clustering is not None:
-            return len(self.clustering.centers)
-        sample = x[:: -(-len(x) // COUNTED)]
-        return count_clusters(sample, seed=self.config.seed).n_clusters
-
     def _check(self, x: Tensor) -> None:
-        name = f"embedding {self._source!r} of shape {tuple(x.shape)}"
+        name = f"embedding {self.source.name!r} of shape {tuple(x.shape)}"
         broken = int((~x.isfinite().all(dim=1)).sum())
         if broken:
             raise ClusteringError(f"{name} holds NaN or infinity in {broken} of {len(x)} rows")
@@ -446,22 +346,20 @@ class ClusteringCallback(Callback):
                 f"{self._last_step}); clusters of different spaces cannot keep their ids"
             )
 
-    def _keep_ids(self, x: Tensor, labels: Tensor, samples: str) -> tuple[Tensor, dict[str, float]]:
-        """Call each cluster what its predecessor was called, by shared samples if they are the same, else by centers.
 
-        Returns:
-            The renamed labels, and `stability` if the samples are the same.
-        """
-        if self.clustering is None:
-            return labels, {}
-        previous, scores = self.clustering, dict[str, float]()
-        n_clusters = len(previous.centers)
-        if samples and samples == previous.samples:
-            similarity = overlap(labels, previous.labels, n_clusters)
-            scores["stability"] = stability([labels, previous.labels])
-        else:
-            similarity = cluster_centers(x, labels, n_clusters) @ previous.centers.T
-        return match_clusters(similarity)[labels], scores
+@dataclass
+class _ValidationRun:
+    """What is collected during a validation run that is to be clustered.
+
+    Attributes:
+        reservoir: the sample of this rank's embeddings, with their labels.
+        width: D of the embeddings so far.
+        failure: why nothing more is collected.
+    """
+
+    reservoir: Reservoir
+    width: int | None = None
+    failure: str | None = None
 
 
 def attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:

@@ -131,7 +131,7 @@ def tree_folder(tmp_path: Path, text_files: dict[str, str]) -> Path:
 def clustered_folder(pictures: Path, n_clusters: int, texts: dict[str, str], out: Path) -> Path:
     """`cae cluster` with the fake encoder, without the page."""
     from cae.models.cae import CAE
-    from cae.results.folder import run_folder
+    from cae.results.run import run_folder
     from cae.results.writing import write_result
 
     module = CAE(n_clusters, encoder=FakeEncoder(), return_embeddings=True, **texts)

@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -32,6 +33,30 @@ NOISE = 100
 @cache
 def seeds() -> dict[str, bytes]:
     """Small whole pictures of every format and kind that Pillow writes."""
+    Image.init()
+    made = {}
+    for name, (image, options) in kinds().items():
+        if name.split()[0].upper() in Image.SAVE:  # older versions of Pillow write fewer
+            buffer = io.BytesIO()
+            with warnings.catch_warnings(action="ignore"):  # some formats are on their way out
+                image.copy().save(buffer, name.split()[0], **options)  # Pillow leaves settings of a format in an image
+            made[name] = buffer.getvalue()
+    return {**made, **tiffs_beyond_pillow()}
+
+
+def tiffs_beyond_pillow() -> dict[str, bytes]:
+    """What `cae.data.tiff` reads."""
+    made = {}
+    wide = np.arange(21 * 33).reshape(21, 33) / 3
+    for name, bands in (("tiff double", wide), ("tiff bands", np.stack([wide] * 5, axis=-1).astype(np.float16))):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, bands, photometric="minisblack", planarconfig=1, compression="deflate", metadata=None)
+        made[name] = buffer.getvalue()
+    return made
+
+
+def kinds() -> dict[str, tuple[Image.Image, dict[str, Any]]]:
+    """A picture and the options to save it with, by format and kind."""
     values = np.random.default_rng(0).integers(0, 256, (21, 33, 3), dtype=np.uint8)
     values[5:15] = np.arange(33, dtype=np.uint8)[None, :, None]  # something to compress
     picture = Image.fromarray(values)
@@ -45,7 +70,7 @@ def seeds() -> dict[str, bytes]:
     def several():
         return {"save_all": True, "append_images": [picture.rotate(90), picture.rotate(180)]}
 
-    kinds = {
+    return {
         "png": (picture, {}),
         "png palette": (picture.convert("P"), {"transparency": 3}),
         "png bits": (picture.convert("1"), {}),
@@ -90,20 +115,6 @@ def seeds() -> dict[str, bytes]:
         "xbm": (picture.convert("1"), {}),
         "eps": (picture, {}),
     }
-    Image.init()
-    made = {}
-    for name, (image, options) in kinds.items():
-        if name.split()[0].upper() in Image.SAVE:  # older versions of Pillow write fewer
-            buffer = io.BytesIO()
-            with warnings.catch_warnings(action="ignore"):  # some formats are on their way out
-                image.copy().save(buffer, name.split()[0], **options)  # Pillow leaves settings of a format in an image
-            made[name] = buffer.getvalue()
-    wide = values[..., 0] / 3
-    for name, bands in (("tiff double", wide), ("tiff bands", np.stack([wide] * 5, axis=-1).astype(np.float16))):
-        buffer = io.BytesIO()
-        tifffile.imwrite(buffer, bands, photometric="minisblack", planarconfig=1, compression="deflate", metadata=None)
-        made[name] = buffer.getvalue()
-    return made
 
 
 def mutated(number: int) -> tuple[str, bytes]:

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.data import DataLoader, TensorDataset
 
-from cae.callbacks import ClusteringCallback, ClusteringError, clustering
+from cae.callbacks import ClusteringCallback, ClusteringError, sample
 from cae.callbacks.clustering import LOWEST
 from cae.metrics import clustering_scores
 from cae.text import TextBank, build_bank, load_corpus
@@ -520,7 +520,7 @@ def test_lightning_cli_makes_the_callback(tmp_path, monkeypatch):
         BoringModel, args=["--config", str(config)], run=False, seed_everything_default=False, save_config_callback=None
     ).trainer.callbacks
     (callback,) = (callback for callback in made if isinstance(callback, ClusteringCallback))
-    assert (callback.config.seed, callback.config.epsilon, callback.method) == (3, 0.5, "forward")
+    assert (callback.config.seed, callback.config.epsilon, callback.source.method) == (3, 0.5, "forward")
 
 
 def test_two_layers_in_one_trainer_are_told_apart(tmp_path):
@@ -555,8 +555,8 @@ def test_two_callbacks_for_the_same_are_refused():
 
 def test_the_number_of_clusters_is_found_once_and_kept(monkeypatch):
     counts = []
-    count = clustering.count_clusters
-    monkeypatch.setattr(clustering, "count_clusters", lambda *a, **k: counts.append(1) or count(*a, **k))
+    count = sample.count_clusters
+    monkeypatch.setattr(sample, "count_clusters", lambda *a, **k: counts.append(1) or count(*a, **k))
     callback = ClusteringCallback("auto", label="label", strict=True)
     run = trainer(callback, max_epochs=3)
     fit(run, val=loader(samples(shift=6.0)))

@@ -28,7 +28,7 @@ K = 3
 @pytest.fixture
 def run(monkeypatch, fake_encoder, capfd):
     """Run `cae …` in this process with the fake encoder; returns (exit code, stdout, stderr)."""
-    for home in ("cae.models.embedder", "cae.encoders"):
+    for home in ("cae.models.embedder", "cae.encoders", "cae.encoders.deferred"):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: fake_encoder)
 
     return partial(run_cae, monkeypatch, capfd)
@@ -267,7 +267,7 @@ def test_edits_that_cannot_be_made_say_why(clustered, run, arguments, message):
 def test_broken_edits_stop_a_run_before_its_work(clustered, run, picture_folder, monkeypatch):
     out, *_ = clustered
     (out / "edits.json").write_text("{")
-    monkeypatch.setattr("cae.results.folder.run_folder", lambda *_, **__: pytest.fail("work that would be lost"))
+    monkeypatch.setattr("cae.results.run.run_folder", lambda *_, **__: pytest.fail("work that would be lost"))
     code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", out)
     assert code == 1
     assert "repair it, or remove it" in stderr

@@ -209,7 +209,7 @@ def test_a_result_that_lies_about_its_rows_is_refused(run, nouns, tmp_path):
 
 def written_by_a_result(folder, nouns):
     module = CAE(K, nouns=nouns, n_init=2, return_embeddings=True)
-    from cae.results.folder import run_embeddings
+    from cae.results.run import run_embeddings
     from cae.results.writing import write_result
 
     np.save(folder / "source.npy", X.numpy())

@@ -10,7 +10,7 @@ from conftest import FakeEncoder
 from cae.data import ImageFolderData
 from cae.models.cae import CAE
 from cae.models.embedder import embed_images
-from cae.results.folder import run_folder
+from cae.results.run import run_folder
 
 
 @pytest.fixture(params=["auto", "default", "paper", "tac"])

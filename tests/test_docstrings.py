@@ -51,7 +51,7 @@ def test_every_public_name_has_an_example():
 @pytest.fixture
 def at_home(tmp_path, monkeypatch, picture_folder, text_files, result_folder):
     """A folder with what the examples read, and a small encoder in the place of CLIP."""
-    for home in ("cae.models.embedder", "cae.encoders", "cae.evaluation.run"):
+    for home in ("cae.models.embedder", "cae.encoders", "cae.encoders.deferred", "cae.evaluation.run"):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: FakeEncoder())
     home = tmp_path / "home"
     home.mkdir()

@@ -34,7 +34,7 @@ BLOCKS = {
 @pytest.fixture
 def at_home(tmp_path, monkeypatch, fake_encoder, picture_folder):
     """A folder with the pictures that the README speaks of, and the fake encoder in the place of CLIP."""
-    for home in ("cae.models.embedder", "cae.encoders", "cae.evaluation.run"):
+    for home in ("cae.models.embedder", "cae.encoders", "cae.encoders.deferred", "cae.evaluation.run"):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: fake_encoder)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(picture_folder, "photos")

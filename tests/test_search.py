@@ -25,7 +25,7 @@ from cae.results.search import Searcher, SearchError
 def loads(monkeypatch):
     """Specs of the encoders that were loaded, all of them the fake one."""
     asked = []
-    monkeypatch.setattr("cae.encoders.load_encoder", lambda spec, **_: asked.append(spec) or FakeEncoder())
+    monkeypatch.setattr("cae.encoders.deferred.load_encoder", lambda spec, **_: asked.append(spec) or FakeEncoder())
     return asked
 
 
@@ -115,7 +115,7 @@ def test_an_encoder_that_cannot_be_had(searcher, monkeypatch):
     def fail(*_, **__):
         raise EncoderError("the hub cannot be reached")
 
-    monkeypatch.setattr("cae.encoders.load_encoder", fail)
+    monkeypatch.setattr("cae.encoders.deferred.load_encoder", fail)
     with pytest.raises(EncoderError, match=r"hub cannot be reached.*--like .* takes none"):
         searcher.text("a")
 
@@ -123,11 +123,11 @@ def test_an_encoder_that_cannot_be_had(searcher, monkeypatch):
 def test_another_encoder(searcher, monkeypatch):
     other = FakeEncoder()
     other.fingerprint = "fake-2"
-    monkeypatch.setattr("cae.encoders.load_encoder", lambda *_, **__: other)
+    monkeypatch.setattr("cae.encoders.deferred.load_encoder", lambda *_, **__: other)
     with pytest.raises(ModelError, match="fake-2"):
         searcher.text("a")
     other.dim = 7
-    with pytest.raises(SearchError, match=r"width 7.*--encoder"):
+    with pytest.raises(EncoderError, match=r"width 7.*--encoder"):
         searcher.text("a")
 
 
@@ -144,7 +144,7 @@ def test_a_result_of_embeddings(tmp_path, loads):
     np.save(tmp_path / "x.npy", x)
     nouns = str(tmp_path / "nouns.npy")
     result = cae.cluster(tmp_path / "x.npy", 3, nouns=nouns, out=tmp_path / "out", progress=False)
-    with pytest.raises(SearchError, match="nothing says by which encoder"):
+    with pytest.raises(EncoderError, match="nothing says by which encoder"):
         result.search("a thing")
     assert result.search(like="7", limit=2) == Searcher(result.saved).like_row(7, 2)
     assert {hit.file for hit in result.search("a thing", encoder="fake")} == {None}

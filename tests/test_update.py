@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from cae.models.cae import CAE
 from cae.report import redraw_report, write_report
-from cae.results.folder import run_folder
+from cae.results.run import run_folder
 from cae.results.saved import SavedResult
 from cae.results.update import add_images, diff_folder, is_outlier, outliers, refit_reasons
 from cae.utils.checksums import content_hash

@@ -1,1 +1,1 @@
-"""The command line: `commands` has `cae …`, `edit` has `cae edit …`, `terminal` prints and draws progress."""
+"""The command line: `commands` has `cae …`, `options` what they share, `terminal` prints and draws progress."""

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 
+from cae.config import DEFAULT_BATCH_SIZE
 from cae.data.base import Data
 from cae.data.dataset import ImageDataset, Images, collate_readable, files_identity
 from cae.data.images import ImageError, read_image, shown_path
@@ -58,7 +59,7 @@ class ImageData(Data):
         2
     """
 
-    def __init__(self, images: Images, *, batch_size: int = 64, num_workers: int | None = None) -> None:
+    def __init__(self, images: Images, *, batch_size: int = DEFAULT_BATCH_SIZE, num_workers: int | None = None) -> None:
         super().__init__(batch_size, num_workers)
         self.images = images
 
@@ -116,7 +117,7 @@ class ImageFolderData(ImageData):
         self,
         root: str | os.PathLike[str],
         *,
-        batch_size: int = 64,
+        batch_size: int = DEFAULT_BATCH_SIZE,
         num_workers: int | None = None,
         paths: Sequence[Path] | None = None,
     ) -> None:
@@ -158,7 +159,7 @@ class TorchvisionData(ImageData):
         12
     """
 
-    def __init__(self, dataset: Any, *, batch_size: int = 64, num_workers: int | None = None) -> None:
+    def __init__(self, dataset: Any, *, batch_size: int = DEFAULT_BATCH_SIZE, num_workers: int | None = None) -> None:
         labels, self.classes = labels_of_dataset(dataset), class_names_of(dataset)
         samples, data = getattr(dataset, "samples", None), getattr(dataset, "data", None)
         paths, identity = [str(i) for i in range(len(dataset))], None
@@ -273,7 +274,7 @@ class HuggingFaceData(ImageData):
         *,
         image: str | None = None,
         label: str | None = None,
-        batch_size: int = 64,
+        batch_size: int = DEFAULT_BATCH_SIZE,
         num_workers: int | None = None,
     ) -> None:
         import datasets

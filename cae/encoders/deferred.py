@@ -1,4 +1,4 @@
-"""An encoder that is loaded only when something is to be encoded: embeddings that are given need none."""
+"""The encoder behind vectors that are given, loaded only when something is to be encoded."""
 
 from __future__ import annotations
 
@@ -37,19 +37,42 @@ class _Deferred:
         if name.startswith("_"):  # what copying and pickling ask for before there is anything
             raise AttributeError(name)
         if self._encoder is None:
-            if self._spec == NO_ENCODER:
-                raise EncoderError(
-                    f"{self.given} knows vectors alone, and nothing says by which encoder: give embeddings, or "
-                    "that encoder as `encoder` of CAE.from_pretrained"
-                )
-            encoder = load_encoder(self._spec, weights=self._weights, device=self._device)
-            if encoder.dim != self.dim:
-                raise EncoderError(
-                    f"the encoder {self._spec} makes vectors of width {encoder.dim}, those of {self.given} have width "
-                    f"{self.dim}: give the encoder that made them (encoder, --encoder)"
-                )
-            self._encoder = encoder
+            self._encoder = load_matching(
+                self._spec,
+                weights=self._weights,
+                device=self._device,
+                dim=self.dim,
+                given=self.given,
+                instead="give embeddings, or that encoder as `encoder` of CAE.from_pretrained",
+            )
         return getattr(self._encoder, name)
+
+
+def load_matching(
+    spec: str, *, weights: Path | None, device: torch.device | str, dim: int, given: str, instead: str
+) -> Encoder:
+    """Load the encoder that made vectors which are given.
+
+    Args:
+        spec: spec for `load_encoder`, or `NO_ENCODER` where nothing says which encoder it was.
+        weights: weights file for `load_encoder`.
+        device: device to encode on.
+        dim: width of the vectors.
+        given: name of what holds the vectors, for messages.
+        instead: what to do where nothing says which encoder it was, for messages.
+
+    Raises:
+        EncoderError: nothing says which encoder, it cannot be loaded, or it makes vectors of another width.
+    """
+    if spec == NO_ENCODER:
+        raise EncoderError(f"{given} knows vectors alone, and nothing says by which encoder: {instead}")
+    encoder = load_encoder(spec, weights=weights, device=device)
+    if encoder.dim != dim:
+        raise EncoderError(
+            f"the encoder {spec} makes vectors of width {encoder.dim}, those of {given} have width {dim}: give the "
+            "encoder that made them (encoder, --encoder)"
+        )
+    return encoder
 
 
 def deferred(spec: str, *, weights: Path | None = None, dim: int, given: str) -> Encoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -12,16 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cae.config import Modality
-from cae.encoders import load_encoder
+from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, Modality
+from cae.encoders import Encoder, load_encoder
 from cae.encoders.deferred import deferred
-from cae.evaluation.datasets import DatasetError, LabelledEmbeddings, Split, load_dataset
-from cae.evaluation.methods import parse_method
+from cae.evaluation.datasets import DatasetError, LabelledEmbeddings, LabelledImages, Split, load_dataset
+from cae.evaluation.methods import Problem, parse_method
 from cae.evaluation.study import conditions, embed, load_banks, make_problem, run_study
 from cae.evaluation.tables import plot_tsne, write_study
 from cae.method import pipeline
 from cae.text.vectors import Source, check_width, is_vectors, read_text_vectors, text_sources
-from cae.utils.progress import Reporter
+from cae.utils.progress import Progress, Reporter
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,8 @@ def evaluate(
     class_names: Path | None = None,
     tsne: bool = False,
     device: torch.device | str = "cpu",
-    batch_size: int = 64,
-    workers: int = 2,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    workers: int = DEFAULT_WORKERS,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Score methods on a data set and write results.json, results.md and plots.
@@ -91,28 +92,15 @@ def evaluate(
     sources = text_sources(nouns, captions)
     methods = _with_texts(methods, sources)
     splits: tuple[Split, ...] = ("test",) if fit_on == "test" else ("test", "train")
-    data = [load_dataset(dataset, split=split, root=root, labels=labels) for split in splits]
+    data = {split: load_dataset(dataset, split=split, root=root, labels=labels) for split in splits}
     names, class_texts = _class_names(class_names) if class_names else (None, None)
-    if isinstance(data[0], LabelledEmbeddings):
-        loaded = deferred(encoder, weights=encoder_weights, dim=data[0].x.shape[1], given=dataset).to(device)
-    else:
-        loaded = load_encoder(encoder, weights=encoder_weights, device=device)
+    loaded = _encoder_for(data["test"], encoder, encoder_weights, device, given=dataset)
     banks = load_banks(methods, loaded, nouns=nouns, captions=captions, reporter=reporter)
     check_width(banks, sources, loaded.dim, dataset)
-    embedded = [
-        embed(
-            part,
-            loaded,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
-            progress=reporter(f"{split} set") if reporter and not isinstance(part, LabelledEmbeddings) else None,
-        )
-        for part, split in zip(data, splits, strict=True)
-    ]
-    scored = embedded[0]
-    named = any(parse_method(method, 2)[0].kind == "zero-shot" for method in methods)
-    if named and names is None and not any(map(is_vectors, sources.values())):
+    embed_split = partial(embed, encoder=loaded, device=device, batch_size=batch_size, workers=workers)
+    embedded = {split: embed_split(part, progress=_progress(part, split, reporter)) for split, part in data.items()}
+    scored = embedded["test"]
+    if names is None and _asks_for_names(methods) and not any(map(is_vectors, sources.values())):
         names = scored.class_names  # by the encoder that the texts are for, too
     problem = make_problem(
         scored,
@@ -121,18 +109,42 @@ def evaluate(
         device=device,
         class_names=names,
         class_texts=class_texts,
-        select_on=None if fit_on == "test" else embedded[1],
+        select_on=embedded.get("train"),
     )
     if problem.class_texts is None:
         methods = _without_names(methods, dataset, scored)
     results = run_study(problem, methods, seeds, reporter("runs") if reporter else None)
     write_study(results, conditions(problem, scored, loaded, seeds, fit_on), out)
     if tsne:
-        _, config = parse_method("default", problem.n_clusters)
-        # Few restarts: the panels show the embeddings, not the clusters.
-        fitted, _ = pipeline.fit(problem.x, banks, replace(config, n_init=1), select_on=problem.select_on)
-        plot_tsne(pipeline.representations(problem.x, fitted), scored.labels, out)
+        _plot_spaces(problem, scored.labels, out)
     return results
+
+
+def _encoder_for(
+    data: LabelledImages | LabelledEmbeddings, spec: str, weights: Path | None, device: torch.device | str, given: str
+) -> Encoder:
+    """The encoder; where the data set holds embeddings, one that is loaded only if something is to be encoded."""
+    if isinstance(data, LabelledEmbeddings):
+        return deferred(spec, weights=weights, dim=data.x.shape[1], given=given).to(device)
+    return load_encoder(spec, weights=weights, device=device)
+
+
+def _progress(data: LabelledImages | LabelledEmbeddings, split: Split, reporter: Reporter | None) -> Progress | None:
+    """The progress callback of embedding a split; None where there is nothing to embed or nobody to tell."""
+    return None if reporter is None or isinstance(data, LabelledEmbeddings) else reporter(f"{split} set")
+
+
+def _asks_for_names(methods: Sequence[str]) -> bool:
+    """Whether a method is told the names of the classes."""
+    return any(parse_method(method, 2)[0].kind == "zero-shot" for method in methods)
+
+
+def _plot_spaces(problem: Problem, labels: Tensor, out: Path) -> None:
+    """Figure 5: the spaces that the defaults make of the images, coloured by class."""
+    _, config = parse_method("default", problem.n_clusters)
+    # Few restarts: the panels show the embeddings, not the clusters.
+    fitted, _ = pipeline.fit(problem.x, problem.banks, replace(config, n_init=1), select_on=problem.select_on)
+    plot_tsne(pipeline.representations(problem.x, fitted), labels, out)
 
 
 def _with_texts(methods: Sequence[str], sources: Mapping[Modality, Source]) -> list[str]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cae import text
-from cae.config import Modality
+from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_WORKERS, Modality
 from cae.data import ImageData, Images
 from cae.encoders import Encoder
 from cae.encoders.deferred import is_loaded
@@ -39,8 +39,8 @@ def embed(
     encoder: Encoder,
     *,
     device: torch.device | str = "cpu",
-    batch_size: int = 64,
-    workers: int = 2,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    workers: int = DEFAULT_WORKERS,
     progress: Progress | None = None,
 ) -> LabelledEmbeddings:
     """The embeddings of a data set, from the cache where the same images met the same encoder before.

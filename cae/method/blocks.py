@@ -13,6 +13,9 @@ from torch import Tensor
 
 BLOCK_ROWS = 256
 
+CHUNK_ROWS = 8192
+"""Rows at once where blocks are there to save memory alone."""
+
 
 def blockwise(stage: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[Tensor, ...]:
     """Apply a per-row stage block by block and put the results together.

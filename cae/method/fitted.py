@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -74,7 +74,8 @@ class ClusterDescription:
     captions: list[str]
 
 
-_CLUSTER = {"id": int, "name": str, "gloss": str, "size": int, "nouns": list[str], "captions": list[str]}
+CLUSTER_FIELDS: dict[str, Any] = get_type_hints(ClusterDescription)
+"""Names and types of the fields above."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ class FittedCAE:
             LookupError, ValueError, TypeError, AttributeError: it has not.
         """
         for cluster in [*self.clusters, *self.nodes]:
-            check_kinds(asdict(cluster), _CLUSTER)
+            check_kinds(asdict(cluster), CLUSTER_FIELDS)
         check_kinds({"n_images": self.n_images, "provenance": self.provenance}, {"n_images": int, "provenance": dict})
         if not isinstance(self.method, str):
             raise ValueError(f"method is {self.method!r}")

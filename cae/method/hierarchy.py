@@ -29,10 +29,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cae.config import CAEConfig
-from cae.method.graph import NEIGHBOURS, neighbour_graph
 from cae.method.kmeans import Assignment, sample_rows
 from cae.method.partition import Partition
-from cae.method.spectral import cluster_qr, discriminants, leading_eigenvectors, whitened
+from cae.method.spectral import cluster_qr, discriminants, leading_eigenvectors, sample_graph
 from cae.utils.distributed import all_reduce_count, broadcast_from_first, is_first
 from cae.utils.progress import stage
 
@@ -221,8 +220,7 @@ def grow(
     tree, prototypes = torch.empty(0, dtype=torch.int64), partition.centroids.float()
     if is_first(group):
         labels = partition.assign(sample).labels.cpu().numpy()
-        rows = whitened(sample)
-        graph = neighbour_graph(rows, min(NEIGHBOURS, max(2, len(sample) // k)))
+        rows, graph = sample_graph(sample, k)
         merges = _merges(graph, labels, k)
         splits, labels = _splits(graph, rows.cpu(), labels, k, config.seed)
         tree, leaves = _numbered(k, merges, splits)

@@ -21,6 +21,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from cae.kernels import nearest
 from cae.kernels.exact import exact_products
+from cae.method.blocks import CHUNK_ROWS
 from cae.utils.distributed import (
     all_gather_rows,
     all_reduce_count,
@@ -38,9 +39,6 @@ SAMPLE, SAMPLE_PER_CENTROID = 2**16, 64
 
 TOLERANCE = 1e-6
 """A run has converged when an iteration lowers the loss by less than this share of it."""
-
-CHUNK = 8192
-"""Rows per block."""
 
 
 class Assignment(NamedTuple):
@@ -260,7 +258,7 @@ def order_of_appearance(labels: Tensor, k: int) -> Tensor:
 
 
 def _chunks(n: int) -> list[slice]:
-    return [slice(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
+    return [slice(start, min(start + CHUNK_ROWS, n)) for start in range(0, n, CHUNK_ROWS)]
 
 
 def _finite(rows: Tensor) -> bool:

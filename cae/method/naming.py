@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cae.config import CAEConfig
-from cae.method.blocks import BLOCK_ROWS
+from cae.method.blocks import BLOCK_ROWS, CHUNK_ROWS
 from cae.method.fitted import ClusterDescription, SelectedTexts
 from cae.method.hierarchy import Hierarchy
 from cae.method.kmeans import cluster_sums
@@ -55,7 +55,6 @@ SHORTEST = 3
 CANDIDATES = 50
 """Nouns of each cluster among which names are chosen; the best choice is among them for up to so many clusters."""
 
-_BANK_ROWS = 8192
 _WORD = re.compile(r"\w+(?:['-]\w+)*")
 
 
@@ -234,7 +233,7 @@ def name_scores(images: Tensor, bank: TextBank, captions: TextBank | None, n: in
     """
     images = images.cpu().nan_to_num()
     contrast = images - images[:n].mean(dim=0)
-    likeness = torch.cat([contrast @ rows.float().T for rows in bank.embeddings.split(_BANK_ROWS)], dim=1)
+    likeness = torch.cat([contrast @ rows.float().T for rows in bank.embeddings.split(CHUNK_ROWS)], dim=1)
     spread = likeness[:n].std().clamp_min(torch.finfo(likeness.dtype).tiny)
     return likeness / spread + COMMONNESS * commonness(bank, captions).log1p()
 

@@ -37,7 +37,7 @@ from cae.kernels import nearest
 from cae.kernels.checks import UNIT_TOLERANCE
 from cae.method import stages
 from cae.method.auto import decide, sample_size
-from cae.method.blocks import blockwise
+from cae.method.blocks import CHUNK_ROWS, blockwise
 from cae.method.fitted import FittedCAE, SelectedTexts
 from cae.method.fusion import fuse_modalities
 from cae.method.hierarchy import grow
@@ -194,7 +194,7 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: P
                 "embed both with the same encoder"
             )
     broken, stretched = torch.zeros(2, dtype=torch.int64)
-    for rows in x.split(8192):
+    for rows in x.split(CHUNK_ROWS):
         length = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
         broken += (~length.isfinite()).sum().cpu()
         # The kernels' own tolerance. They would raise on one rank only, and leave the others waiting.

@@ -111,9 +111,7 @@ def spectral(
     found = Discriminants(sample.new_empty(k, width), sample.new_empty(width, min(width, k - 1)))
     told_apart = torch.tensor(False)
     if is_first(group):
-        # Few images have few neighbours of their own kind: no more than a cluster of average size holds.
-        rows = whitened(sample)
-        graph = neighbour_graph(rows, min(NEIGHBOURS, max(2, len(sample) // k)))
+        rows, graph = sample_graph(sample, k)
         vectors = leading_eigenvectors(graph, rows, k, seed)
         found = discriminants(sample, cluster_qr(vectors), k)
         labels = assign(sample, *found).labels
@@ -122,6 +120,13 @@ def spectral(
     if not broadcast_from_first(told_apart, group):
         return None
     return Discriminants(*(broadcast_from_first(part.contiguous(), group) for part in found))
+
+
+def sample_graph(sample: Tensor, k: int) -> tuple[Tensor, csr_array]:
+    """The whitened rows of a sample (S, D), and the graph of their nearest neighbours, for K clusters."""
+    rows = whitened(sample)
+    # Few images have few neighbours of their own kind: no more than a cluster of average size holds.
+    return rows, neighbour_graph(rows, min(NEIGHBOURS, max(2, len(sample) // k)))
 
 
 def whitened(rows: Tensor) -> Tensor:

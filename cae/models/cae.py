@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_type_hints
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -22,17 +20,21 @@ from cae.method import pipeline
 from cae.method.fitted import FittedCAE, ModelError
 from cae.method.fusion import collapsed_modality
 from cae.method.provenance import check_encoder, encoder_of, provenance
-from cae.metrics.functional import CLUSTERING_SCORES, contingency_matrix
-from cae.models.embedder import Embedder, images_of, labels_of
+from cae.models.batches import images_of, labels_of
+from cae.models.embedder import Embedder
+from cae.models.pending import PendingPredictions, on_cpu
+from cae.models.scoring import ScoreCollector
+from cae.models.signature import spell_out_settings
 from cae.text import TextBank, load_banks
 from cae.text.vectors import check_width, is_vectors, limit_modalities, text_sources
 from cae.utils.devices import float64_device
-from cae.utils.distributed import all_reduce_count, all_reduce_max, all_reduce_sum, first_occurrence_mask, is_first
+from cae.utils.distributed import all_reduce_count, all_reduce_sum, first_occurrence_mask, is_first
 from cae.utils.progress import Reporter, silent
 
 logger = logging.getLogger(__name__)
 
 
+@spell_out_settings
 class CAE(Embedder):
     """Training-free image clustering with nouns and captions (arXiv 2512.00904).
 
@@ -121,8 +123,8 @@ class CAE(Embedder):
         self.return_embeddings = return_embeddings
         self.fitted: FittedCAE | None = None
         self._banks: dict[str, TextBank] = {}
-        self._to_fill: list[tuple[Tensor, dict[str, Tensor]]] = []
-        self._tested: list[tuple[Tensor, ...]] = []
+        self._pending = PendingPredictions()
+        self._tested = ScoreCollector()
 
     @property
     def encoder(self) -> Encoder:
@@ -165,7 +167,7 @@ class CAE(Embedder):
         Raises:
             ModelError: fitted with another encoder.
         """
-        self._to_fill = []
+        self._pending = PendingPredictions()
         self.encoder.to(self.device)
         if self.fitted is None:
             self.open_store()
@@ -182,13 +184,12 @@ class CAE(Embedder):
         """
         if self.fitted is None:
             index, x = self.collect(batch, dataloader_idx)
-            result = _on_cpu(_placeholder(len(x), self.config))
-            self._to_fill.append((index, result))
+            result = self._pending.add(index, n_modalities=1 + len(self.config.modalities))
             if self.trainer.predict_loop.batch_progress.is_last_batch:  # type: ignore[attr-defined]
                 self._fit_and_fill()
         else:
             x = self.embed(images_of(batch))
-            result = _on_cpu(self.predict_embeddings(x))
+            result = on_cpu(self.predict_embeddings(x))
         if isinstance(batch, Mapping) and "index" in batch:
             result["index"] = batch["index"].cpu()
         if self.return_embeddings:
@@ -212,7 +213,7 @@ class CAE(Embedder):
         if images.ndim == 4:
             check_encoder(self.fitted, self.encoder.to(self.device))
         with torch.no_grad():
-            return _on_cpu(self.predict_embeddings(self.embed(images)))
+            return on_cpu(self.predict_embeddings(self.embed(images)))
 
     def on_predict_epoch_end(self) -> None:
         """Fit, on a process that has had no batch to do it with."""
@@ -227,8 +228,7 @@ class CAE(Embedder):
         """
         if self.fitted is None:
             raise self._not_fitted()
-        number, share = torch.empty(0, dtype=torch.int64), torch.empty(0)
-        self._tested = [(number, number, number, share, share)]  # a process may get no batch
+        self._tested = ScoreCollector()
         self._n_seen.clear()
         self.on_predict_start()
 
@@ -242,9 +242,9 @@ class CAE(Embedder):
         if labels is None:
             raise ValueError("testing needs whole-numbered classes: batches (images, label), or dicts with `label`")
         x = self.embed(images_of(batch))
-        found = _on_cpu(self.predict_embeddings(x))
+        found = on_cpu(self.predict_embeddings(x))
         index = self._sample_ids(batch, len(x), dataloader_idx)
-        self._tested.append((index, found["cluster"], labels.cpu(), found["confidence"], found["similarity"]))
+        self._tested.add(index, found, labels.cpu())
 
     def on_test_epoch_end(self) -> None:
         """Log `test/nmi`, `test/acc` and `test/ari`, and the means `test/confidence` and `test/similarity`.
@@ -255,23 +255,11 @@ class CAE(Embedder):
         Raises:
             ValueError: there was nothing to test on.
         """
-        index, clusters, classes, *means = (torch.cat(column) for column in zip(*self._tested, strict=True))
-        self._tested = []
-        keep = first_occurrence_mask(index, self.group)
-        found = contingency_matrix(clusters[keep], classes[keep])
-        n_classes = int(all_reduce_max(torch.tensor(found.shape[1]), self.group))
-        if not n_classes:
-            raise ValueError("there are no images to test on: the loader yields none, or none can be read")
         assert self.fitted is not None  # since the start
-        counts = torch.zeros(self.fitted.config.n_clusters, n_classes, dtype=torch.int64)
-        counts[: found.shape[0], : found.shape[1]] += found
-        table = all_reduce_sum(counts, self.group).numpy()
-        scores = {f"test/{name}": score(table) for name, score in CLUSTERING_SCORES.items()}
-        for name, values in zip(("confidence", "similarity"), means, strict=True):
-            of_all = all_reduce_sum(values[keep].sum(dtype=torch.float64), self.group)
-            scores[f"test/{name}"] = float(of_all) / int(table.sum())
+        tested, self._tested = self._tested, ScoreCollector()
+        scores = tested.scores(self.fitted.config.n_clusters, self.group)
         # The same on every rank, so that reducing them again changes nothing; Lightning warns without.
-        self.log_dict({name: torch.tensor(value).float() for name, value in scores.items()}, sync_dist=True)
+        self.log_dict({f"test/{name}": torch.tensor(value).float() for name, value in scores.items()}, sync_dist=True)
 
     def fit_embeddings(
         self, x: Tensor, index: Tensor | None = None, *, group: ProcessGroup | None = None
@@ -320,28 +308,20 @@ class CAE(Embedder):
             )
         found = self._fit_rows(store.rows[keep], store.index[keep])
         # Another rank stands for the rest.
-        rest = _on_cpu(self.predict_embeddings(store.rows[~keep]))
+        rest = on_cpu(self.predict_embeddings(store.rows[~keep]))
         at = torch.cat([keep.nonzero(), (~keep).nonzero()]).squeeze(1).argsort()
         return {key: torch.cat([values, rest[key]])[at] for key, values in found.items()}
 
     def _fit_rows(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
         x = x.to(self.method_device)
         with torch.autocast(x.device.type, enabled=False):
-            return _on_cpu(self.fit_embeddings(x, index, group=self.group))
+            return on_cpu(self.fit_embeddings(x, index, group=self.group))
 
     def _fit_and_fill(self) -> None:
         """Fit, and put the predictions into the results that the trainer holds already."""
         assert self.store is not None  # since the start
         self.store.finish()
-        found = self._fit()
-        if self._to_fill:
-            indices, results = zip(*self._to_fill, strict=True)
-            places = self.store.find(torch.cat(indices)).split([len(index) for index in indices])
-            for place, result in zip(places, results, strict=True):
-                for key, values in found.items():
-                    # In place: the trainer holds these very tensors.
-                    result[key].copy_(values[place])
-        self._to_fill = []
+        self._pending.fill(self._fit(), self.store.find)
 
     def load_banks(self, reporter: Reporter | None = None) -> dict[str, TextBank]:
         """The embedded corpora that the config's modalities need; from the cache where they are in it.
@@ -406,29 +386,3 @@ class CAE(Embedder):
             self._adopt(FittedCAE.from_state_dict(state))
         else:
             self.fitted = None
-
-
-def _with_settings_spelled_out(init: Any) -> inspect.Signature:
-    """The constructor's signature with every setting in place of `**settings`, as LightningCLI and `help` read it."""
-    signature, types = inspect.signature(init), get_type_hints(CAEConfig)
-    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
-    settings = [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=types[field.name] | None)
-        for field in fields(CAEConfig)
-        if field.name not in signature.parameters
-    ]
-    return signature.replace(parameters=[*own, *settings])
-
-
-CAE.__init__.__signature__ = _with_settings_spelled_out(CAE.__init__)  # type: ignore[attr-defined]
-
-
-def _placeholder(n: int, config: CAEConfig) -> pipeline.Prediction:
-    """Predictions to be filled in: label -1, the rest NaN."""
-    label, number = torch.full((n,), -1), torch.full((n,), float("nan"))
-    beta = torch.full((n, 1 + len(config.modalities)), float("nan"))
-    return pipeline.Prediction(label, number, label.clone(), number.clone(), beta, label.clone())
-
-
-def _on_cpu(found: pipeline.Prediction) -> dict[str, Tensor]:
-    return {key: value.cpu() for key, value in found._asdict().items()}

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.strategies import DDPStrategy
-from PIL import Image
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import normalize
@@ -26,6 +25,7 @@ from torchvision.transforms.functional import to_pil_image
 from cae.config import DEFAULT_ENCODER
 from cae.encoders import Encoder, load_encoder
 from cae.encoders.deferred import maker
+from cae.models.batches import images_of, unprepared
 from cae.models.embedding_store import EmbeddingStore
 from cae.utils.cache import cache_dir
 from cae.utils.checksums import json_hash
@@ -34,8 +34,6 @@ from cae.utils.progress import Progress
 
 if TYPE_CHECKING:
     from cae.data import ImageData
-
-IMAGE_KEYS = ("image", "images", "pixel_values", "embedding", "embeddings")
 
 LOADER_SHIFT = 40
 """A sample's id is its index + (dataloader_idx << LOADER_SHIFT), so that ids of several loaders never collide."""
@@ -367,56 +365,3 @@ def fit_silently(
         raise KeyboardInterrupt if trainer.interrupted else stop from stop
     finally:
         log.setLevel(level)
-
-
-def unprepared(images: Tensor, encoder: Encoder) -> str | None:
-    """Why a batch cannot come from the encoder's `preprocess`; None where it can.
-
-    Args:
-        images: (B, 3, H, W) floats.
-        encoder: says how a black and a white image look once they are preprocessed.
-
-    Examples:
-        >>> from cae.encoders import LiteEncoder
-        >>> unprepared(torch.rand(8, 3, 32, 32), LiteEncoder())
-        'are 32 × 32 pixels, in place of 260 × 260'
-    """
-    side = encoder.image_size
-    if images.shape[-2:] != (side, side):
-        return f"are {images.shape[-2]} × {images.shape[-1]} pixels, in place of {side} × {side}"
-    black, white = (encoder.preprocess(Image.new("RGB", (side, side), colour)) for colour in ("black", "white"))
-    low, high = float(images.min()), float(images.max())
-    if high > float(white.max()) + 0.5:
-        return f"hold values up to {high:.3g}, where white is {float(white.max()):.3g}"
-    # Nearly every photograph has something dark.
-    if low >= 0 > float(black.min()) and len(images) > 1:
-        return f"hold no value below 0, where black is {float(black.min()):.3g}"
-    return None
-
-
-def images_of(batch: Any) -> Tensor:
-    """The images or embeddings of a batch, however the user's DataModule packs them.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if isinstance(batch, Mapping):
-        for key in IMAGE_KEYS:
-            if key in batch:
-                return images_of(batch[key])
-        raise ValueError(f"a dict batch needs one of the keys {', '.join(IMAGE_KEYS)}; this one has {', '.join(batch)}")
-    if isinstance(batch, Tensor):
-        return batch
-    if isinstance(batch, tuple | list) and batch:
-        return images_of(batch[0])
-    raise ValueError(f"expected a batch of images or embeddings as tensor, tuple or dict, got {type(batch).__name__}")
-
-
-def labels_of(batch: Any) -> Tensor | None:
-    """The classes (B,) int64 of a batch: `label` or `labels` of a dict, or a tuple's second part; None without any."""
-    if isinstance(batch, Mapping):
-        found = batch.get("label", batch.get("labels"))
-    else:
-        found = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-    # Torch cannot index or join every narrow dtype.
-    return found.long() if isinstance(found, Tensor) and found.ndim == 1 and not found.is_floating_point() else None

@@ -6,9 +6,13 @@ representatives come first, and what a page of the gallery shows lies on few she
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -16,15 +20,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cae.method.blocks import CHUNK_ROWS
 from cae.method.naming import N_REPRESENTATIVES
 from cae.method.pipeline import representations
+from cae.report.kept import THUMBNAILS
+from cae.report.thumbnails import COLUMNS, PER_SHEET
 from cae.results.compare import Comparison
 from cae.results.saved import SavedResult
 from cae.results.update import outliers
 
 N_DOUBTFUL = 4
 """Borderline images of a group, and odd ones out."""
-_BLOCK_ROWS = 8192
+FILES = "report_files"
+"""Folder beside the page."""
+_TYPES = ("uint8", "int8", "uint16", "int16", "int32")
+"""Of packed columns, the smallest first."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,7 @@ class ClusterSection:
 
 def fused(result: SavedResult) -> Tensor:
     """What was clustered of each image, as unit rows (N, D) float32."""
-    blocks = result.embeddings.float().split(_BLOCK_ROWS)
+    blocks = result.embeddings.float().split(CHUNK_ROWS)
     return torch.cat([normalize(representations(block, result.fitted)["fused"], dim=1) for block in blocks])
 
 
@@ -163,3 +173,83 @@ def _index(texts: Sequence[str | None]) -> tuple[list[str], NDArray[np.int64]]:
 
 def _hundredths(shares: NDArray[np.floating]) -> NDArray[np.int64]:
     return np.nan_to_num(shares * 100).round().astype(np.int64)
+
+
+def page_data(
+    result: SavedResult,
+    groups: Sequence[ClusterSection],
+    order: NDArray[np.int64],
+    facts: Mapping[str, Any],
+    tree: dict[str, Any] | None,
+    comparison: Comparison | None,
+    out: Path,
+) -> dict[str, Any]:
+    """What `data.js` holds.
+
+    Args:
+        result: N images.
+        groups: sections from `describe_groups`.
+        order: order of the rows, from `describe_groups` as well.
+        facts: columns in this order: those of `columns`, and what has been drawn.
+        tree: the tree of groups, from `tree_of`.
+        comparison: comparison with another result, this one the second.
+        out: the report's folder.
+    """
+    return {
+        "count": len(order),
+        "groups": [{"name": group.name, "first": group.first, "size": group.size} for group in groups],
+        "movedFrom": [move.a.name for move in comparison.moves] if comparison else [],
+        "sheet": {"columns": COLUMNS, "places": PER_SHEET, "folder": f"{FILES}/{THUMBNAILS}/"},
+        "roots": _roots(result.root, out),
+        "links": _links([result.image_paths[row] for row in order], facts["path"]),
+        "columns": {name: packed(column) for name, column in facts.items()},
+        "tree": tree,
+    }
+
+
+def tree_of(result: SavedResult, order: NDArray[np.int64]) -> dict[str, Any] | None:
+    """The tree of groups as `levels.js` reads it, with the leaf of each image; None for a result without one."""
+    fitted = result.fitted
+    if fitted.hierarchy is None or "leaf" not in result.assignments.column_names:
+        return None
+    return {
+        "cut": fitted.config.n_clusters,
+        "fewest": fitted.hierarchy.levels[0],
+        "most": fitted.hierarchy.levels[-1],
+        "roots": fitted.hierarchy.roots,
+        "splits": fitted.hierarchy.splits,
+        "leaves": fitted.hierarchy.leaves,
+        "names": [node.name for node in fitted.nodes],
+        "glosses": [node.gloss for node in fitted.nodes],
+        "leaf": packed(result.leaves.numpy()[order]),
+    }
+
+
+def _roots(root: Path, out: Path) -> list[str]:
+    """URLs of the images' folder to try in turn: as far from the report as it is now, and where it is now."""
+    absolute = root.absolute()
+    urls = [absolute.as_uri() + "/"]
+    try:
+        relative = os.fsencode(os.path.relpath(absolute, out.absolute()).replace(os.sep, "/"))
+    except ValueError:  # on another drive of Windows
+        return urls
+    return [quote(relative) + "/", *urls]
+
+
+def _links(paths: Sequence[Path | None], shown: Sequence[str]) -> dict[int, str]:
+    """URLs of the images whose place does not follow from the path that is shown: bytes lost, or another root."""
+    return {
+        number: path.absolute().as_uri()
+        for number, (path, name) in enumerate(zip(paths, shown, strict=True))
+        if path is not None and ("\ufffd" in name or PurePath(name).is_absolute())
+    }
+
+
+def packed(column: Any) -> Any:
+    """A list of strings as it is; an array as the smallest type that holds it, little-endian in base64."""
+    if isinstance(column, list):
+        return column
+    low, high = column.min(initial=0), column.max(initial=0)
+    smallest = next(name for name in _TYPES if np.iinfo(name).min <= low and high <= np.iinfo(name).max)
+    packed = np.ascontiguousarray(column, dtype=np.dtype(smallest).newbyteorder("<"))
+    return {"type": smallest, "base64": base64.b64encode(packed.tobytes()).decode("ascii")}

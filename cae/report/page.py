@@ -7,28 +7,26 @@ REPORT/report_files/    style, scripts, `data.js` with the columns of all images
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path, PurePath
-from typing import Any
-from urllib.parse import quote
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from numpy.typing import NDArray
 
 from cae.data.listing import left_out_lines
-from cae.report.data import ClusterSection, columns, describe_groups, fused
+from cae.report.data import FILES, ClusterSection, columns, describe_groups, fused, page_data, tree_of
 from cae.report.kept import THUMBNAILS, ReportCache, fingerprint, stamps_of
 from cae.report.map import lay_among, lay_out
-from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
+from cae.report.thumbnails import Thumbnails, thumbnail_side, write_sheets
 from cae.results.compare import Comparison, compare
-from cae.results.layout import ResultError
+from cae.results.layout import RUN, ResultError, damaged
 from cae.results.saved import SavedResult
 from cae.results.writing import OutputError, check_writable
 from cae.utils.files import committing, tidy
@@ -38,8 +36,6 @@ from cae.utils.words import counted
 REPORT_FOLDER = "report"
 """Of a result."""
 PAGE = "index.html"
-_FILES = "report_files"
-_TYPES = ("uint8", "int8", "uint16", "int16", "int32")
 _REASONS = 5
 """How many lines about files that were left out stand at the top of the page."""
 _MOVES = 200
@@ -80,6 +76,47 @@ def write_report(
         >>> write_report(SavedResult.load("cae-result"), Path("page")).name
         'index.html'
     """
+    _check_drawable(result, out)
+    result, unmatched = result.edited, result.unmatched_edits
+    z = fused(result)
+    groups, order = describe_groups(result, z)
+    with committing(out) as draft:
+        folder = draft / FILES
+        drawing = _draw(result, z.numpy(), order, folder, out / FILES, kept, reporter)
+        compared = None if comparison is None else comparison.a
+        mark, side = fingerprint(result, len(order)), thumbnail_side(len(order))
+        ReportCache(mark, side, drawing.position, drawing.thumbnails, drawing.stamps, result.root, compared).save(
+            folder
+        )
+        sizes = _sizes(result, drawing.thumbnails)
+        facts = columns(result, groups, order, comparison) | {
+            "place": drawing.thumbnails.place[order],
+            "size": sizes[order],
+            "sheets": drawing.thumbnails.sheets,
+            "position": np.round(drawing.position[order] * 65535).astype(np.int64),
+        }
+        tree = tree_of(result, order)
+        _write_scripts(folder, page_data(result, groups, order, facts, tree, comparison, out))
+        html = _render(
+            result,
+            groups,
+            notes,
+            unmatched,
+            unshown=int((sizes[:, 0] == 0).sum()),
+            outliers=np.flatnonzero(facts["outlier"]).tolist(),
+            compared=compared and _text(compared),
+            comparison=comparison,
+            tree=tree,
+        )
+        (draft / PAGE).write_text(html, encoding="utf-8")
+        drawn = {path.relative_to(draft) for path in folder.rglob("*")}
+    for path in (out / FILES).rglob("*"):
+        if path.is_file() and path.relative_to(out) not in drawn:  # of an earlier report, with more images
+            path.unlink()
+    return out / PAGE
+
+
+def _check_drawable(result: SavedResult, out: Path) -> None:
     if not result.has_images:
         raise ResultError(
             f"the result in {result.folder} was made from embeddings that name no pictures: there is nothing to show; "
@@ -89,59 +126,6 @@ def write_report(
     page = out / PAGE
     if page.exists() and not _is_report(page):
         raise OutputError(f"{page} is not a report of cae and would be overwritten; choose another folder with --out")
-    result, unmatched = result.edited, result.unmatched_edits
-    z = fused(result)
-    groups, order = describe_groups(result, z)
-    with committing(out) as draft:
-        folder = draft / _FILES
-        thumbnails, position, stamps = _draw(result, z.numpy(), order, folder, out / _FILES, kept, reporter)
-        compared = None if comparison is None else comparison.a
-        mark, side = fingerprint(result, len(order)), thumbnail_side(len(order))
-        ReportCache(mark, side, position, thumbnails, stamps, result.root, compared).save(folder)
-        size = thumbnails.size
-        if result.root.is_dir():  # else nothing can be said of single images, as when a disk is not plugged in
-            size = np.where([[path is None] for path in result.image_paths], 0, size)
-        facts = columns(result, groups, order, comparison) | {
-            "place": thumbnails.place[order],
-            "size": size[order],
-            "sheets": thumbnails.sheets,
-            "position": np.round(position[order] * 65535).astype(np.int64),
-        }
-        data = {
-            "count": len(order),
-            "groups": [{"name": group.name, "first": group.first, "size": group.size} for group in groups],
-            "movedFrom": [move.a.name for move in comparison.moves] if comparison else [],
-            "sheet": {"columns": COLUMNS, "places": PER_SHEET, "folder": f"{_FILES}/{THUMBNAILS}/"},
-            "roots": _roots(result.root, out),
-            "links": _links([result.image_paths[row] for row in order], facts["path"]),
-            "columns": {name: _packed(column) for name, column in facts.items()},
-            "tree": (tree := _tree(result, order)),
-        }
-        # ASCII, so that no character can end the line of the script.
-        (folder / "data.js").write_text(f"const DATA = {json.dumps(data, separators=(',', ':'))};\n", encoding="ascii")
-        for static in files("cae.report").joinpath("static").iterdir():
-            (folder / static.name).write_bytes(static.read_bytes())
-        try:
-            html = _render(
-                result,
-                groups,
-                notes=[*notes, *_notes(result, unmatched, unshown=int((size[:, 0] == 0).sum()))],
-                outliers=np.flatnonzero(facts["outlier"]).tolist(),
-                compared=compared and _text(compared),
-                comparison=comparison,
-                tree=tree,
-            )
-        except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
-            # What the page says besides its groups comes out of this file, which people may have changed.
-            raise ResultError(
-                f"{result.folder / 'run.json'} is damaged ({error!r}); run `cae cluster` again"
-            ) from error
-        (draft / PAGE).write_text(html, encoding="utf-8")
-        drawn = {path.relative_to(draft) for path in folder.rglob("*")}
-    for path in (out / _FILES).rglob("*"):
-        if path.is_file() and path.relative_to(out) not in drawn:  # of an earlier report, with more images
-            path.unlink()
-    return page
 
 
 def redraw_report(result_folder: Path, reporter: Reporter = silent, *, images: Path | None = None) -> Path | None:
@@ -166,7 +150,7 @@ def redraw_report(result_folder: Path, reporter: Reporter = silent, *, images: P
         return None
     out = result_folder / REPORT_FOLDER
     tidy(out)
-    kept, comparison, notes = ReportCache.load(out / _FILES), None, []
+    kept, comparison, notes = ReportCache.load(out / FILES), None, []
     if kept is not None and images is None and kept.root.is_dir():
         images = kept.root
     result = SavedResult.load(result_folder, images=images)
@@ -195,6 +179,20 @@ def _is_report(page: Path) -> bool:
         return _GENERATOR in file.read(_HEAD)
 
 
+class _Drawing(NamedTuple):
+    """What is drawn of the N images, by row of the assignments.
+
+    Attributes:
+        thumbnails: their thumbnails, on sheets.
+        position: (N, 2) float32 places on the map.
+        stamps: size and time of their files, see `stamps_of`.
+    """
+
+    thumbnails: Thumbnails
+    position: NDArray[np.float32]
+    stamps: NDArray[np.int64]
+
+
 def _draw(
     result: SavedResult,
     z: NDArray[np.float32],
@@ -203,8 +201,8 @@ def _draw(
     before: Path,
     kept: ReportCache | None,
     reporter: Reporter,
-) -> tuple[Thumbnails, NDArray[np.float32], NDArray[np.int64]]:
-    """Thumbnails into a new folder, the map, (N, 2), and the files' stamps: what is cached, and the rest made."""
+) -> _Drawing:
+    """Make the thumbnails, in a new folder, and the map; what is cached is kept."""
     n, side, stamps = len(order), thumbnail_side(len(order)), stamps_of(result.image_paths)
     if kept is not None and not kept.fits(result):
         kept = None
@@ -221,55 +219,22 @@ def _draw(
         position = lay_out(z, seed=result.fitted.config.seed, progress=reporter("map"))
     else:
         position = lay_among(z, kept.position)
-    return thumbnails, position, stamps
+    return _Drawing(thumbnails, position, stamps)
 
 
-def _tree(result: SavedResult, order: NDArray[np.int64]) -> dict[str, Any] | None:
-    """The tree of groups as `levels.js` reads it, with the leaf of each image; None for a result without one."""
-    fitted = result.fitted
-    if fitted.hierarchy is None or "leaf" not in result.assignments.column_names:
-        return None
-    return {
-        "cut": fitted.config.n_clusters,
-        "fewest": fitted.hierarchy.levels[0],
-        "most": fitted.hierarchy.levels[-1],
-        "roots": fitted.hierarchy.roots,
-        "splits": fitted.hierarchy.splits,
-        "leaves": fitted.hierarchy.leaves,
-        "names": [node.name for node in fitted.nodes],
-        "glosses": [node.gloss for node in fitted.nodes],
-        "leaf": _packed(result.leaves.numpy()[order]),
-    }
+def _sizes(result: SavedResult, thumbnails: Thumbnails) -> NDArray[np.uint8]:
+    """(N, 2) sizes of the thumbnails that are shown; 0 for an image that is missing or cannot be read."""
+    if not result.root.is_dir():  # nothing can be said of single images, as when a disk is not plugged in
+        return thumbnails.size
+    return np.where([[path is None] for path in result.image_paths], 0, thumbnails.size)
 
 
-def _roots(root: Path, out: Path) -> list[str]:
-    """URLs of the images' folder to try in turn: as far from the report as it is now, and where it is now."""
-    absolute = root.absolute()
-    urls = [absolute.as_uri() + "/"]
-    try:
-        relative = os.fsencode(os.path.relpath(absolute, out.absolute()).replace(os.sep, "/"))
-    except ValueError:  # on another drive of Windows
-        return urls
-    return [quote(relative) + "/", *urls]
-
-
-def _links(paths: Sequence[Path | None], shown: Sequence[str]) -> dict[int, str]:
-    """URLs of the images whose place does not follow from the path that is shown: bytes lost, or another root."""
-    return {
-        number: path.absolute().as_uri()
-        for number, (path, name) in enumerate(zip(paths, shown, strict=True))
-        if path is not None and ("\ufffd" in name or PurePath(name).is_absolute())
-    }
-
-
-def _packed(column: Any) -> Any:
-    """A list of strings as it is; an array as the smallest type that holds it, little-endian in base64."""
-    if isinstance(column, list):
-        return column
-    low, high = column.min(initial=0), column.max(initial=0)
-    smallest = next(name for name in _TYPES if np.iinfo(name).min <= low and high <= np.iinfo(name).max)
-    packed = np.ascontiguousarray(column, dtype=np.dtype(smallest).newbyteorder("<"))
-    return {"type": smallest, "base64": base64.b64encode(packed.tobytes()).decode("ascii")}
+def _write_scripts(folder: Path, data: dict[str, Any]) -> None:
+    """Write `data.js`, and what does not change from page to page."""
+    # ASCII, so that no character can end the line of the script.
+    (folder / "data.js").write_text(f"const DATA = {json.dumps(data, separators=(',', ':'))};\n", encoding="ascii")
+    for static in files("cae.report").joinpath("static").iterdir():
+        (folder / static.name).write_bytes(static.read_bytes())
 
 
 def _notes(result: SavedResult, unmatched_edits: Sequence[str], unshown: int) -> list[str]:
@@ -299,8 +264,19 @@ def _text(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
-def _render(result: SavedResult, groups: Sequence[ClusterSection], **more: Any) -> str:
-    """The page; `more` is what its template shows besides, under these names."""
+def _render(
+    result: SavedResult,
+    groups: Sequence[ClusterSection],
+    notes: Sequence[str],
+    unmatched_edits: Sequence[str],
+    unshown: int,
+    **more: Any,
+) -> str:
+    """The page; `more` is what its template shows besides, under these names.
+
+    Raises:
+        ResultError: `run.json` is damaged. What the page says besides its groups comes out of it.
+    """
     environment = Environment(
         loader=PackageLoader("cae.report"),
         autoescape=True,
@@ -308,15 +284,20 @@ def _render(result: SavedResult, groups: Sequence[ClusterSection], **more: Any) 
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    return environment.get_template("report.html").render(
-        title=_text(Path(result.root.absolute().name)),
-        run=result.run,
-        n=len(result.assignments),
-        groups=groups,
-        position={group.id: i for i, group in enumerate(groups)},
-        **more,
-        counted=counted,
-        MOVES=_MOVES,
-        # Browsers disagree on whether 'self' holds for files; a nonce lets in what the page names and nothing else.
-        nonce=secrets.token_urlsafe(),
-    )
+    template = environment.get_template("report.html")
+    try:
+        return template.render(
+            title=_text(Path(result.root.absolute().name)),
+            run=result.run,
+            n=len(result.assignments),
+            groups=groups,
+            position={group.id: i for i, group in enumerate(groups)},
+            notes=[*notes, *_notes(result, unmatched_edits, unshown)],
+            **more,
+            counted=counted,
+            MOVES=_MOVES,
+            # Browsers disagree on whether 'self' holds for files; a nonce lets in what the page names and nothing else.
+            nonce=secrets.token_urlsafe(),
+        )
+    except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(result.folder, RUN, repr(error)) from error

@@ -11,8 +11,9 @@ from cae.utils.lazy import lazy
 
 if TYPE_CHECKING:
     from cae.results.duplicates import find_duplicates
-    from cae.results.folder import FolderResult, run_source
+    from cae.results.folder import FolderResult
     from cae.results.layout import ResultError
+    from cae.results.run import run_source
     from cae.results.saved import SavedResult
     from cae.results.search import Searcher
     from cae.results.writing import OutputError, write_result
@@ -24,7 +25,7 @@ _HOMES = {
     "SavedResult": "cae.results.saved",
     "Searcher": "cae.results.search",
     "find_duplicates": "cae.results.duplicates",
-    "run_source": "cae.results.folder",
+    "run_source": "cae.results.run",
     "write_result": "cae.results.writing",
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cae.method.fitted import CLUSTER_FIELDS
 from cae.results.layout import ASSIGNMENTS, CLUSTERS, RUN, checksums, damaged
 from cae.utils.checksums import check_kinds, content_hash
 
@@ -29,15 +30,7 @@ _COLUMNS = {
     "sha256": pa.string(),
 }
 _MAY_BE_NULL = ("runner_up", "sha256")
-_RECORD = {
-    "id": int,
-    "name": str,
-    "gloss": str,
-    "size": int,
-    "nouns": list[str],
-    "captions": list[str],
-    "representatives": list[str],
-}
+_RECORD = {**CLUSTER_FIELDS, "representatives": list[str]}
 _RUN_KINDS = {  # of those that it has
     "root": str,
     "root_from_here": str,

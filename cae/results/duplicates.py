@@ -28,6 +28,7 @@ from torch.nn.functional import normalize
 
 from cae.data.images import ImageError, image_size, read_image, shown_path
 from cae.kernels import nearest
+from cae.results.defaults import NEAR
 from cae.results.layout import ResultError
 from cae.results.saved import SavedResult
 from cae.results.writing import write_csv
@@ -35,8 +36,6 @@ from cae.utils.checksums import content_hashes
 from cae.utils.files import replacing
 from cae.utils.progress import Reporter, silent
 
-NEAR = 8
-"""Bits of the perceptual hash, of 64, by which a near copy may differ (`benchmarks/results/duplicates.md`)."""
 MOST_BITS = 32
 """As many as those of any two pictures differ by on average."""
 NEIGHBOURS = 10

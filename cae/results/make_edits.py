@@ -5,11 +5,80 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
+from cae.config import CAEConfig
 from cae.kernels import nearest
 from cae.method.kmeans import kmeans
-from cae.results.edits import N_ANCHORS, Anchors, Assigned, EditedView, EditError
+from cae.results.edits import (
+    N_ANCHORS,
+    Anchors,
+    Assigned,
+    EditedView,
+    EditError,
+    Merge,
+    Move,
+    Pin,
+    Rename,
+    Split,
+)
+from cae.utils.files import absolute
+
+
+def rename(result: Assigned, cluster: str | int, name: str) -> Rename:
+    """Call a cluster something else.
+
+    Args:
+        result: the view that the edit changes: `SavedResult.edited`. The same for all functions here.
+        cluster: name or number of the cluster.
+        name: the new name.
+
+    Raises:
+        EditError: no such cluster, or the name is empty or another cluster's.
+    """
+    id = find_cluster(result, cluster)
+    return Rename(anchors_of(result, id), check_name(result, name, [id]))
+
+
+def merge(result: Assigned, clusters: Sequence[str | int], name: str | None = None) -> Merge:
+    """Make several clusters one, by default under the first one's name.
+
+    Raises:
+        EditError: fewer than two clusters, no such cluster, or a name as in `rename`.
+    """
+    ids = list(dict.fromkeys(find_cluster(result, cluster) for cluster in clusters))
+    if len(ids) < 2:
+        raise EditError("merging takes at least two groups; name another")
+    anchors = tuple(anchors_of(result, id) for id in ids)
+    return Merge(anchors, anchors[0].name if name is None else check_name(result, name, ids))
+
+
+def split(result: Assigned, cluster: str | int, into: int) -> Split:
+    """Take a cluster apart by what its images look like.
+
+    Raises:
+        EditError: no such cluster, or one with fewer different images than parts.
+    """
+    id = find_cluster(result, cluster)
+    return Split(anchors_of(result, id), split_into(result, id, into))
+
+
+def pin(result: Assigned, cluster: str | int) -> Pin:
+    """Keep the images and the name of a cluster, whatever the next fit finds.
+
+    Raises:
+        EditError: no such cluster.
+    """
+    return Pin(anchors_of(result, find_cluster(result, cluster), every=True))
+
+
+def move(result: Assigned, paths: Sequence[str | os.PathLike[str]], to: str | int) -> Move:
+    """Put single images into another cluster.
+
+    Raises:
+        EditError: no such image or cluster.
+    """
+    images = find_images(result, [os.fspath(path) for path in paths])
+    return Move(anchors_of(result, find_cluster(result, to)), images)
 
 
 def anchors_of(result: Assigned, id: int, *, every: bool = False) -> Anchors:
@@ -45,7 +114,9 @@ def split_into(result: Assigned, id: int, n: int) -> tuple[Anchors, ...]:
     if different < n:
         name = view.clusters[id]["name"]
         raise EditError(f"{name} cannot be split in {n}: it has too few different pictures ({different})")
-    labels = nearest(x, kmeans(x, n, spherical=True, n_init=20, max_iter=300, seed=0)).labels.numpy()
+    labels = nearest(
+        x, kmeans(x, n, spherical=True, n_init=CAEConfig.n_init, max_iter=CAEConfig.kmeans_iter, seed=0)
+    ).labels.numpy()
     parts = [members[labels == i] for i in range(n) if (labels == i).any()]
     parts.sort(key=len, reverse=True)
     return tuple(
@@ -54,12 +125,13 @@ def split_into(result: Assigned, id: int, n: int) -> tuple[Anchors, ...]:
     )
 
 
-def find_cluster(result: Assigned, text: str) -> int:
+def find_cluster(result: Assigned, cluster: str | int) -> int:
     """The id of the cluster that a person means by its name or number.
 
     Raises:
         EditError: there is none, or several are called so.
     """
+    text = str(cluster)
     names = {record["id"]: record["name"] for record in result.clusters}
     called = [id for id, name in names.items() if name == text]
     if len(called) > 1:
@@ -83,9 +155,9 @@ def find_images(result: Assigned, paths: Sequence[str]) -> tuple[str, ...]:
     """
     rows = result.assignments.select(["path", "sha256"]).to_pylist()
     hash_of = {row["path"]: row["sha256"] for row in rows}
-    root = Path(os.path.abspath(result.root))  # noqa: PTH100 (keeps links as they are)
+    root = absolute(result.root)
     hash_of |= {os.fspath(root / path): sha256 for path, sha256 in hash_of.items()}
-    found = [hash_of.get(path) or hash_of.get(os.path.abspath(path)) for path in paths]  # noqa: PTH100
+    found = [hash_of.get(path) or hash_of.get(os.fspath(absolute(path))) for path in paths]
     unknown = [path for path, sha256 in zip(paths, found, strict=True) if sha256 is None]
     if unknown:
         raise EditError(f"not in the result: {', '.join(unknown)}; paths are those of assignments.csv, or on disk")

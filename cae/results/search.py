@@ -21,15 +21,14 @@ from torch.nn.functional import normalize
 
 from cae.data.images import ImageError, read_image, shown_path
 from cae.encoders.base import Encoder, EncoderError
-from cae.encoders.deferred import NO_ENCODER
+from cae.encoders.deferred import NO_ENCODER, load_matching
+from cae.method.blocks import CHUNK_ROWS
 from cae.method.provenance import check_encoder, encoder_of
+from cae.results.defaults import LIMIT
 from cae.results.saved import SavedResult
 from cae.utils.checksums import content_hash
 from cae.utils.devices import find_device
-
-LIMIT = 20
-"""How many pictures are found unless more are asked for."""
-_BLOCK_ROWS = 8192
+from cae.utils.files import absolute
 
 
 class SearchError(ValueError):
@@ -94,33 +93,27 @@ class Searcher:
         """The encoder that made the result, loaded at first use.
 
         Raises:
-            SearchError: the result does not say which, or it makes vectors of another width.
-            EncoderError: it cannot be loaded.
+            EncoderError: the result does not say which, it cannot be loaded, or it makes vectors of another width.
             ModelError: it is not the one that the result was made with.
         """
-        from cae.encoders import load_encoder
-
         fitted = self.result.fitted
         spec = self._spec or encoder_of(fitted)[0]
-        if spec == NO_ENCODER:
-            raise SearchError(
-                f"{self.result.folder} was made from embeddings, and nothing says by which encoder: name it with "
-                "--encoder (encoder), or search --like (like) one of its rows"
-            )
-        self._announce(f"loading the encoder {spec} …")
-        weights = None if self._weights is None else Path(self._weights)
+        if spec != NO_ENCODER:
+            self._announce(f"loading the encoder {spec} …")
         try:
-            encoder = load_encoder(spec, weights=weights, device=find_device(self._device))
+            encoder = load_matching(
+                spec,
+                weights=None if self._weights is None else Path(self._weights),
+                device=find_device(self._device),
+                dim=self.result.embeddings.shape[1],
+                given=str(self.result.folder),
+                instead="name it with --encoder (encoder)",
+            )
         except EncoderError as error:
             raise EncoderError(
                 f"a search by text, or by a picture from elsewhere, takes the encoder of the result, which cannot be "
                 f"had: {error}. By a picture of the result, --like (like), it takes none"
             ) from error
-        if encoder.dim != (width := self.result.embeddings.shape[1]):
-            raise SearchError(
-                f"{encoder.spec} makes vectors of width {encoder.dim}, those of {self.result.folder} have width "
-                f"{width}: give the encoder that made them with --encoder (encoder)"
-            )
         check_encoder(fitted, encoder)
         return encoder
 
@@ -186,7 +179,7 @@ class Searcher:
 
     def _row_of(self, picture: Path) -> int | None:
         """The row of a picture of the result, by its content or else by its path; None if it is not in the result."""
-        table, root = self.result.assignments, Path(os.path.abspath(self.result.root))  # noqa: PTH100 (keeps links)
+        table, root = self.result.assignments, absolute(self.result.root)
         sha256 = content_hash(picture)
         if sha256 is not None:
             row = pc.index(table["sha256"], sha256).as_py()
@@ -200,7 +193,7 @@ class Searcher:
         """The rows of largest cosine to a query (D,) of any length; equal ones in the order of the result."""
         query = normalize(query.float().cpu(), dim=0)
         # Block by block: in float32 the rows of a million pictures would take gigabytes.
-        blocks = self.result.embeddings.split(_BLOCK_ROWS)
+        blocks = self.result.embeddings.split(CHUNK_ROWS)
         similarity = torch.cat([query.new_empty(0), *(normalize(block.float(), dim=1) @ query for block in blocks)])
         # The last bits of a product depend on where in a block a row lies: equal pictures should stay in order.
         values, rows = similarity.round(decimals=6).sort(descending=True, stable=True)

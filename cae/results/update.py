@@ -36,7 +36,7 @@ from cae.kernels import nearest
 from cae.results.saved import SavedResult
 from cae.results.writing import write_tables
 from cae.utils.checksums import content_hashes
-from cae.utils.files import committing
+from cae.utils.files import absolute, committing
 from cae.utils.progress import Progress
 
 if TYPE_CHECKING:  # brings Lightning
@@ -69,6 +69,21 @@ class FolderDiff:
     known: int
     changed: list[str]
     left_out: dict[Path, str]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What `cae.Result.update` did.
+
+    Attributes:
+        diff: what the folder had that the result had not.
+        skipped: files that look like images but could not be used, with the reason.
+        refit_reasons: why it is time to fit again; none if it is not.
+    """
+
+    diff: FolderDiff
+    skipped: dict[Path, str]
+    refit_reasons: list[str]
 
 
 def diff_folder(result: SavedResult, folder: Path, progress: Progress | None = None) -> FolderDiff:
@@ -183,5 +198,5 @@ def refit_reasons(result: SavedResult, n_changed: int) -> list[str]:
 
 def _place_in(result: SavedResult, path: Path) -> str:
     """A path as the assignments have it: below the folder of the result's images, or absolute."""
-    path, root = Path(os.path.abspath(path)), Path(os.path.abspath(result.root))  # noqa: PTH100 (keeps links as they are)
+    path, root = absolute(path), absolute(result.root)
     return shown_path(path, root if path.is_relative_to(root) else None)

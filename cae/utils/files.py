@@ -26,6 +26,11 @@ _COMMIT = ".committed"
 """A finished draft whose files are on their way to their places."""
 
 
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """A path from the root, without `.` and `..`, and with the links in it as they are."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 (`Path.resolve` would follow the links)
+
+
 @contextmanager
 def drafting(folder: Path) -> Iterator[Path]:
     """A folder inside `folder` for files that are not finished; it is gone afterwards, with what is still in it.

@@ -88,7 +88,7 @@ COMMANDS = {
 
 
 def test_command_lines(tmp_path, monkeypatch, picture_folder, result_folder, text_files):
-    for home in ("cae.models.embedder", "cae.encoders", "cae.evaluation.run"):
+    for home in ("cae.models.embedder", "cae.encoders", "cae.encoders.deferred", "cae.evaluation.run"):
         monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: FakeEncoder())
     monkeypatch.chdir(tmp_path)
     good = {"--clusters": "3", "--to": "csv", "--dataset": str(picture_folder), "--nouns": text_files["nouns"],

@@ -10,7 +10,7 @@ from mutations import mutated, verdicts
 from PIL import Image
 
 from cae.models.cae import CAE
-from cae.results.folder import run_folder
+from cae.results.run import run_folder
 from drills.record import record
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(3600)]

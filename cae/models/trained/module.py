@@ -10,7 +10,6 @@ The Trainer's loop runs on embeddings: whatever a DataModule or loader yields is
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MethodType
@@ -34,22 +33,16 @@ from cae.method.naming import describe_clusters
 from cae.method.partition import Partition
 from cae.method.pipeline import Prediction
 from cae.metrics.functional import silhouette_score
+from cae.models.batches import images_of, labels_of
 from cae.models.cae import CAE
-from cae.models.embedder import fit_silently, images_of, labels_of
+from cae.models.embedder import fit_silently
+from cae.models.trained import schedule
 from cae.models.trained.training_set import TrainingSet, batches_of, centred_parts
 from cae.text import TextBank
 from cae.utils.distributed import all_gather_rows, all_reduce_count
 from cae.utils.progress import report_progress, stage
 
 logger = logging.getLogger(__name__)
-
-EPOCHS, BATCH, MANY_EPOCHS, MANY_BATCH = 20, 512, 100, 8192
-"""TAC's, below and from `MANY_CLUSTERS` clusters on."""
-
-MANY_CLUSTERS = 100
-
-LEAST_STEPS = 100
-"""Sets too small for so many steps in these epochs get more epochs; TAC's smallest, STL-10, makes 180 steps."""
 
 
 class TrainedClustering(CAE):
@@ -125,13 +118,11 @@ class TrainedClustering(CAE):
         raise NotImplementedError
 
     def epochs(self, n_images: int) -> int:
-        """How many epochs N images deserve: TAC's number, and more where that would make few steps."""
-        epochs = MANY_EPOCHS if self.config.n_clusters >= MANY_CLUSTERS else EPOCHS
-        return max(epochs, math.ceil(LEAST_STEPS / max(n_images // self._batch_size(n_images), 1)))
+        """How many epochs N images deserve, see `cae.models.trained.schedule`."""
+        return schedule.epochs(n_images, self._batch_size(n_images), self.config.n_clusters)
 
     def _batch_size(self, n_images: int) -> int:
-        many = self.config.n_clusters >= MANY_CLUSTERS
-        return min(self.hparams["batch_size"] or (MANY_BATCH if many else BATCH), n_images)
+        return min(self.hparams["batch_size"] or schedule.batch_size(self.config.n_clusters), n_images)
 
     # Training.
 

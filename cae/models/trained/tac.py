@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from cae.config import Preset
 from cae.models.trained.heads import cluster_head
 from cae.models.trained.losses import mutual_distillation
-from cae.models.trained.module import MANY_CLUSTERS, TrainedClustering
+from cae.models.trained.module import TrainedClustering
 from cae.models.trained.neighbours import draw_neighbours, nearest_neighbours
+from cae.models.trained.schedule import MANY_CLUSTERS
 from cae.models.trained.training_set import TrainingSet
 
 TEMPERATURE, MANY_TEMPERATURE = 0.5, 5.0

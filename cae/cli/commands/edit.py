@@ -1,23 +1,21 @@
-"""`cae edit RESULT …`: change a result by hand."""
+"""Commands that change a result by hand: `cae edit RESULT …`, and `cae cut`."""
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cae.cli import terminal
+from cae.cli.commands.report import redraw
+from cae.cli.options import Images, Quiet, Redraw, ResultFolder
 
 if TYPE_CHECKING:
     from cae.api import Result
 
 Cluster = Annotated[str, typer.Argument(help="A group's name or number.", metavar="GROUP")]
 Clusters = Annotated[list[str], typer.Argument(help="Names or numbers of groups.", metavar="GROUP")]
-Redraw = Annotated[
-    bool, typer.Option("--report/--no-report", help="Draw the page in RESULT/report again, if there is one.")
-]
 
 edit_app = typer.Typer(
     help="Rename, merge, split and pin groups, or move single pictures. Edits are kept beside the result, shown in "
@@ -102,6 +100,24 @@ def undo(context: typer.Context, report: Redraw = True) -> None:
     redraw(result.folder, report=report)
 
 
+def cut(
+    result: ResultFolder,
+    clusters: Annotated[int, typer.Option("--clusters", "-k", help="Number of groups.", metavar="N")],
+    images: Images = None,
+    report: Redraw = True,
+    quiet: Quiet = False,
+) -> None:
+    """Show a result at another level of its tree of groups, coarser or finer, without a new fit; edits stay."""
+    from cae.api import Result
+
+    saved = Result(result, images=images).cut(clusters).saved
+    if quiet:
+        terminal.print_unmatched_edits(saved)
+    else:
+        terminal.print_edits(saved)
+    redraw(result, report=report, images=images, quiet=quiet)
+
+
 def _open(context: typer.Context) -> Result:
     from cae.api import Result
 
@@ -112,18 +128,3 @@ def _show(result: Result, report: bool) -> None:
     """Show the groups as they are now."""
     terminal.print_edits(result.saved)
     redraw(result.folder, report=report)
-
-
-def redraw(result: Path, *, report: bool, images: Path | None = None, quiet: bool = False) -> None:
-    """Bring the page beside a result up to date, or say that it is old; without a page do nothing."""
-    from cae.report import REPORT_FOLDER, has_report, redraw_report
-
-    if not report:
-        if has_report(result):
-            command = shlex.join(["cae", "report", str(result)])
-            terminal.warn(f"the page in {result / REPORT_FOLDER} does not show this yet; to draw it again: {command}")
-        return
-    with terminal.progress_bars(quiet=quiet) as reporter:
-        page = redraw_report(result, reporter, images=images)
-    if page and not quiet:
-        terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)

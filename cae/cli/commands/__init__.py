@@ -1,0 +1,93 @@
+"""The command line: one thin function for each command, in modules by what the commands do."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from cae.cli import terminal
+from cae.cli.commands import cluster, edit, evaluate, export, look, report, texts
+
+# Whatever needs torch is imported inside the commands: `cae --help` answers at once.
+
+COMMANDS: list[Callable[..., None]] = [
+    cluster.cluster,
+    cluster.demo,
+    cluster.predict,
+    report.report,
+    cluster.update,
+    edit.cut,
+    look.compare,
+    look.search,
+    look.duplicates,
+    export.export,
+    evaluate.evaluate,
+]
+"""In the order in which `cae --help` lists them; each is called after its function."""
+
+EXIT_FAILURE = 1
+EXIT_INTERRUPTED = 130
+
+
+class _Commands(TyperGroup):
+    """Errors that a user can fix become one line and a non-zero exit."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except typer.BadParameter as error:
+            # The prefix is pydantic's, by which newer versions of typer read options.
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+        except KeyboardInterrupt as error:
+            terminal.warn("interrupted; what is embedded so far is kept: run the command again to go on")
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        except (ValueError, OSError, RuntimeError) as error:
+            terminal.print_error(error)
+            raise typer.Exit(EXIT_FAILURE) from error
+
+
+app = typer.Typer(
+    name="cae",
+    cls=_Commands,
+    help="Sort a pile of unlabelled pictures into named groups, without training anything.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in COMMANDS:
+    app.command()(command)
+app.add_typer(texts.texts_app, name="texts")
+app.add_typer(edit.edit_app, name="edit")
+
+
+def main() -> None:
+    """Run the command line."""
+    quiet_libraries()
+    app(prog_name="cae")
+
+
+def quiet_libraries() -> None:
+    """Leave out warnings that a user can do nothing about."""
+    # Deprecations between libraries are their developers' business.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    # A damaged picture can bring a hundred; if it cannot be read, it is named in one line.
+    warnings.filterwarnings("ignore", module="PIL")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Common options."""
+    if version:
+        from importlib.metadata import version as installed
+
+        terminal.out.print(installed("cae-clustering"), highlight=False)
+        raise typer.Exit

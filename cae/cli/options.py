@@ -1,0 +1,67 @@
+"""Options that several commands share: their types, and what `--help` says of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _allow_pixels(n: int | None) -> int | None:
+    """Tell every process that reads pictures how many pixels one may have."""
+    if n is not None:
+        os.environ["CAE_MAX_PIXELS"] = str(n)
+    return n
+
+
+Folder = Annotated[Path, typer.Argument(help="Pictures, in any depth of sub-folders.", metavar="DIR")]
+Pictures = Annotated[
+    Path,
+    typer.Argument(
+        help="Pictures, in any depth of sub-folders; or their embeddings: .npy, .safetensors, .parquet, or a folder of "
+        "clip-retrieval.",
+        metavar="DIR|FILE",
+    ),
+]
+EncoderSpec = Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, or lite (no download; not CLIP).")]
+Weights = Annotated[Path | None, typer.Option(help="Local weights for an open_clip encoder, instead of a download.")]
+Nouns = Annotated[
+    str | None,
+    typer.Option(
+        help="imagenet22k (the default), wordnet, a text file with one noun a line, or a file of text vectors (.npy, "
+        ".safetensors, .parquet) of the images' encoder.",
+        show_default=False,
+    ),
+]
+Captions = Annotated[
+    str | None,
+    typer.Option(
+        help="glosses (the default), flickr30k, a text file with one caption a line, or a file of text vectors. Where "
+        "one of nouns and captions is vectors and the other is not given, that is left out.",
+        show_default=False,
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same groups.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pictures encoded at once.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that read pictures.")]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        envvar="CAE_MAX_PIXELS",
+        callback=_allow_pixels,
+        help="Leave out larger pictures; by default what takes too much memory.",
+    ),
+]
+ResultFolder = Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")]
+Images = Annotated[Path | None, typer.Option(help="Where the pictures lie now, if they have moved.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document in place of tables.")]
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Draw the result as a page to look at.")]
+Redraw = Annotated[
+    bool, typer.Option("--report/--no-report", help="Draw the page in RESULT/report again, if there is one.")
+]
+Out = typer.Option("--out", "-o", help="Where the result goes.")

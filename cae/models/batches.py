@@ -1,0 +1,67 @@
+"""What a batch holds, however the user's DataModule packs it: images or embeddings, and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from cae.encoders import Encoder
+
+IMAGE_KEYS = ("image", "images", "pixel_values", "embedding", "embeddings")
+
+
+def images_of(batch: Any) -> Tensor:
+    """The images or embeddings of a batch: the batch itself, the first of a tuple, or under one of `IMAGE_KEYS`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if isinstance(batch, Mapping):
+        for key in IMAGE_KEYS:
+            if key in batch:
+                return images_of(batch[key])
+        raise ValueError(f"a dict batch needs one of the keys {', '.join(IMAGE_KEYS)}; this one has {', '.join(batch)}")
+    if isinstance(batch, Tensor):
+        return batch
+    if isinstance(batch, tuple | list) and batch:
+        return images_of(batch[0])
+    raise ValueError(f"expected a batch of images or embeddings as tensor, tuple or dict, got {type(batch).__name__}")
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """The classes (B,) int64 of a batch: `label` or `labels` of a dict, or a tuple's second part; None without any."""
+    if isinstance(batch, Mapping):
+        found = batch.get("label", batch.get("labels"))
+    else:
+        found = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    # Torch cannot index or join every narrow dtype.
+    return found.long() if isinstance(found, Tensor) and found.ndim == 1 and not found.is_floating_point() else None
+
+
+def unprepared(images: Tensor, encoder: Encoder) -> str | None:
+    """Why a batch cannot come from the encoder's `preprocess`; None where it can.
+
+    Args:
+        images: (B, 3, H, W) floats.
+        encoder: says how a black and a white image look once they are preprocessed.
+
+    Examples:
+        >>> import torch
+        >>> from cae.encoders import LiteEncoder
+        >>> unprepared(torch.rand(8, 3, 32, 32), LiteEncoder())
+        'are 32 × 32 pixels, in place of 260 × 260'
+    """
+    side = encoder.image_size
+    if images.shape[-2:] != (side, side):
+        return f"are {images.shape[-2]} × {images.shape[-1]} pixels, in place of {side} × {side}"
+    black, white = (encoder.preprocess(Image.new("RGB", (side, side), colour)) for colour in ("black", "white"))
+    low, high = float(images.min()), float(images.max())
+    if high > float(white.max()) + 0.5:
+        return f"hold values up to {high:.3g}, where white is {float(white.max()):.3g}"
+    # Nearly every photograph has something dark.
+    if low >= 0 > float(black.min()) and len(images) > 1:
+        return f"hold no value below 0, where black is {float(black.min()):.3g}"
+    return None

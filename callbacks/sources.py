@@ -1,0 +1,100 @@
+"""Where a batch's embeddings and class labels come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from cae.callbacks.outputs import describe, look_up
+
+METHOD_HINT = "give the callback method=lambda module, batch: module.backbone(batch[0])"
+"""For modules whose `validation_step` returns something else, with names to be filled in."""
+
+
+@dataclass(frozen=True)
+class EmbeddingSource:
+    """The arguments `embedding`, `label` and `method` of `cae.callbacks.ClusteringCallback`."""
+
+    embedding: str | Callable[[Any], Tensor] | None
+    label: str | Callable[[Any], Tensor] | None
+    method: str | Callable[[Any, Any], Any] | None
+
+    @property
+    def name(self) -> str:
+        """What is clustered, in a word."""
+        return _name_of(self.embedding or self.method)
+
+    def check(self, pl_module: pl.LightningModule) -> None:
+        """Find out whether the module has the method.
+
+        Raises:
+            ValueError: it has not.
+        """
+        if isinstance(self.method, str) and not callable(getattr(pl_module, self.method, None)):
+            raise ValueError(
+                f"{type(pl_module).__name__} has no method {self.method!r}, which this callback should call"
+            )
+
+    def read(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, width: int | None
+    ) -> list[Tensor]:
+        """The embeddings (B, D) float32 of a batch, and its labels (B,) int64 if there are any.
+
+        Args:
+            trainer: its precision applies to `method`.
+            pl_module: has the method.
+            outputs: result of `validation_step`.
+            batch: the batch.
+            width: D of the batches before; None for the first.
+
+        Raises:
+            LookupError: no embeddings or no labels where they should be.
+            ValueError: something else is there.
+        """
+        source, labelled = ("validation_step", outputs), ("validation_step", outputs)
+        if self.method is not None:
+            named = self.method if isinstance(self.method, str) else getattr(self.method, "__qualname__", "")
+            with trainer.precision_plugin.val_step_context():
+                source = (f"method {named}", self._call_method(pl_module, batch))
+            labelled = ("the batch", batch)
+        columns = [self._embeddings(*source, width).float()]
+        if self.label is not None:
+            columns.append(self._labels(*labelled, len(columns[0])).long())
+        return columns
+
+    def _embeddings(self, owner: str, value: Any, width: int | None) -> Tensor:
+        try:
+            x = look_up(self.embedding, owner, value) if self.embedding else value
+        except LookupError as error:
+            if self.method is not None:
+                raise
+            raise LookupError(f"{error}; return it there, or {METHOD_HINT}") from error
+        name = f"embedding {self.embedding!r} of {owner}" if self.embedding else f"the result of {owner}"
+        if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
+            raise ValueError(f"{name} must be a tensor of floats (B, D), got {describe(x)}")
+        if width not in (None, x.shape[1]):
+            raise ValueError(f"{name} has shape {tuple(x.shape)}, but width {width} in the batches before")
+        return x
+
+    def _labels(self, owner: str, value: Any, n: int) -> Tensor:
+        assert self.label is not None
+        y = look_up(self.label, owner, value)
+        if not isinstance(y, Tensor) or y.shape != (n,) or y.is_floating_point():
+            raise ValueError(
+                f"label {self.label!r} of {owner} must be a tensor of whole numbers ({n},), got {describe(y)}"
+            )
+        return y
+
+    def _call_method(self, pl_module: pl.LightningModule, batch: Any) -> Any:
+        if isinstance(self.method, str):
+            return getattr(pl_module, self.method)(batch)
+        assert self.method is not None
+        return self.method(pl_module, batch)
+
+
+def _name_of(where: Any) -> str:
+    return where if isinstance(where, str) else getattr(where, "__qualname__", type(where).__name__)
