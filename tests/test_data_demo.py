@@ -1,4 +1,4 @@
-"""cae/demo: the shipped pictures are many, small, readable, and each has its origin and its licence recorded."""
+"""cae/data/demo: the shipped pictures are many, small, readable, and each has its origin and its licence recorded."""
 
 import csv
 import io
