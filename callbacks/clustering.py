@@ -221,7 +221,7 @@ class ClusteringCallback(Callback):
             rank_zero_warn(
                 "ClusteringCallback clusters at the end of validation runs, and this fit has none; it needs a "
                 "validation loader (trainer.fit(model, train, val)) and a `validation_step`. Where that returns no "
-                f"embeddings, {METHOD_HINT}",
+                f"embeddings, {METHOD_HINT}; then `def validation_step(self, batch, batch_idx): pass` is enough",
                 category=RuntimeWarning,
             )
 

@@ -600,6 +600,38 @@ def test_a_module_without_embeddings_is_told_the_line_to_add():
         fit(trainer(ClusteringCallback(K), limit_val_batches=0))
 
 
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
+def test_a_module_of_others_needs_one_line_and_an_empty_validation_step():
+    """As in lightly's examples: a training step alone, and a backbone whose pooled outputs are (B, D, 1, 1)."""
+
+    class Others(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.backbone = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.AdaptiveAvgPool2d(1))
+
+        def training_step(self, batch, batch_idx):
+            return self.backbone(batch[0]).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    class Validated(Others):
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(images, torch.arange(12) % 3), batch_size=6)
+    flat = ClusteringCallback(3, method=lambda module, batch: module.backbone(batch[0]).flatten(1), label="1")
+    with pytest.warns(RuntimeWarning, match=r"`def validation_step\(self, batch, batch_idx\): pass` is enough"):
+        trainer(flat).fit(Others(), loader, loader)
+    trainer(flat).fit(Validated(), loader, loader)
+    assert len(flat.clustering.labels) == 12
+    assert flat.clustering.scores["acc"] > 0.3
+    pooled = ClusteringCallback(3, method=lambda module, batch: module.backbone(batch[0]))
+    with pytest.warns(RuntimeWarning, match=r"shape \(6, 4, 1, 1\); pool it, or add \.flatten\(1\)"):
+        trainer(pooled).fit(Validated(), loader, loader)
+
+
 def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_clustering(tmp_path):
     class Save(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
