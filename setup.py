@@ -75,6 +75,7 @@ setup(
         "cae": ["py.typed"],
         "cae.encoders.lite": ["hypernyms.tsv", "LICENSE.wordnet"],
         "cae.report": ["templates/*", "static/*"],
+        "cae.text": ["hypernyms.tsv.gz", "LICENSE.wordnet"],
         "cae.data.demo": ["images/**/*", "SOURCES.csv"],
     },
     install_requires=[

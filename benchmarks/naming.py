@@ -34,6 +34,13 @@ Scores = Callable[[Tensor, Tensor, FittedCAE, Banks], tuple[Tensor, list[str]]]
 
 def by_our_rule(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[Tensor, list[str]]:
     """The project's rule for names, over the whole bank (cae/method/naming.py)."""
+    mass, selected = transport_mass(x, labels, fitted.selected["noun"], fitted.config), fitted.selected["noun"]
+    scores = name_scores(mean_images(x, labels, fitted), banks["noun"], banks["caption"], mass, selected)
+    return scores, banks["noun"].texts
+
+
+def without_kinds(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[Tensor, list[str]]:
+    """The same without what is known of kinds: likeness and commonness."""
     return name_scores(mean_images(x, labels, fitted), banks["noun"], banks["caption"]), banks["noun"].texts
 
 
@@ -53,7 +60,12 @@ def mean_images(x: Tensor, labels: Tensor, fitted: FittedCAE) -> Tensor:
     return torch.stack([x[labels == k].mean(dim=0) for k in range(fitted.config.n_clusters)])
 
 
-WAYS: dict[str, Scores] = {"our rule": by_our_rule, "typicality alone": by_typicality, "nearest noun": by_nearest}
+WAYS: dict[str, Scores] = {
+    "our rule": by_our_rule,
+    "without kinds": without_kinds,
+    "typicality alone": by_typicality,
+    "nearest noun": by_nearest,
+}
 
 
 def main() -> None:

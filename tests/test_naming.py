@@ -13,6 +13,7 @@ from cae.method.naming import (
     describe_clusters,
     describe_tree,
     fitting_glosses,
+    kind_typicality,
     name_scores,
     transport_mass,
     typicality,
@@ -61,6 +62,35 @@ def test_of_nouns_alike_the_common_one_is_the_name_and_what_all_clusters_share_i
     assert score.argmax(dim=1).tolist() == [1, 3]
     alone = name_scores(torch.tensor([[1.0, 0.2], [0.2, 1.0]]), nouns, None)
     assert alone.argmax(dim=1).tolist() == [0, 3]
+
+
+BREEDS = ["briard", "Samoyed", "keeshond"]
+
+
+@pytest.fixture
+def breeds():
+    """Nouns at one place, so that only kinds tell them apart, and the selected ones among them."""
+    nouns = ["briard", "Samoyed", "keeshond", "dog", "tabby", "cat", "frobnicator"]
+    return bank("noun", nouns, [[1.0, 0.0]] * 7), SelectedTexts([*BREEDS, "tabby"], torch.eye(4), torch.zeros(4))
+
+
+def test_a_group_of_many_breeds_has_the_name_of_the_kind_and_one_of_a_breed_its_own(breeds):
+    nouns, selected = breeds
+    many = torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    one = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0], *[[0.0, 0.0, 0.0, 1.0]] * 3])
+    for mass, best in ((many, ["dog"]), (one, ["briard", "dog"])):
+        scores = name_scores(torch.zeros(len(mass), 2), nouns, None, mass, selected)
+        assert [nouns.texts[j] for j in scores.argmax(dim=1)[: len(best)]] == best
+
+
+def test_kinds_are_summed_and_words_outside_of_the_taxonomy_have_none(breeds):
+    nouns, selected = breeds
+    mass = torch.tensor([[0.2, 0.3, 0.4, 0.1], [0.0, 0.0, 0.0, 1.0]])
+    found = kind_typicality(mass, selected, nouns)
+    dogs, half = torch.tensor([0.9, 0.0]), torch.tensor([0.45, 0.45])
+    torch.testing.assert_close(found[:, 3], torch.special.xlogy(dogs, dogs / half))
+    assert not found[:, 6].any()
+    assert torch.equal(kind_typicality(mass, selected, bank("noun", ["x1", "x2"], [[1.0, 0.0]] * 2)), torch.zeros(2, 2))
 
 
 def test_an_empty_cluster_takes_no_name_from_the_others():

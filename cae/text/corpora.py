@@ -179,11 +179,11 @@ def ensure_wordnet() -> None:
 
 def _imagenet22k() -> Corpus:
     """The lemmas of ImageNet's 21,844 synsets as timm ships them, in its order; senses in the order of the synsets."""
-    definitions = _timm_table("definition")
+    definitions = timm_table("definition")
     glosses: dict[str, list[str]] = {}
     spelling: dict[str, str] = {}
     rows = 0
-    for synset, lemmas in _timm_table("lemma").items():
+    for synset, lemmas in timm_table("lemma").items():
         for lemma in lemmas.split(", "):
             text = lemma.replace("_", " ")
             spelling.setdefault(text.lower(), text)
@@ -196,11 +196,11 @@ def _imagenet22k() -> Corpus:
 
 def _glosses() -> Corpus:
     """The definitions of ImageNet's 21,844 synsets, as captions: what a thing looks like, in a phrase."""
-    definitions = _timm_table("definition").values()
+    definitions = timm_table("definition").values()
     return Corpus("caption", "glosses", _unique(definitions), None, len(definitions))
 
 
-def _timm_table(name: str) -> dict[str, str]:
+def timm_table(name: str) -> dict[str, str]:
     """One of timm's tables of ImageNet synsets, as a dict; read as data, because importing timm takes seconds."""
     timm = importlib.util.find_spec("timm")
     assert timm is not None and timm.origin is not None, "timm is a declared dependency"
