@@ -152,7 +152,9 @@ class ClusteringCallback(Callback):
             raise ValueError(f"max_samples must be at least n_clusters = {n_clusters}, got {max_samples}")
         if banks is not None and encoder is not None:
             raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
-        self.source = EmbeddingSource(embedding if embedding or method else "embedding", label, method)
+        self.embedding = embedding if embedding or method else "embedding"
+        self.label = label
+        self.method = method
         self.banks = banks
         self.encoder = encoder
         self.nouns = nouns
@@ -168,6 +170,11 @@ class ClusteringCallback(Callback):
         self.clustering: Clustering | None = None
         self._last_step = 0
         self._run: _ValidationRun | None = None
+
+    @property
+    def source(self) -> EmbeddingSource:
+        """The place of the embeddings and labels of a batch."""
+        return EmbeddingSource(self.embedding, self.label, self.method)
 
     @property
     def state_key(self) -> str:
@@ -287,9 +294,7 @@ class ClusteringCallback(Callback):
         # name counts: an entry that was first made here after the measured score would hide that score.
         last = self.clustering.scores if self.clustering else {}
         needs_label = {"nmi", "acc", "ari"}
-        return {
-            name: last.get(name, low) for name, low in LOWEST.items() if self.source.label or name not in needs_label
-        }
+        return {name: last.get(name, low) for name, low in LOWEST.items() if self.label or name not in needs_label}
 
     def _log(self, pl_module: pl.LightningModule, scores: Mapping[str, float], *, logger: bool | None = None) -> None:
         # All ranks log the same number, and the maximum returns it exactly; a mean could round it.
