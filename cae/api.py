@@ -70,7 +70,7 @@ def cluster(
         encoder: a spec for `cae.encoders.load_encoder`.
         encoder_weights: a local weights file for `open_clip` encoders.
         nouns: corpus of nouns, see `cae.text.load_corpus`, or vectors of nouns.
-        captions: the same of captions.
+        captions: corpus of captions, or vectors of captions.
         seed: seed of every random choice.
         device: device to work on: `auto`, `cpu`, `cuda`, …
         batch_size: images encoded at once.
@@ -181,7 +181,7 @@ class Result:
         """NMI, ACC and ARI in percent by method, as the fit left them; empty without known classes."""
         return self.saved.run.get("scores", {})
 
-    # Looking and taking away.
+    # Look, compare and export.
 
     def report(
         self,
@@ -234,8 +234,8 @@ class Result:
 
         Args:
             query: what they should show; or give `like`.
-            like: a file, or a path as the assignments have it.
-            limit: so many at most.
+            like: a file, or a path as in the assignments.
+            limit: largest number of hits.
             encoder: spec of the encoder, where the result was made from embeddings and does not say.
             encoder_weights: a local weights file for `open_clip` encoders.
             device: device that the query is encoded on.
@@ -301,7 +301,7 @@ class Result:
                 reporter=reporter,
             )
 
-    # Changing.
+    # Change.
 
     def update(
         self,

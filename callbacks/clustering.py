@@ -40,10 +40,10 @@ LOWEST = {
     "size_min": 0.0,
     "size_max": 0.0,
 }
-"""What monitors see of each score until there is one: the least it can be."""
+"""Value of each score for monitors until the first clustering: its smallest possible value."""
 
 RESTARTS = 5
-"""Of k-means, unless `n_init` is given: this runs epoch after epoch, and a fit for good does more."""
+"""Default restarts of k-means: fewer than in a final fit, since this runs in every epoch."""
 
 
 @spell_out_settings
@@ -75,7 +75,7 @@ class ClusteringCallback(Callback):
         banks: a `cae.text.TextBank` of the embeddings' space under `noun` and under `caption`.
         encoder: encoder of the corpora, in place of `banks`: a spec for `cae.encoders.load_encoder` or an `Encoder`.
         nouns: corpus for `encoder`; or a file of text vectors of the embeddings' space, which needs none.
-        captions: likewise.
+        captions: corpus, or file of text vectors, of captions, likewise.
         every_n_epochs: cluster the validation runs of every n-th epoch; 1 unless `every_n_train_steps` is given.
         every_n_train_steps: number of steps, in place of epochs: cluster at the first validation run after this many
             more steps.
@@ -154,7 +154,9 @@ class ClusteringCallback(Callback):
             raise ValueError(f"max_samples must be at least n_clusters = {n_clusters}, got {max_samples}")
         if banks is not None and encoder is not None:
             raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
-        self.source = EmbeddingSource(embedding if embedding or method else "embedding", label, method)
+        self.embedding = embedding if embedding or method else "embedding"
+        self.label = label
+        self.method = method
         self.banks = banks
         self.encoder = encoder
         self.nouns = nouns
@@ -172,8 +174,13 @@ class ClusteringCallback(Callback):
         self._run: _ValidationRun | None = None
 
     @property
+    def source(self) -> EmbeddingSource:
+        """The place of the embeddings and labels of a batch."""
+        return EmbeddingSource(self.embedding, self.label, self.method)
+
+    @property
     def state_key(self) -> str:
-        """Tells apart the saved states of several of these callbacks."""
+        """A key that differs between several of these callbacks, for their saved states."""
         return self._generate_state_key(
             prefix=self.own_prefix, source=self.source.name, n_clusters=self.config.n_clusters
         )
@@ -188,11 +195,11 @@ class ClusteringCallback(Callback):
         self.clustering = Clustering(**state_dict["clustering"]) if state_dict["clustering"] else None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find out before training whether the module has the method and whether the texts can be had.
+        """Check before training that the module has the method, and that the texts are available.
 
         Raises:
             ValueError: no such method.
-            EncoderError, TextError: the encoder or its texts cannot be had.
+            EncoderError, TextError: the encoder or its texts are not available.
         """
         if stage not in ("fit", "validate"):
             return
@@ -202,7 +209,7 @@ class ClusteringCallback(Callback):
             on_rank_zero(trainer, lambda: self._load_banks(trainer))
 
     def _tell_apart(self, trainer: pl.Trainer) -> None:
-        others = [callback for callback in trainer.callbacks if isinstance(callback, ClusteringCallback)]  # type: ignore[attr-defined]  # is there
+        others = [callback for callback in trainer.callbacks if isinstance(callback, ClusteringCallback)]  # type: ignore[attr-defined]
         sharing = [callback for callback in others if callback.own_prefix == self.own_prefix]
         self.prefix = self.own_prefix
         if len(sharing) == 1:
@@ -216,7 +223,7 @@ class ClusteringCallback(Callback):
         self.prefix = f"{self.own_prefix}{self.source.name.replace('.', '_')}_"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Warn where nothing will ever be clustered."""
+        """Warn if this fit has no validation run."""
         if not trainer.enable_validation:
             rank_zero_warn(
                 "ClusteringCallback clusters at the end of validation runs, and this fit has none; it needs a "
@@ -285,15 +292,14 @@ class ClusteringCallback(Callback):
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
     def _standing_scores(self) -> dict[str, float]:
-        # The same names in every run: a name that is new to Lightning later than its measured score would replace it.
+        # Log the same names in every run. Lightning keeps entries in the order of their first use, and the last of a
+        # name counts: an entry that was first made here after the measured score would hide that score.
         last = self.clustering.scores if self.clustering else {}
         needs_label = {"nmi", "acc", "ari"}
-        return {
-            name: last.get(name, low) for name, low in LOWEST.items() if self.source.label or name not in needs_label
-        }
+        return {name: last.get(name, low) for name, low in LOWEST.items() if self.label or name not in needs_label}
 
     def _log(self, pl_module: pl.LightningModule, scores: Mapping[str, float], *, logger: bool | None = None) -> None:
-        # Every rank logs the same number, and the largest of them is that number exactly; a mean could round.
+        # All ranks log the same number, and the maximum returns it exactly; a mean could round it.
         pl_module.log_dict(
             {self.prefix + name: score for name, score in scores.items()},
             logger=logger,
@@ -315,7 +321,7 @@ class ClusteringCallback(Callback):
         pl_module: pl.LightningModule,
         collected: Sequence[tuple[str | None, tuple[Tensor, ...] | None]],
     ) -> Clustering:
-        """On rank 0: cluster the ranks' samples, name the clusters as before, score them."""
+        """On rank 0: cluster the ranks' samples, keep the ids of the clusters, and score them."""
         for rank, (failure, _) in enumerate(collected):
             if failure is not None:
                 raise ClusteringError(f"rank {rank}, {failure}" if len(collected) > 1 else failure)
@@ -365,7 +371,7 @@ class _ValidationRun:
 
 
 def attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """The result of `work` or its error, with the global random generators as they were before."""
+    """The result of `work`, or its error; the global random generators stay as they were."""
     # The error is caught inside, because `isolate_rng` does not restore the generators after one.
     with isolate_rng():
         try:

@@ -1,4 +1,4 @@
-"""What a `predict_step` returned for one batch as the columns of a table."""
+"""The result of `predict_step` for one batch as the columns of a table."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _DENSE = (Tensor, np.ndarray)
 
 
 def to_table(prediction: Any, indices: Sequence[int], where: str, dataloader: int | None) -> pa.Table:
-    """What `predict_step` returned for B samples as a table of B rows.
+    """The result of `predict_step` for B samples as a table of B rows.
 
     Args:
         prediction: a column (`to_array`), called `prediction`; columns by name in a dict or named tuple, or by position
             in a tuple, called `prediction_0`, …; or a list of B dicts.
         indices: positions of the samples in the data set, empty if unknown.
-        where: begins error messages.
+        where: beginning of error messages.
         dataloader: index of the loader, None if there is one.
 
     Raises:
@@ -55,7 +55,7 @@ def named_columns(prediction: Any) -> dict[str, Any]:
     if isinstance(prediction, tuple):
         return {f"prediction_{i}": values for i, values in enumerate(prediction)}
     if isinstance(prediction, list) and prediction and all(isinstance(row, Mapping) for row in prediction):
-        # As detectors return them: a dict for each sample, of whatever length.
+        # As detectors return them: one dict per sample, with tensors of any length.
         names = dict.fromkeys(name for row in prediction for name in row)
         return {str(name): [row.get(name) for row in prediction] for name in names}
     return {"prediction": prediction}
@@ -97,8 +97,8 @@ def to_array(values: Any, where: str, n_rows: int) -> pa.Array:
 
     Args:
         values: a tensor or NumPy array (B, …); a list of B strings, numbers, None, lists, dicts or tensors, the latter
-            of different lengths (n_i, …) if need be; a dict or named tuple of columns; or None for B times nothing.
-        where: begins error messages.
+            of different lengths (n_i, …) if need be; a dict or named tuple of columns; or None for B nulls.
+        where: beginning of error messages.
         n_rows: B.
 
     Returns:
@@ -140,14 +140,14 @@ def to_array(values: Any, where: str, n_rows: int) -> pa.Array:
 
 
 def plain(row: Any) -> Any:
-    """A row of nested lists with the tensors in it as lists too."""
+    """A row of nested lists, with tensors turned into lists."""
     if isinstance(row, _DENSE):
         return as_numpy(row).tolist()
     return [plain(part) for part in row] if isinstance(row, list | tuple) else row
 
 
 def as_numpy(values: Tensor | np.ndarray) -> np.ndarray:
-    """In a type that every reader of Parquet knows: half precision becomes float32."""
+    """The array in a type that every reader of Parquet knows: half precision becomes float32."""
     if isinstance(values, np.ndarray):
         return values.astype(np.float32) if values.dtype == np.float16 else values
     values = values.detach() if values.layout is torch.strided else values.detach().to_dense()

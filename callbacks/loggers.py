@@ -1,4 +1,4 @@
-"""More than scalars for loggers that can show it, through what Lightning's loggers offer."""
+"""Histograms, tables and embeddings for loggers that can show more than scalars."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ def log_details(
 
 
 def _is(logger: Logger, kind: type[L]) -> TypeGuard[L]:
-    """Whether a logger is of a kind, that of `pytorch_lightning` included, which has classes of its own."""
+    """Whether a logger is of a kind; also true for that class of `pytorch_lightning`, which has its own."""
     return any(base.__name__ == kind.__name__ for base in type(logger).__mro__)

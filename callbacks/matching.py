@@ -1,4 +1,4 @@
-"""Cluster ids that mean the same from one clustering to the next."""
+"""Matching clusters of successive clusterings, so that they keep their ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding things in what a user's module returns, and saying what was there instead."""
+"""Looking up values in what a user's module returns, and describing them in error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predictions to disk as they come: `Trainer(callbacks=[PredictionWriter("predictions.parquet")])`."""
+"""Writes predictions to disk during prediction: `Trainer(callbacks=[PredictionWriter("predictions.parquet")])`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GROUP_BYTES = 32 << 20
 """Predictions that are held before they are written as one row group."""
 
 GROUP_BATCHES = 1 << 14
-"""Batches after which they are written at any rate: a table of one row takes 9 KB for its 44 bytes."""
+"""Batches after which rows are written in any case: many small tables in memory have 9 KB of overhead each."""
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -92,7 +92,7 @@ class PredictionWriter(BasePredictionWriter):
             trainer.callbacks.append(type("IndexKeeper", (package.BasePredictionWriter,), write)("batch"))
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make room for the parts, which also finds out whether anything can be written there."""
+        """Make the folder of the parts, which also checks that it can be written."""
         on_rank_zero(trainer, self._make_folder)
         self._part = ParquetShard(self._folder / f"rank-{trainer.global_rank:05d}.00000.parquet")
         self._stale = trainer.predict_loop.current_batch_indices
@@ -114,7 +114,7 @@ class PredictionWriter(BasePredictionWriter):
             ValueError: they are no columns of equal length; the message names the batch and the column.
         """
         assert self._part is not None  # since the start
-        # For a loader without indices Lightning hands out those of the last batch that had some.
+        # For a loader without indices, Lightning passes those of the last batch that had some.
         indices = [] if batch_indices is None or batch_indices is self._stale else list(batch_indices)
         self._stale = batch_indices
         if prediction is None:
@@ -144,7 +144,7 @@ class PredictionWriter(BasePredictionWriter):
         on_rank_zero(trainer, self._merge)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave nothing behind."""
+        """Remove the parts."""
         if self._part is not None:
             self._part.close()
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -164,7 +164,7 @@ class PredictionWriter(BasePredictionWriter):
         self._part.write(to_table(prediction, indices, where, loader), where)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Say so if there was no batch to predict: Lightning then leaves out all hooks between setup and this one."""
+        """Warn if there was no batch to predict: Lightning then skips all hooks between setup and this one."""
         if stage == "predict" and self._part is None and not trainer.interrupted:
             rank_zero_warn(f"there were no batches to predict, so {self.path} was not written", category=RuntimeWarning)
         self._part = None
@@ -242,7 +242,7 @@ def widened(before: pa.Schema, schema: pa.Schema, where: str) -> pa.Schema:
         try:
             return pa.unify_schemas([before, schema], promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError):
-            pass  # told below, with both schemas
+            pass  # raised below, with both schemas
     raise ValueError(
         f"{where} has columns {columns_of(schema)}; before {columns_of(before)}; return the same columns for every "
         "batch, each of one type"
@@ -266,7 +266,7 @@ def columns_of(schema: pa.Schema) -> str:
 
 
 def merge(parts: Sequence[Path], target: Path) -> None:
-    """Put the parts together; if they know the samples' index, sorted by it.
+    """Merge the parts, sorted by the samples' index if they have it.
 
     Ranks deal samples in turns, so their row groups cover the same ranges of indices one after the other. Range by
     range, only the row groups that reach into it are read.
@@ -303,7 +303,7 @@ def merge(parts: Sequence[Path], target: Path) -> None:
                 repeated += found
                 if len(order):
                     writer.write_table(table.take(order))
-            for data in datasets:  # of loaders that know no positions
+            for data in datasets:  # of loaders without positions
                 nowhere = pads.field("index").is_null() if "index" in data.schema.names else pc.scalar(True)
                 for batch in data.to_batches(filter=nowhere & of_loader):
                     if batch.num_rows:
@@ -351,7 +351,7 @@ def in_order(index: np.ndarray, rank: np.ndarray) -> tuple[np.ndarray, int]:
     lengths = np.diff(np.r_[starts, len(index)])
     occurrence = np.arange(len(index)) - np.repeat(starts, lengths)
     again = occurrence > 0
-    # The first rank to say an index for the n-th time is heard.
+    # Of the ranks that have an index for the n-th time, keep the first.
     by_occurrence = np.lexsort((occurrence, index))
     pairs = np.stack([index[by_occurrence], occurrence[by_occurrence]])
     kept = by_occurrence[np.r_[True, (pairs[:, 1:] != pairs[:, :-1]).any(axis=0)]]

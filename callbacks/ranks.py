@@ -1,4 +1,4 @@
-"""What callbacks say to each other when a Trainer runs on several processes."""
+"""Communication between the callbacks of several processes."""
 
 from __future__ import annotations
 

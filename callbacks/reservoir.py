@@ -31,7 +31,7 @@ class Reservoir:
         keys = torch.rand(len(columns[0]), generator=self._generator, dtype=torch.float64)
         positions = torch.arange(self._seen, self._seen + len(keys))
         self._seen += len(keys)
-        # Chosen on their own device. Choosing copies, so the caller may go on to change its tensors.
+        # Select on the tensors' own device. Selecting copies, so the caller may change its tensors afterwards.
         kept = (keys < self._limit).nonzero().squeeze(1)
         rows = (column.detach()[kept.to(column.device)].cpu() for column in columns)
         self._parts.append((keys[kept], positions[kept], *rows))

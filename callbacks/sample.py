@@ -17,7 +17,7 @@ from cae.models.estimator import CAEClusterer
 from cae.text import TextBank
 
 COUNTED = 5000
-"""Embeddings that `n_clusters="auto"` looks at; more are a waste of time."""
+"""Most embeddings from which `n_clusters="auto"` is decided; more would only take longer."""
 
 
 class ClusteringError(RuntimeError):
@@ -26,7 +26,7 @@ class ClusteringError(RuntimeError):
 
 @dataclass(frozen=True)
 class Clustering:
-    """What one validation run came to.
+    """The clustering of one validation run.
 
     Attributes:
         labels: (n,) int64 clusters of the sampled embeddings, in the order of validation.
@@ -50,7 +50,7 @@ class Clustering:
 
 @dataclass(frozen=True)
 class SampleClusterer:
-    """Clusters a sample as a `ClusteringCallback` is set.
+    """Clusters a sample with the settings of a `ClusteringCallback`.
 
     Attributes:
         config: the settings of the method.
@@ -67,7 +67,7 @@ class SampleClusterer:
     device: str
 
     def cluster(self, x: Tensor, classes: Tensor | None, samples: str, previous: Clustering | None) -> Clustering:
-        """Cluster, call the clusters what they were called before, and score them.
+        """Cluster, give the clusters their previous ids, and score them.
 
         Args:
             x: (n, D) float32 unit rows.
@@ -105,7 +105,7 @@ class SampleClusterer:
 
 
 def keep_ids(x: Tensor, labels: Tensor, samples: str, previous: Clustering | None) -> tuple[Tensor, dict[str, float]]:
-    """Call each cluster what its predecessor was called, by shared samples if they are the same, else by centers.
+    """Give each cluster the id of its predecessor: by shared samples if they are the same, else by centers.
 
     Returns:
         The renamed labels, and `stability` if the samples are the same.

@@ -12,7 +12,7 @@ from torch import Tensor
 from cae.callbacks.outputs import describe, look_up
 
 METHOD_HINT = "give the callback method=lambda module, batch: module.backbone(batch[0])"
-"""For modules whose `validation_step` returns something else, with names to be filled in."""
+"""Advice for modules whose `validation_step` returns no embeddings."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class EmbeddingSource:
 
     @property
     def name(self) -> str:
-        """What is clustered, in a word."""
+        """A short name of what is clustered."""
         return _name_of(self.embedding or self.method)
 
     def check(self, pl_module: pl.LightningModule) -> None:
-        """Find out whether the module has the method.
+        """Check that the module has the method.
 
         Raises:
             ValueError: it has not.
@@ -45,11 +45,11 @@ class EmbeddingSource:
         """The embeddings (B, D) float32 of a batch, and its labels (B,) int64 if there are any.
 
         Args:
-            trainer: its precision applies to `method`.
-            pl_module: has the method.
+            trainer: the trainer, whose precision applies to `method`.
+            pl_module: the module, which has the method.
             outputs: result of `validation_step`.
             batch: the batch.
-            width: D of the batches before; None for the first.
+            width: D of the earlier batches; None for the first.
 
         Raises:
             LookupError: no embeddings or no labels where they should be.

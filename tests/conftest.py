@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -93,6 +94,24 @@ def text_files(tmp_path: Path) -> dict[str, str]:
     return {"nouns": str(tmp_path / "nouns.txt"), "captions": str(tmp_path / "captions.txt")}
 
 
+@pytest.fixture
+def attached(fake_encoder):
+    """Gives a data module the trainer and the module that it would have inside `trainer.fit`."""
+
+    import lightning.pytorch as pl
+
+    from cae.models.embedder import Embedder
+
+    def attach(data):
+        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        trainer.strategy._lightning_module = embedder = Embedder(fake_encoder)
+        embedder.trainer = trainer
+        data.trainer = trainer
+        return data
+
+    return attach
+
+
 def assert_not_loaded(statement: str, *heavy: str) -> None:
     """A statement, run in a process of its own, loads none of these modules."""
     check = f"import sys; {statement}; heavy = {set(heavy)} & set(sys.modules); assert not heavy, heavy"
@@ -157,3 +176,27 @@ def with_row(rows, row, value):
     rows = rows.clone()
     rows[row] = value
     return rows
+
+
+@pytest.fixture
+def run(monkeypatch, fake_encoder, capfd):
+    """Run `cae …` in this process with the fake encoder; returns (exit code, stdout, stderr)."""
+    for home in ("cae.models.embedder", "cae.encoders", "cae.encoders.deferred"):
+        monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: fake_encoder)
+
+    return partial(run_cae, monkeypatch, capfd)
+
+
+@pytest.fixture
+def clustered(run, picture_folder, text_files, tmp_path):
+    """What `cae cluster` writes and prints for `picture_folder` in three groups: (folder, stdout, stderr)."""
+    out = tmp_path / "result"
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
+    code, stdout, stderr = run("cluster", picture_folder, "-k", 3, "--out", out, "--workers", 0, *texts)
+    assert code == 0, stderr
+    return out, stdout, stderr
+
+
+def page_of(result):
+    """The text of the page beside a result."""
+    return (result / "report/index.html").read_text(encoding="utf-8")

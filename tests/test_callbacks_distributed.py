@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.multiprocessing as mp
+from callback_cases import Classifier, K, fit, loader, samples, validate
+from callback_cases import trainer as single
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
-from test_callbacks_clustering import Classifier, K, fit, loader, samples, validate
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
@@ -182,8 +183,6 @@ def ranks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone():
-    from test_callbacks_clustering import trainer as single
-
     run = single(ClusteringCallback(K, label="label", strict=True))
     validate(run, identity(), loader())
     return plain(run.callback_metrics)

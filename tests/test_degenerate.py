@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 from PIL import Image
-from test_cli import run  # noqa: F401 (a fixture)
 from torch.nn.functional import normalize
 
 from cae import CAEClusterer
@@ -134,7 +133,7 @@ def make_folder(root, kind):
 FOLDERS = ("equal", "one", "shapes", "none readable")
 
 
-def folder_outcome(run, tmp_path, caplog, kind, *options):  # noqa: F811
+def folder_outcome(run, tmp_path, caplog, kind, *options):
     """Exit code and messages of `cae cluster` on a folder; the report is drawn, too."""
     root = tmp_path / "folder"
     shutil.rmtree(root, ignore_errors=True)
@@ -155,7 +154,7 @@ def folder_outcome(run, tmp_path, caplog, kind, *options):  # noqa: F811
         ("none readable", "2", 1, "too few for 2 clusters"),
     ],
 )
-def test_folders(run, tmp_path, text_files, caplog, kind, k, code, message):  # noqa: F811
+def test_folders(run, tmp_path, text_files, caplog, kind, k, code, message):
     texts = ("--nouns", text_files["nouns"], "--captions", text_files["captions"])
     found, said = folder_outcome(run, tmp_path, caplog, kind, "-k", k, *texts)
     assert found == code, said

@@ -10,7 +10,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, Dataset
 
 MAX_WORKERS = 8
-"""Processes that read, unless told otherwise, where there are that many cores."""
+"""Default number of processes that read, where there are that many cores."""
 
 
 class Data(pl.LightningDataModule):
@@ -28,7 +28,7 @@ class Data(pl.LightningDataModule):
         self._num_workers = num_workers
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """What a fit goes over once."""
+        """All samples, once, for a fit."""
         return self.loader()
 
     def predict_dataloader(self) -> DataLoader[Any]:
@@ -44,7 +44,7 @@ class Data(pl.LightningDataModule):
         raise NotImplementedError
 
     def sampler(self, dataset: Dataset[Any]) -> UnrepeatedDistributedSampler | None:
-        """Of several processes, this one's samples: in order, none twice; Lightning's own would shuffle for a fit.
+        """A sampler of this process's share, in order and without repeats; Lightning's own would shuffle for a fit.
 
         Raises:
             ValueError: fewer samples than processes.

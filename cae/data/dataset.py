@@ -1,4 +1,4 @@
-"""Images wherever they lie, as a torch data set that leaves out what cannot be read."""
+"""Images of any source as a torch data set that leaves out what cannot be read."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from cae.utils.checksums import json_hash
 
 @dataclass(frozen=True)
 class Images:
-    """N images in a fixed order, wherever they lie.
+    """N images of any source in a fixed order.
 
     Attributes:
         read: (index, side) to an RGB image, see `read_image`; picklable, so that workers can read.
         paths: N names for people, a path below the root where there is one.
         labels: (N,) int64 classes, or None.
-        identity: differs where the images do; None where that cannot be told without reading them all.
+        identity: a text that differs where the images do; None where that is not known without reading them all.
 
     Examples:
         >>> images = Images(lambda index, side: Image.new("RGB", (8, 8)), ["first", "second"])
@@ -67,7 +67,7 @@ def files_identity(root: Path, paths: Sequence[Path]) -> str:
 
 
 def size_and_time(path: Path) -> tuple[int, int]:
-    """Bytes of a file, and when it was written to, in nanoseconds; 0 and 0 for none."""
+    """Size of a file in bytes, and time of its last change in nanoseconds; 0 and 0 without a file."""
     try:
         stat = path.stat()
     except OSError:  # a link to nowhere, or gone since it was listed

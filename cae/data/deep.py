@@ -1,13 +1,13 @@
 """Images of more than 8 bits, as of microscopes, depth and thermal cameras, scanners and radiographs, in 8 bits.
 
-What such values mean, hardly any file tells: 12 bits of a sensor lie in 16, heights begin anywhere, and -9999 stands
-for no value at all. So there is one rule, by the values alone. White is the highest value; black is zero, or the lowest
-value where values lie below zero or fill less than half of what is between zero and the highest. Between them shades
-are linear, and all channels of an image in colour share one range. What is not of the scene does not count for it:
+Hardly any file says what such values mean: a sensor's 12 bits are stored in 16, heights begin anywhere, and -9999 may
+mean that there is no value. So there is one rule, by the values alone. White is the highest value; black is zero, or
+the lowest value where values lie below zero or fill less than half of what is between zero and the highest. Shades
+between them are linear, and all channels of an image in colour share one range. Left out of the range are
 
 - values that are no numbers or infinite; they are black;
 - the lowest and the highest thousandth, as of hot pixels;
-- a value at either end that is farther from all others than they are from each other, as one that stands for no value.
+- a value at either end that is farther from all others than they are from each other, such as -9999 for no value.
 
 An image that is all alike keeps its shade of the range from 0 to what its type holds, or to 1 for floats.
 """
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 _SAMPLE = 1 << 18
-"""Values that the range is found on: every so manieth of the image."""
+"""Number of values, evenly spaced over the image, from which the range is taken."""
 _HOT = 1000
-"""One in so many, at either end, is left out of the range."""
+"""One value in this many is left out of the range at either end."""
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 """Tags of a TIFF: bits of a sample; 0 where white is zero; 1 for numbers without a sign, 2 with one, 3 for floats."""
 
@@ -46,7 +46,7 @@ def grey_in_8_bits(image: Image.Image) -> Image.Image:
 
 
 def other_byte(rawmode: str) -> str | None:
-    """How Pillow calls the layout of 16-bit colours that has for the upper byte what `rawmode` has for the lower.
+    """Pillow's name of the layout of 16-bit colours whose upper byte is where `rawmode` has the lower one.
 
     Pillow keeps the upper byte alone of colours of 16 bits, and None is what it says of all others: reading an image
     once more with this in place of `rawmode` gives the lower.
@@ -112,7 +112,7 @@ def _without_outliers(sample: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _is_unsigned(image: Image.Image) -> bool:
-    """Whether whole numbers of 32 bits have no sign; Pillow reads them as if they had. TIFF alone says so."""
+    """Whether whole numbers of 32 bits are unsigned, as only TIFF says; Pillow reads them as signed."""
     tags = getattr(image, "tag_v2", {})
     return 32 in tags.get(_BITS, ()) and 1 in tags.get(_SAMPLE_FORMAT, (1,))
 

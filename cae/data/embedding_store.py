@@ -4,10 +4,10 @@ On disk a store is a folder with three files that only grow:
 
     embeddings.bin   rows, as they lie in memory
     index.bin        their images' numbers, int64
-    blocks.jsonl     what the rows are of, then a line a block: how many rows, and the checksum of both files' part
+    blocks.jsonl     what the rows are of, then one line per block: its number of rows and the checksum of its data
 
-A block counts once its line is written, after its rows. So a run that is killed at any moment is gone on with from the
-last block that is whole; whatever lies behind the first one that is not, torn or damaged, is dropped.
+The line of a block is written after its rows. After a kill, the run goes on after the last valid block; everything from
+the first damaged block on is discarded.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FORMAT = 1
 """Version of the files. Change it with their layout."""
 
 BLOCK = 1024
-"""Rows that are written, and can be lost, at a time; a block ends with a batch and may be somewhat larger."""
+"""Rows written at a time, and so the most that a kill loses; a block ends with a batch and may be somewhat larger."""
 
 
 class StoreError(OSError):
@@ -71,7 +71,7 @@ class EmbeddingStore:
         self._blocks: list[tuple[Tensor, Tensor]] = []  # not on disk yet
         self._waiting = 0  # rows in them
         self.index = torch.empty(0, dtype=torch.int64)
-        self._order: Tensor | None = None  # that sorts the index, once somebody looks for something
+        self._order: Tensor | None = None  # sorts the index; made at the first `find`
         self._rows = torch.empty(0, dim, dtype=dtype)
         self.last = -1
         if self.folder is not None:
@@ -93,7 +93,7 @@ class EmbeddingStore:
             self._write()
 
     def finish(self) -> None:
-        """Make `rows` and `index` tell of everything appended so far, and put it on disk."""
+        """Write everything appended so far to disk, and show it in `rows` and `index`."""
         if self.folder is not None:
             self._write()
             self._map()
@@ -101,7 +101,7 @@ class EmbeddingStore:
         blocks, self._blocks = self._blocks[::-1], []
         index, rows, self._waiting = [self.index], self._rows.new_empty(len(self._rows) + self._waiting, self.dim), 0
         rows[: (end := len(self._rows))] = self._rows
-        while blocks:  # each is let go as soon as it is in its place: never twice in memory
+        while blocks:  # freed one by one, so that the rows are never in memory twice
             number, block = blocks.pop()
             rows[end : (end := end + len(block))] = block
             index.append(number)
@@ -130,7 +130,7 @@ class EmbeddingStore:
         self._map()
 
     def close(self) -> None:
-        """Put on disk what is not there yet, and let other processes have the folder. `rows` stays mapped."""
+        """Write what is not on disk yet, and release the folder for other processes. `rows` stays mapped."""
         if self.folder is not None and self._lock.is_locked:
             try:
                 self._write()
@@ -179,13 +179,13 @@ class EmbeddingStore:
             journal.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     def _cut(self, rows: int) -> None:
-        """Take what lies behind these rows off both files."""
+        """Cut both files off after this many rows."""
         for path, width in self._files():
             with path.open("ab") as file:
                 file.truncate(rows * width)
 
     def _files(self) -> tuple[tuple[Path, int], tuple[Path, int]]:
-        """Both files with their bytes a row."""
+        """Both files, with their bytes per row."""
         assert self.folder is not None
         return (self.folder / "embeddings.bin", self.dim * self.dtype.itemsize), (self.folder / "index.bin", 8)
 
@@ -244,7 +244,7 @@ class EmbeddingStore:
         (rows, width), (index, _) = self._files()
         n = rows.stat().st_size // width
         self.index, self._order = torch.from_numpy(np.fromfile(index, dtype=np.int64)), None
-        # An empty file cannot be mapped. Copy on write, as torch wants writable memory; nobody writes.
+        # An empty file cannot be mapped. Copy on write, since torch wants writable memory; nothing is written.
         self._rows = torch.empty(0, self.dim, dtype=self.dtype)
         if n:
             dtype = np.float16 if self.dtype == torch.float16 else np.float32

@@ -1,4 +1,4 @@
-"""Embeddings that somebody computed: in memory, or in a file."""
+"""Embeddings made elsewhere: in memory, or in a file."""
 
 from __future__ import annotations
 

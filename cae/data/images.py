@@ -1,4 +1,4 @@
-"""Images, read so that nothing a folder holds can stop a run."""
+"""Reading images, so that no file of a folder can stop a run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _REDUCIBLE = ("L", "RGB", "RGBA", "CMYK")
 _START = 16
 """Bytes by which Pillow tells formats apart."""
 READING = 3
-"""Goes up when files are read as other images than before: embeddings in the cache then hold no more."""
+"""Raise this when files are read differently than before: cached embeddings are then made again."""
 _ORIENTATION = 0x0112
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -52,7 +52,7 @@ _TURNED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each orientation of EXIF but 1, upright."""
+"""The transposition that undoes each orientation of EXIF; 1 is upright."""
 
 
 class ImageError(ValueError):
@@ -60,7 +60,7 @@ class ImageError(ValueError):
 
 
 def has_image_ending(path: PurePath) -> bool:
-    """Whether a file is called like an image, or like a camera's raw file."""
+    """Whether a file has the ending of an image, or of a camera's raw file."""
     ending = path.suffix.lower()
     return ending in raw.ENDINGS or (bool(_formats()) and Image.EXTENSION.get(ending) in Image.OPEN)
 
@@ -80,7 +80,7 @@ def is_image_by_content(path: Path) -> bool:
 
 def _begins_as(name: str, start: bytes) -> bool:
     accept = Image.OPEN[name][1] if name in Image.OPEN else None
-    # A text in place of the answer says that it is one, but that Pillow was built without what reads it.
+    # A text in place of the answer means: it is one, but Pillow was built without support for it.
     return accept is not None and bool(accept(start))
 
 
@@ -150,7 +150,7 @@ def _preview(path: Path, file: IO[bytes]) -> IO[bytes] | None:
 
 
 def _open(file: IO[bytes]) -> Image.Image:
-    """What `Image.open` gives, without its limit of pixels, which does not tell a large photograph from a bomb.
+    """`Image.open` without its limit of pixels, which a large photograph exceeds as a decompression bomb does.
 
     Args:
         file: an open file, read from its beginning. Pillow is not told its name: it would map an uncompressed TIFF into
@@ -277,11 +277,10 @@ def max_pixels() -> int | None:
 def most_memory() -> int:
     """Bytes that one image may take: a quarter of the machine's or the container's memory, and at most 2 GiB.
 
-    No photograph that people take needs as much; what does is a bomb, until somebody says with `max_pixels` that it is
-    none.
+    No photograph needs as much: a larger image counts as a decompression bomb unless `max_pixels` allows it.
     """
     most = 2**31
-    with suppress(AttributeError, ValueError, OSError):  # systems that do not tell
+    with suppress(AttributeError, ValueError, OSError):  # not known on every system
         most = min(most, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
     with suppress(ValueError, OSError):  # no container, or one without a limit
         most = min(most, int(Path("/sys/fs/cgroup/memory.max").read_text()) // 4)
@@ -297,14 +296,14 @@ def _smaller(image: Image.Image, side: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """How the camera was held, by EXIF or XMP; 1, upright, where they do not say, or nothing that can be read."""
+    """The orientation by EXIF or XMP; 1, upright, where there is none that can be read."""
     block = image.info.get("exif")
     held = raw.tiff_orientation(block.removeprefix(b"Exif\0\0")) if isinstance(block, bytes) else None
     if held is not None:
         return held
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # what a tag holds is up to who wrote it, and no reason to lose the image
+    except Exception:  # a tag may hold anything, and is no reason to lose the image
         return 1
 
 

@@ -15,7 +15,7 @@ from cae.utils.words import counted
 logger = logging.getLogger(__name__)
 
 REPORT_MARK = "kept.safetensors"
-"""The file by which a report's folder is known (`cae.report.kept`): its thumbnails are nobody's images."""
+"""The file by which a report's folder is recognised (`cae.report.kept`): its thumbnails are not listed."""
 
 UNREAD = frozenset({
     ".ai", ".afphoto", ".cdr", ".clip", ".czi", ".dcm", ".dicom", ".djvu", ".exr", ".fig", ".hdr", ".jxl", ".jxr",
@@ -84,7 +84,7 @@ def list_folder(root: str | os.PathLike[str]) -> Listing:
 
 
 def list_images(root: str | os.PathLike[str]) -> list[Path]:
-    """The images of `list_folder`; what it leaves out is told as a warning of the logger `cae`.
+    """The images of `list_folder`; what it leaves out is logged as a warning.
 
     Raises:
         ImageError: no such folder, a file in its place, or no image in it.
@@ -135,7 +135,7 @@ def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
 
 
 def looks_like_image(path: Path) -> bool:
-    """Whether a file is called like an image, or begins like one. Pipes, which may never begin, are not opened."""
+    """Whether a file is named like an image, or begins like one. Pipes are not opened: they may block forever."""
     return has_image_ending(path) or (path.is_file() and is_image_by_content(path))
 
 
@@ -188,7 +188,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """What two names of the same file or folder have in common."""
+    """An id of a file or folder that is the same under all its names."""
     stat = path.stat()
     return stat.st_dev, stat.st_ino
 

@@ -65,7 +65,7 @@ class ImageData(Data):
 
     @property
     def identity(self) -> str | None:
-        """Differs where the images do; None where nobody knows."""
+        """A text that differs where the images do; None where that is not known."""
         return self.images.identity
 
     def train_dataloader(self) -> DataLoader[Any]:

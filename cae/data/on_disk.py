@@ -1,4 +1,4 @@
-"""Images and embeddings that are only in memory, or behind a data set, as the files that a result is made from."""
+"""Writes images and embeddings that are only in memory, or behind a data set, to files: results are made from files."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def _pixels(header: bytes) -> int:
 
 
 def orientation(file: IO[bytes]) -> int:
-    """How the camera was held, by the first directory of a raw file; 1, upright, where it does not say."""
+    """The orientation by the first directory of a raw file; 1, upright, where there is none."""
     file.seek(0)
     return tiff_orientation(file.read(_HEADER)) or 1
 

@@ -1,4 +1,4 @@
-"""Vectors that somebody computed, read from files: what they hold, whichever way it was written.
+"""Vectors made elsewhere, read from files of many forms.
 
 | source                | vectors                          | classes, paths, texts                                |
 |-----------------------|----------------------------------|------------------------------------------------------|
@@ -34,7 +34,7 @@ from cae.data.embedding_store import is_store, read_store
 from cae.data.labels import as_classes
 
 Of = Literal["images", "texts"]
-"""What the vectors are of: a table may hold both."""
+"""Whether vectors of images or of texts are wanted: a table may hold both."""
 
 NAMES: dict[Of, tuple[str, ...]] = {
     "images": ("embedding", "embeddings", "image_embedding", "image_embeddings"),
@@ -132,7 +132,7 @@ def read_vectors(source: Any, of: Of = "images", *, labels: Path | None = None) 
 
     Args:
         source: a file or folder of the table above, a pandas or Arrow table, a `datasets.Dataset`, or a list of files.
-        of: the vectors to take where a source holds both.
+        of: kind of vectors to take where a source holds both.
         labels: a .npy file of N classes in place of those in the source; by default for a .npy file STEM.labels.npy, if
             there is one.
 
@@ -270,7 +270,7 @@ def _as_table(source: Any) -> pa.Table:
     if isinstance(source, dict):
         raise EmbeddingError(f"a {type(source).__name__} of {', '.join(map(str, source))}: choose one of them")
     try:
-        # Only what is a Dataset of Hugging Face has formats, and only a data frame can be read as one.
+        # Only a Dataset of Hugging Face has formats, and only a data frame can be read as one.
         return source.with_format("arrow")[:] if hasattr(source, "with_format") else pa.Table.from_pandas(source)
     except (TypeError, AttributeError, ValueError, pa.ArrowException) as error:
         raise EmbeddingError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class EncoderError(RuntimeError):
-    """An encoder cannot be had; the message says why and what to do instead."""
+    """An encoder is not available; the message says why and what to do instead."""
 
 
 class Encoder(Protocol):

@@ -34,7 +34,7 @@ class _Deferred:
         return self
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # what copying and pickling ask for before there is anything
+        if name.startswith("_"):  # copying and pickling ask for such names before __init__ has run
             raise AttributeError(name)
         if self._encoder is None:
             self._encoder = load_matching(
@@ -91,10 +91,10 @@ def deferred(spec: str, *, weights: Path | None = None, dim: int, given: str) ->
 
 
 def is_loaded(encoder: Encoder) -> bool:
-    """Whether there is an encoder behind it by now."""
+    """Whether the encoder is loaded."""
     return not isinstance(encoder, _Deferred) or encoder.loaded
 
 
 def maker(encoder: Encoder) -> str:
-    """What vectors of this width come from, for messages; loads nothing."""
+    """Name of what vectors of this width come from, for messages; loads nothing."""
     return encoder.given if isinstance(encoder, _Deferred) and not encoder.loaded else f"the encoder {encoder.spec}"

@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def encode_in_halves(batch: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-    """Encode a batch; where memory does not do for it, in two halves, which are halved again if need be.
+    """Encode a batch; if memory runs out, encode it in halves, which are halved again if need be.
 
-    Says so once. Vectors of a halved batch may differ in the last bits from those of a whole one.
+    Warns once. Vectors of a halved batch may differ in the last bits from those of a whole one.
 
     Args:
         batch: (B, …), B at least 1.

@@ -1,4 +1,4 @@
-"""Labelled images, or their embeddings, from wherever they lie: folders, hubs, torchvision, files.
+"""Labelled images, or their embeddings, from folders, hubs, torchvision and files.
 
 The eight data sets of the paper keep TAC's splits (arXiv 2310.11989): `test` is what is clustered and scored, `train`
 is where TAC selects its texts.
@@ -13,7 +13,7 @@ is where TAC selects its texts.
 | `imagenet`      | ROOT/imagenet/{train,val}/nXXXXXXXX                    | 1,281,167 | 50,000 | 1,000   |
 | `imagenet10`    | the same, ten synsets (Chang et al. 2017)              | 13,000    | 500    | 10      |
 | `imagenet-dogs` | the same, fifteen breeds (Chang et al. 2017)           | 19,500    | 750    | 15      |
-| `demo`          | the pictures that come with cae; not of the paper      |           | 227    | 8       |
+| `demo`          | the images that come with cae; not of the paper        |           | 227    | 8       |
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Split = Literal["train", "test"]
 
 
 class DatasetError(ValueError):
-    """A data set cannot be had or used; the message says why and what to do."""
+    """A data set is not available or cannot be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class LabelledImages:
         read: (index, side) to an RGB image, see `cae.data.read_image`; picklable, so that workers can read.
         labels: (N,) int64 in [0, C).
         class_names: C names, as they would be said.
-        identity: differs where the images do; the cache of embeddings goes by it.
+        identity: a text that differs where the images do, by which embeddings are cached.
 
     Examples:
         >>> data = load_dataset("photos")
@@ -73,7 +73,7 @@ class LabelledImages:
 
 @dataclass(frozen=True)
 class LabelledEmbeddings:
-    """Image embeddings that somebody computed, with their classes.
+    """Image embeddings made elsewhere, with their classes.
 
     Attributes:
         name: name in tables.

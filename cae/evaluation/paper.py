@@ -1,4 +1,4 @@
-"""Tables 1 and 2 of the paper (arXiv 2512.00904), to stand beside our own numbers and never among them."""
+"""Tables 1 and 2 of the paper (arXiv 2512.00904), shown beside our own numbers and never mixed with them."""
 
 PAPER_ENCODER = "CLIP ViT-B/32"
 

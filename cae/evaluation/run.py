@@ -58,8 +58,8 @@ def evaluate(
         encoder_weights: a local weights file for `open_clip` encoders.
         nouns: corpus of nouns, see `cae.text.load_corpus`, or vectors of nouns, see `cae.text.load_vectors`. On
             embeddings with vectors no encoder is loaded.
-        captions: the same of captions. Where one of the two is vectors and the other is not given, methods run
-            without the other, as `default:modalities=noun`.
+        captions: corpus or vectors of captions, likewise. Where one of the two is vectors and the other is not given,
+            methods run without the other, as `default:modalities=noun`.
         seeds: seeds; each method runs once with each.
         fit_on: `train` selects texts on the training split, as TAC does; the test split is clustered and scored.
         root: folder that named data sets lie in.
@@ -130,7 +130,7 @@ def _encoder_for(
 
 
 def _progress(data: LabelledImages | LabelledEmbeddings, split: Split, reporter: Reporter | None) -> Progress | None:
-    """The progress callback of embedding a split; None where there is nothing to embed or nobody to tell."""
+    """The progress callback of embedding a split; None where there is nothing to embed, or no reporter."""
     return None if reporter is None or isinstance(data, LabelledEmbeddings) else reporter(f"{split} set")
 
 

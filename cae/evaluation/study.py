@@ -186,7 +186,7 @@ def run_study(
     Args:
         problem: embeddings, banks and classes; or one such for each seed, where the data are drawn at random as well.
         methods: names of methods, see `cae.evaluation.run_method`.
-        seeds: one run each.
+        seeds: seeds of the runs, one run for each.
         progress: called with the number of runs done and in all.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the settings leave to the data: `fusion="auto"` and `n_clusters="auto"`, decided without labels on a sample.
+"""`fusion="auto"` and `n_clusters="auto"`: settings that are decided from a sample of the data, without labels.
 
 How much the texts may weigh depends on what the text encoder knows beyond the image encoder, and on the images; no
 fixed setting is right for all (figures: benchmarks/README.md). The criterion is a held-out probe: a partition that
@@ -48,13 +48,13 @@ CANDIDATES: dict[str, dict[str, Any]] = {
 """What is tried, as changes to the settings that were asked for; in case of a tie the first wins."""
 
 NEED_IMAGE = ("image alone", "a little text")
-"""Candidates that are none, or one that is there already, where the image takes no part: a weight that all share."""
+"""Candidates that are left out where the image takes no part: a weight that all modalities share changes nothing."""
 
 PREFERRED = "prototype"
 """The candidate that stays unless another one is clearly better: the settings that were asked for."""
 
 MARGIN = 0.03
-"""Of NMI, what clearly better is."""
+"""Difference in NMI from which on a candidate is clearly better."""
 
 SAMPLE = 4000
 """Images on which candidates are compared, at least; `PER_CLUSTER` for each cluster where that is more."""
@@ -140,13 +140,13 @@ def _weigh(
     scores = {}
     for name, candidate in configs.items():
         z = trial.fused(candidate)
-        # Of k-means a glance is enough: the winner is clustered again with all restarts and iterations.
+        # One short run of k-means is enough here: the winner is clustered again with all restarts and iterations.
         glance = replace(
             candidate, n_init=-(-candidate.n_init // 5), kmeans_iter=min(candidate.kmeans_iter, CANDIDATE_MAX_ITER)
         )
         scores[name] = probe.score(partition(z, glance).assign(z).labels, candidate.n_clusters)
     best = max(scores, key=lambda name: scores[name])
-    undecided = not any(scores.values())  # and then texts should weigh as little as they may: the first
+    undecided = not any(scores.values())  # the first candidate then, in which texts weigh least
     clear = undecided or scores[best] - scores[PREFERRED] > MARGIN
     chosen = list(configs)[_agreed(list(configs).index(best if clear else PREFERRED), group)]
     percent = {name: round(100 * score, 2) for name, score in scores.items()}

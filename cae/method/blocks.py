@@ -1,4 +1,4 @@
-"""Row blocks of one fixed size, so that an image's result does not depend on its company.
+"""Row blocks of one fixed size, so that the result of an image does not depend on the other images.
 
 A matrix product may round a row differently when the number of rows changes, and a label on the border of two clusters
 could then flip between fit and predict. Every per-image stage therefore sees blocks of exactly `BLOCK_ROWS` rows.
@@ -25,9 +25,9 @@ def blockwise(stage: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[
         rows: tensors with the same number N of rows.
 
     Returns:
-        The stage's tensors for all N rows. Bit for bit the same for a row whatever rows surround it.
+        The stage's tensors for all N rows. A row's result is the same, bit for bit, whatever the other rows are.
     """
-    # Into place at once: a list of blocks put together at the end would take the memory twice.
+    # Write each block into the result: concatenating a list of blocks at the end would take twice the memory.
     results: tuple[Tensor, ...] = ()
     for block, place in row_blocks(*rows):
         outs = stage(*block)
@@ -38,7 +38,7 @@ def blockwise(stage: Callable[..., tuple[Tensor, ...]], *rows: Tensor) -> tuple[
 
 
 def row_blocks(*rows: Tensor) -> Iterator[tuple[tuple[Tensor, ...], slice]]:
-    """Full blocks of each tensor, and the place of what counts in them: nothing in the one block of an empty tensor."""
+    """Blocks of each tensor, filled up to BLOCK_ROWS, and the slice of rows that each stands for; it may be empty."""
     n = len(rows[0])
     for start in range(0, max(n, 1), BLOCK_ROWS):
         place = slice(start, min(start + BLOCK_ROWS, n))

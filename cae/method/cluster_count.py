@@ -21,14 +21,14 @@ from cae.method.spectral import cluster_qr, leading_eigenvectors, whitened
 from cae.utils.progress import stage
 
 SLACK = 0.03
-"""A finer partition may fall short of the best by this share of what the best falls short of 1."""
+"""A finer partition counts as about as good if its modularity is at least best - SLACK * (1 - best)."""
 
 DROP = 0.95
 """The search ends once `PATIENCE` counts in a row have less than this share of the best modularity."""
 PATIENCE = 6
 
 FIRST_VECTORS = 32
-"""Eigenvectors that are computed at first; then twice as many, as often as need be."""
+"""Eigenvectors that are computed at first; doubled whenever more are needed."""
 
 
 class ClusterCount(NamedTuple):

@@ -20,7 +20,7 @@ from cae.utils.checksums import check_kinds, is_version, load_json, tensors_hash
 from cae.utils.files import committing, dump_json, tidy
 
 FORMAT_VERSION = 4
-"""From 2 on there is a checksum, from 3 on the clusters may have a metric, from 4 on there may be a tree of groups."""
+"""Version 2 added a checksum, 3 the metric of the clusters, 4 the tree of groups."""
 _TENSORS_FILE = "model.safetensors"
 _CONFIG_FILE = "config.json"
 _NETWORK = "network."
@@ -120,7 +120,7 @@ class FittedCAE:
         """The same fit with n clusters: another level of its tree.
 
         Args:
-            n: one of `hierarchy.levels`.
+            n: number of clusters, one of `hierarchy.levels`.
 
         Raises:
             ModelError: there is no tree, or it does not hold so many.
@@ -242,7 +242,7 @@ class FittedCAE:
         return {**lists, "nodes": [asdict(node) for node in self.nodes]}
 
     def _check(self) -> None:
-        """Catch what has the names of a fitted state but not its kinds of values.
+        """Refuse a state whose fields have the right names but values of the wrong kind.
 
         Raises:
             LookupError, ValueError, TypeError, AttributeError: it has not.
@@ -281,7 +281,7 @@ class FittedCAE:
 
     @classmethod
     def _from_parts(cls, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> Self:
-        # Before there was a choice, it was k-means.
+        # Before `clustering` was a setting, clusters came from k-means.
         config = CAEConfig(**{"clustering": "kmeans", **plain["config"]})
         metric, tree = tensors.get("metric"), plain.get("tree")
         return cls(

@@ -19,7 +19,7 @@ COLLAPSED = 0.99
 
 
 def collapsed_modality(mean_beta: Sequence[float], config: CAEConfig) -> str | None:
-    """The modality that leaves nothing to fuse, unless the settings want it alone.
+    """The modality that has taken over the fusion; None if none has, or if the settings use only one.
 
     Args:
         mean_beta: mean modality weights, the image first, then `config.modalities`.
@@ -69,7 +69,7 @@ def fuse_modalities(parts: Sequence[Tensor], means: Tensor, config: CAEConfig) -
         parts = [normalize(part - mean, dim=1) for part, mean in zip(parts, means, strict=True)]
     if not config.image:
         parts = parts[1:]
-    # What each modality counts for before its similarity does; texts beside no image count in full.
+    # Prior weights: 1 for the image, `text_weight` for texts, or 1 for all where the image takes no part.
     weight = torch.full((len(parts),), config.text_weight if config.image else 1.0).to(parts[0])
     weight[0] = 1.0
     if config.fusion == "prototype":

@@ -13,13 +13,13 @@ NEIGHBOURS = 15
 
 
 def neighbour_graph(rows: Tensor, k: int = NEIGHBOURS) -> csr_array:
-    """Who is among whose nearest neighbours by cosine.
+    """The graph that joins each image to its nearest neighbours by cosine.
 
     The neighbours come from the kernel `nearest`, in full float32, on the rows' device and without an N x N matrix.
 
     Args:
         rows: (N, D) float32 unit rows, N at least 2.
-        k: neighbours of each image, not counting itself; at most N - 1 are there to be had.
+        k: number of neighbours of each image, not counting itself; N - 1 if that is less.
 
     Returns:
         (N, N) symmetric float64 weights: 1 where two images are among each other's neighbours, 1/2 where one is.
@@ -34,7 +34,7 @@ def neighbour_graph(rows: Tensor, k: int = NEIGHBOURS) -> csr_array:
     k = min(k, n - 1)
     found = nearest(rows, rows, k=k + 1).labels.cpu().numpy()
     itself = found == np.arange(n)[:, None]
-    # Among many equal images the image itself may not be found; then the farthest one goes.
+    # Among many equal images the image itself may not be found; then drop the farthest neighbour.
     itself[~itself.any(axis=1), -1] = True
     neighbours = found[~itself]
     graph = csr_array((np.full(n * k, 0.5), neighbours, np.arange(0, n * k + 1, k)), shape=(n, n))

@@ -36,7 +36,7 @@ from cae.utils.distributed import all_reduce_count, broadcast_from_first, is_fir
 from cae.utils.progress import stage
 
 SAMPLE, SAMPLE_PER_CLUSTER = 4096, 20
-"""Most images that the graph has; with many clusters that many for each."""
+"""Most images in the graph: SAMPLE, or SAMPLE_PER_CLUSTER for each cluster if that is more."""
 
 FEWEST = 5
 """Groups at the top of the tree, or K where that is less."""
@@ -51,11 +51,11 @@ SMALLEST = 3
 """Images of the sample in a leaf: as few as `cae.method.cluster_count` allows on average."""
 
 LINKAGE_POWER = 0.9
-"""Of the groups' sizes, which the weight between them is divided by: 1 is average linkage, and leaves large groups
-alone for long."""
+"""Exponent of the groups' sizes that the weight between two groups is divided by. 1 is average linkage, which merges
+large groups late."""
 
 SIZE_POWER = 0.35
-"""Of a group's size in the order of splits: 0 goes by the cut alone, 1 nearly by size alone."""
+"""Exponent of a group's size in the order of splits: 0 orders by the cut alone, 1 nearly by size alone."""
 
 Ints = NDArray[np.int64]
 
@@ -87,7 +87,7 @@ class Hierarchy:
     metric: Tensor = field(repr=False)
 
     def __post_init__(self) -> None:
-        """Catch trees that a file made up."""
+        """Refuse a tree, perhaps read from a file, that is inconsistent."""
         if not 0 < self.roots <= len(self.leaves):
             raise ValueError(f"a tree of {len(self.leaves)} leaves cannot begin with {self.roots} groups")
         alive = set(range(self.roots))
@@ -154,8 +154,8 @@ class Hierarchy:
 
         Args:
             z: (N, D) float32.
-            partition: of the fit.
-            n: one of `levels`.
+            partition: the partition of the fit.
+            n: number of clusters, one of `levels`.
         """
         found = partition.assign(z)
         leaf = self.leaf(z, found.labels)
@@ -208,10 +208,10 @@ def grow(
     """The tree over the clusters of a fit.
 
     Args:
-        z: (N, D) float32 or float16. Of a group, this rank's share.
+        z: (N, D) float32 or float16. With `group`, only this rank's rows.
         partition: its K clusters.
         config: gives K and the seed of the sample.
-        index: (N,) int64, a number of its own for each image, which a group cannot do without; 0 to N - 1 by default.
+        index: (N,) int64, the ids of the images, all different; required with `group`, else 0 to N - 1 by default.
         group: the processes that share the images; every rank gets the same tree.
     """
     k = config.n_clusters
@@ -248,7 +248,7 @@ def grow(
 
 
 def _merges(graph: csr_array, labels: Ints, k: int) -> list[tuple[int, int]]:
-    """The K groups by average linkage: which two come together, again and again; the first merge makes group K."""
+    """Average linkage of the K groups: the two that each merge joins. The first merge makes group K."""
     n = graph.shape[0]
     member = csr_array((np.ones(n), (np.arange(n), labels)), shape=(n, k))
     weight = np.zeros((2 * k, 2 * k))
@@ -276,7 +276,7 @@ def _splits(graph: csr_array, rows: Tensor, labels: Ints, k: int, seed: int) -> 
         rows: (S, D) float32 unit rows that it was made of.
         labels: (S,) in [0, k).
         k: number of clusters.
-        seed: of the eigen-solver.
+        seed: seed of the eigen-solver.
 
     Returns:
         The group that each split takes apart, into groups k + 2 i and k + 2 i + 1; and (S,) the group of each image.
@@ -326,14 +326,14 @@ def _numbered(k: int, merges: Sequence[tuple[int, int]], splits: Sequence[int]) 
 
     Args:
         k: number of clusters.
-        merges: from `_merges`.
-        splits: from `_splits`.
+        merges: merges of the K clusters, by `_merges`.
+        splits: groups that are split, by `_splits`.
 
     Returns:
         One after the other: the number of roots, the node of each split, the node of each leaf, (1 + 2 L - roots,);
         and the leaves as `_splits` numbers groups.
     """
-    # Merges undone, the last one first; groups that they make are numbered below 0 to be told from those of splits.
+    # Undo the merges, the last one first. Groups that merges made get negative numbers, unlike those of splits.
     apart = [(k + i, pair) for i, pair in reversed(list(enumerate(merges)))]
     named = {i: i if i < k else -1 - i for i in range(k + len(merges))}
     steps = [(named[whole], (named[a], named[b])) for whole, (a, b) in apart]

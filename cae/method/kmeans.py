@@ -35,14 +35,14 @@ from cae.utils.progress import report_progress, stage
 logger = logging.getLogger(__name__)
 
 SAMPLE, SAMPLE_PER_CENTROID = 2**16, 64
-"""Most points that FAISS sees; with many centroids that many for each. FAISS calls fewer than 39 too few."""
+"""Most points that FAISS sees: SAMPLE, or SAMPLE_PER_CENTROID per centroid if that is more (FAISS warns below 39)."""
 
 TOLERANCE = 1e-6
 """A run has converged when an iteration lowers the loss by less than this share of it."""
 
 
 class Assignment(NamedTuple):
-    """Where the images go.
+    """The clusters of the images.
 
     Attributes:
         labels: (N,) int64, the nearest centroid.
@@ -140,7 +140,7 @@ def sample_rows(z: Tensor, index: Tensor | None, size: int, seed: int, group: Pr
         index = torch.arange(len(z))
     index = index.cpu()
     if all_reduce_count(len(z), group) > size:
-        # The images whose numbers have the least hashes, as every rank can tell for itself once it knows the largest.
+        # Take the images whose ids have the smallest hashes: knowing the largest of these, each rank finds its own.
         hashes = _hashes(index, seed)
         least = all_gather_rows(hashes.sort().values[:size], group).sort().values[size - 1]
         chosen = hashes <= least
@@ -220,7 +220,7 @@ def cluster_sums(z: Tensor, labels: Tensor, k: int, group: ProcessGroup | None =
 
     Entries are rounded to multiples of a power of two so small that 63 bits just hold any sum of them: 2^-32 of the
     largest entry for a billion rows. Sums of whole numbers do not depend on their order, so neither a GPU's atomic
-    additions nor the ranks' shares of the images can be told from the result.
+    additions nor the ranks' shares of the images change the result.
 
     Args:
         z: (N, D) float32 or float16.

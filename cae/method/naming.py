@@ -59,7 +59,7 @@ KIND = 1.0
 most groups rightly with CLIP ViT-B/32, both 100 fine ones (Caltech-101) and 25 coarse ones (of ImageNet's classes)."""
 
 SHORTEST = 3
-"""Letters of a noun that is counted: "a" and "or" are nouns as well, but not where they stand in a text."""
+"""Minimum length of a noun that is counted. Shorter nouns, such as "a" and "or", are other words in most texts."""
 
 CANDIDATES = 50
 """Nouns of each cluster among which names are chosen; the best choice is among them for up to so many clusters."""
@@ -104,15 +104,15 @@ def describe_tree(
     config: CAEConfig,
     group: ProcessGroup | None = None,
 ) -> tuple[list[ClusterDescription], list[ClusterDescription]]:
-    """As `describe_clusters`, of the K clusters of a fit and of all groups in the tree over them.
+    """Describe the K clusters of a fit, as `describe_clusters`, and all groups in the tree over them.
 
     The clusters have the names that they have without a tree; each other group has the best that is left. The images
     are looked at once: what is known of a group is the sum of what is known of its leaves.
 
     Args:
-        x: (N, D) float32 or float16 unit image embeddings, of a group this rank's share.
+        x: (N, D) float32 or float16 unit image embeddings; with `group`, only this rank's rows.
         leaf: (N,) int64, the leaf of each image.
-        tree: over the clusters.
+        tree: the tree over the clusters.
         selected: the selected texts and their potentials, by modality.
         banks: the banks they come from, which know the glosses.
         config: gives K, epsilon and which modality names.
@@ -138,7 +138,7 @@ def describe_tree(
     images, bank = (sums / n.unsqueeze(1)).float(), banks[config.modalities[0]]
     scores = name_scores(images, bank, banks.get("caption"), mass.get("noun"), selected.get("noun"), len(fitted))
     names = assign_names(scores[: len(fitted)], bank.texts)
-    # Those above first: few nouns fit a coarse group.
+    # Name the groups above first: few nouns fit a coarse group.
     for others in (coarse, fine):
         taken = set(names)
         free = [j for j, text in enumerate(bank.texts) if text not in taken]
@@ -214,7 +214,7 @@ def transport_mass(
     mass = torch.zeros(config.n_clusters, len(texts.texts), dtype=torch.float64, device=x.device)
     for rows, cluster in zip(x.split(BLOCK_ROWS), labels.split(BLOCK_ROWS), strict=True):
         plan = ((rows.float() @ texts.embeddings.T + texts.g) / config.epsilon).softmax(dim=1)
-        # A product and not index_add_, which on CUDA adds in no fixed order.
+        # A matrix product, since index_add_ adds in no fixed order on CUDA.
         mass += torch.nn.functional.one_hot(cluster, config.n_clusters).to(plan).T @ plan
     sizes = torch.bincount(labels, minlength=config.n_clusters)
     return (all_reduce_sum(mass, group) / all_reduce_sum(sizes, group).clamp_min(1).unsqueeze(1)).float()
@@ -223,7 +223,7 @@ def transport_mass(
 def typicality(mass: Tensor, n: int | None = None) -> Tensor:
     """score(k, j) of the module's rule for p(j|k) = `mass` (K, M); same shape, 0 where there is no mass.
 
-    The average is of the first n clusters, by default of all; a text that none of these has is typical of none.
+    The average is over the first n clusters, by default over all. A text that none of these has is typical of none.
     """
     average = mass[:n].mean(dim=0, keepdim=True)
     return (torch.special.xlogy(mass, mass) - torch.special.xlogy(mass, average)).nan_to_num(posinf=0)

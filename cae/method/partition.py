@@ -16,7 +16,7 @@ from cae.method.spectral import spectral
 
 @dataclass(frozen=True)
 class Partition:
-    """K clusters of the space of z, as far as labelling needs them.
+    """K clusters of the space of z: what is needed to label an image.
 
     Attributes:
         centroids: (K, D) float32, one for each cluster; unit rows if compared by cosine.
@@ -56,8 +56,8 @@ def partition(
     Args:
         z: (N, D) on any device, float32 or float16; unit rows if `config.spherical`. With `group`,
             only this rank's rows.
-        config: gives K, the kind of clustering and its settings. Where the graph of neighbours does not tell K
-            clusters, as with few different images, k-means makes them.
+        config: gives K, the kind of clustering and its settings. Where the graph of neighbours does not
+            separate K clusters, as with few different images, k-means is used.
         index: (N,) int64, the ids of the images, all different; required with `group`, else 0 to N - 1 by default.
         group: the processes that share the images; every rank gets the same.
 

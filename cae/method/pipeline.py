@@ -105,7 +105,7 @@ def fit(
 
     @cache
     def texts_for(n_clusters: int) -> stages.Texts:
-        """U and V. Of what may still be decided they depend on the number of clusters alone."""
+        """U and V. Of the settings that `auto` may still decide, they depend only on the number of clusters."""
         config = replace(asked, n_clusters=n_clusters)
         if select_on is not None:
             return stages.select(select_on, banks, config)
@@ -168,7 +168,7 @@ def top_texts(x: Tensor, selected: SelectedTexts, k: int) -> Tensor:
 
     Args:
         x: (B, D) float32 unit image embeddings.
-        selected: one modality of a fitted state.
+        selected: the selected texts of one modality of a fitted state.
         k: number of texts, at most M.
 
     Returns:
@@ -179,7 +179,7 @@ def top_texts(x: Tensor, selected: SelectedTexts, k: int) -> Tensor:
 
 
 def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: ProcessGroup | None) -> None:
-    """Refuse what no stage could work with, on all ranks alike: a rank that stops alone leaves the others waiting."""
+    """Refuse invalid input on all ranks together: if one rank stopped alone, the others would wait for it."""
     if x.ndim != 2:
         raise ValueError(f"expected image embeddings (N, D), got a tensor of shape {tuple(x.shape)}")
     n_images = all_reduce_count(len(x), group)

@@ -22,7 +22,7 @@ def check_encoder(fitted: FittedCAE, encoder: Encoder) -> None:
     if "encoder" not in fitted.provenance:
         return
     spec, fingerprint = encoder_of(fitted)
-    if spec == NO_ENCODER:  # it was fitted on embeddings, and nobody knows whose
+    if spec == NO_ENCODER:  # fitted on embeddings of an unknown encoder
         return
     if fingerprint != encoder.fingerprint:
         raise ModelError(

@@ -42,17 +42,17 @@ WHITENING = 0.25
 """Principal components are divided by this power of their variance: 0 leaves them, 1/2 whitens."""
 
 SHRINKAGE = 0.1
-"""What is added to the variance of a principal component, as a share of the mean variance."""
+"""Share of the mean variance that is added to the variance of each principal component."""
 
 REGULARISATION = 0.1
 """Weight of an image's edges to all images together, as a share of that of its edges to neighbours, on average."""
 
 DENSE = 1000
-"""Up to so many images the eigenvectors come from the whole matrix; also where a good part of them is asked for."""
+"""Up to this many images, or where more than an eighth of all eigenvectors is needed, the matrix is dense."""
 
 ROUNDNESS = 3.0
 """Multiple of its mean that is added to the variance inside clusters in every direction: of 0.3 to 1,000 the best for
-images that the fit has not seen. Without it directions that few images tell of decide all."""
+images that the fit has not seen. Without it, directions with little data would dominate."""
 
 FLOOR = 1e-6
 """Least variance that is added to that inside clusters, where all images of a cluster are the same."""
@@ -61,7 +61,7 @@ Floats = NDArray[np.float64]
 
 
 class Discriminants(NamedTuple):
-    """Clusters, and where to compare images with them.
+    """Clusters, and the metric that images are compared with them in.
 
     Attributes:
         centroids: (K, D) float32, the mean z of each cluster.
@@ -92,7 +92,7 @@ def spectral(
 
     Returns:
         The same on every rank, in the order in which the clusters first appear among the images by `index`. None where
-        the graph does not tell K clusters, as with fewer different images than that.
+        the graph does not separate K clusters, as with fewer than K different images.
 
     Raises:
         ValueError: fewer images than clusters, NaN or infinity in `z`, or a group without `index`; on every rank.
@@ -130,7 +130,7 @@ def sample_graph(sample: Tensor, k: int) -> tuple[Tensor, csr_array]:
 
 
 def whitened(rows: Tensor) -> Tensor:
-    """Rows (S, D) with their principal components less unequal, as float32 unit rows (S, D) about the mean."""
+    """Rows (S, D), centred and partly whitened (see `WHITENING`), as float32 unit rows (S, D)."""
     rows = rows.double() - rows.mean(dim=0, dtype=torch.float64)
     variance, components = torch.linalg.eigh(rows.T @ rows / len(rows))
     variance = variance.clamp_min(0) + SHRINKAGE * variance.mean().clamp_min(torch.finfo(torch.float32).tiny)

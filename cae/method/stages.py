@@ -56,7 +56,7 @@ def means(
     n_images: int,
     group: ProcessGroup | None,
 ) -> Tensor:
-    """What centring subtracts from each modality: (m, D), zero where the config does not centre."""
+    """The mean that centring subtracts from each modality: (m, D), zero where the config does not centre."""
     if not config.center_modalities:
         return torch.zeros(1 + len(selected), x.shape[1], dtype=torch.float32, device=x.device)
 

@@ -1,4 +1,4 @@
-"""Counterparts: what each image looks like when said in nouns or captions (Eq. 4-11)."""
+"""Counterparts: each image expressed by nouns or by captions (Eq. 4-11)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def column_potentials(x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGro
     no other image. For `balance=0` (Eq. 9) the columns are free and g is zero.
 
     Args:
-        x: (N, D) float32 or float16 unit image embeddings, of a group this rank's share.
+        x: (N, D) float32 or float16 unit image embeddings; with `group`, only this rank's rows.
         u: (M, D) float32 unit embeddings of the selected texts.
         config: gives balance, epsilon, iterations and tolerance.
         group: the processes that share the images.
@@ -40,7 +40,7 @@ def column_potentials(x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGro
             x, weights = u[:1], weights.new_zeros(1)
 
     def say(n_iter: int, error: float) -> None:
-        # The error falls by about the same factor each time: its logarithm tells how much of the way is left.
+        # The error falls by about the same factor in each iteration, so progress is measured by its logarithm.
         left = math.log(max(error, config.sinkhorn_tol) / config.sinkhorn_tol) / math.log(2 / config.sinkhorn_tol)
         report_progress(1 - left, f"iteration {n_iter}, marginal error {error:.1e}")
 

@@ -81,7 +81,7 @@ class CAE(Embedder):
     """
 
     method: ClassVar[str] = "cae"
-    """What the fitted state is called after."""
+    """Name of the method in the fitted state."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class CAE(Embedder):
         return self.load_banks()[self.config.modalities[0]].embeddings.shape[1], str(sources[0])
 
     def teardown(self, stage: str) -> None:
-        """Let go of the embeddings: the fitted state is all that is needed from here on."""
+        """Free the embeddings: only the fitted state is needed from here on."""
         super().teardown(stage)
         self.store = None
 
@@ -221,7 +221,7 @@ class CAE(Embedder):
             self._fit_and_fill()
 
     def on_test_start(self) -> None:
-        """As for prediction.
+        """Prepare as for prediction.
 
         Raises:
             ModelError: not fitted yet, or with another encoder.
@@ -284,7 +284,7 @@ class CAE(Embedder):
         if self.fitted is None:
             raise self._not_fitted()
         x = x.to(self.fitted.means.device)
-        # The trainer's precision is for the encoder: labels must not depend on it beyond that.
+        # The trainer's precision applies to the encoder only.
         with torch.autocast(x.device.type, enabled=False):
             return pipeline.predict(x, self.fitted)
 
@@ -307,7 +307,7 @@ class CAE(Embedder):
                 "batches, or number the images of the data set"
             )
         found = self._fit_rows(store.rows[keep], store.index[keep])
-        # Another rank stands for the rest.
+        # The other rows are repeats of samples that another rank keeps: they are predicted.
         rest = on_cpu(self.predict_embeddings(store.rows[~keep]))
         at = torch.cat([keep.nonzero(), (~keep).nonzero()]).squeeze(1).argsort()
         return {key: torch.cat([values, rest[key]])[at] for key, values in found.items()}
@@ -327,7 +327,7 @@ class CAE(Embedder):
         """The embedded corpora that the config's modalities need; from the cache where they are in it.
 
         Args:
-            reporter: called with `nouns` and `captions`; returns what takes the progress of that bank as (done, total).
+            reporter: called with `nouns` and `captions`; returns the progress callback of that bank.
                 By default bars are shown, unless the trainer shows none.
 
         Raises:

@@ -127,13 +127,13 @@ class Embedder(pl.LightningModule):
         self._close_store()
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """One that keeps what is done when something goes wrong: Lightning tells callbacks alone."""
+        """A callback that closes the store after an exception: Lightning notifies only callbacks."""
         # Add it only once: Lightning prints a notice when a callback is replaced.
         there = any(isinstance(callback, _CloseStore) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         return [] if there else [_CloseStore()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out what is there for DDP alone."""
+        """Leave out the parameter that is only there for DDP."""
         checkpoint["state_dict"].pop("anchor", None)
 
     def configure_optimizers(self) -> list[Any]:
@@ -143,7 +143,7 @@ class Embedder(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Bring the encoder to the trainer's device."""
         self.encoder.to(self.device)
-        # BatchSizeFinder's trials come before this, and each ends as a run does. What they embedded is in the store.
+        # The trials of BatchSizeFinder have run before and ended as a fit does. What they embedded is in the store.
         self.trainer.should_stop = False
 
     @torch.no_grad()
@@ -152,18 +152,18 @@ class Embedder(pl.LightningModule):
         self.collect(batch)
 
     def on_train_epoch_end(self) -> None:
-        """One epoch is all there is to do, and one step, by which ModelCheckpoint sees that something has changed."""
+        """Stop after one epoch. Count it as one step, so that ModelCheckpoint sees a change."""
         assert self.store is not None  # since setup
         self.store.finish()
         self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.increment_completed()
         self.trainer.should_stop = True
 
     def open_store(self) -> None:
-        """Make the store, with what an earlier run has left in it."""
+        """Open the store, with what an earlier run has left in it."""
         self._close_store()
         self._n_seen.clear()
         folder, identity = None, getattr(self.trainer.datamodule, "identity", None)  # type: ignore[attr-defined]
-        # Images that cannot be told from others are embedded every time, whatever embeds them.
+        # Images without an identity are embedded every time.
         known = {"data": identity, "encoder": self.encoder.fingerprint} if identity else {"data": os.urandom(16).hex()}
         if self.store_folder is not None:
             folder = Path(self.store_folder) / f"{self.trainer.global_rank}-of-{self.trainer.world_size}"
@@ -173,19 +173,19 @@ class Embedder(pl.LightningModule):
             folder=folder,
             identity={**known, "precision": str(self.trainer.precision)},
         )
-        # A rank that was ahead of the others may be given other images now: `done` must hold for all below it.
+        # Drop what a rank had ahead of the others, since images may be shared out differently now.
         self.store.keep_up_to(self.done() - 1)
 
     def done(self) -> int:
-        """The number up to which all images have been embedded, those that cannot be read left out.
+        """Number of leading images that are done: embedded, or left out since they cannot be read.
 
-        Images are numbered and loaded in order, by all ranks alike, so it is the least of their largest.
+        All ranks load images in the order of their ids, so it follows from the smallest of their largest ids.
         """
         last = -1 if self.store is None else self.store.last
         return int(all_reduce_min(torch.tensor(last), self.group)) + 1
 
     def collect(self, batch: Any, dataloader_idx: int = 0) -> tuple[Tensor, Tensor]:
-        """A batch into the store: its images' numbers (B,) int64 on the CPU, and embeddings (B, D) as it keeps them."""
+        """Store a batch; returns its ids (B,) int64 on the CPU, and its embeddings (B, D) as the store keeps them."""
         assert self.store is not None  # since setup
         images = images_of(batch)
         index = self._sample_ids(batch, len(images), dataloader_idx)
@@ -222,7 +222,7 @@ class Embedder(pl.LightningModule):
         )
 
     def _preprocessed(self, images: Tensor) -> Tensor:
-        """Images as the encoder expects them: bytes are preprocessed, floats that cannot have been bring a warning."""
+        """Images as the encoder expects them. Bytes are preprocessed; floats that were not bring a warning."""
         if images.dtype == torch.uint8:
             return torch.stack([self.encoder.preprocess(to_pil_image(image)) for image in images.cpu()])
         if not self._looked_at:
@@ -261,7 +261,7 @@ class Embedder(pl.LightningModule):
                 self._shuffled[dataloader_idx] = torch.tensor(list(sampler))
             return self._shuffled[dataloader_idx][start : start + n]
         index = torch.arange(start, start + n) * trainer.world_size + trainer.global_rank
-        # What a DistributedSampler fills up with begins at the front again.
+        # A DistributedSampler fills up with samples from the front.
         return index % len(sampler.dataset) if isinstance(sampler, DistributedSampler) else index  # type: ignore[arg-type]
 
     def _close_store(self) -> None:
@@ -311,7 +311,7 @@ def embed_images(
             embedder, device, 1, LambdaCallback(on_train_start=advance, on_train_batch_end=advance), datamodule=data
         )
     except (RuntimeError, EOFError, ConnectionError) as error:
-        # A connection to it that ends is another sign of its end.
+        # A broken connection to a worker is another sign that it has died.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise RuntimeError(
@@ -319,7 +319,7 @@ def embed_images(
             "again to go on, with fewer --workers (0 for none)"
         ) from error
     finally:
-        # Lightning tells of an error by callbacks, and torch's signal that a worker is gone may end these as well.
+        # `_CloseStore` may not have run: the signal that torch sends for a dead worker can interrupt callbacks, too.
         embedder._close_store()
     if progress:
         progress(total, total)
@@ -347,7 +347,7 @@ def fit_silently(
     log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # Whoever called has chosen the number of workers, and validation is for the user's own Trainer.
+            # The caller has chosen the number of workers, and validation is for the user's own Trainer.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*validation_step.*no `val_dataloader`.*")
             trainer = pl.Trainer(

@@ -239,7 +239,7 @@ def text_banks(
         banks: text banks by modality.
         encoder: embeds the corpora `nouns` and `captions`, unless their banks are in the cache.
         nouns: corpus for `cae.text.load_corpus`, or text vectors.
-        captions: likewise.
+        captions: corpus for `cae.text.load_corpus`, or text vectors.
         progress: whether a bar is shown while texts are embedded.
 
     Raises:

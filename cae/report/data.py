@@ -128,7 +128,7 @@ def columns(
     order: NDArray[np.int64],
     comparison: Comparison | None = None,
 ) -> dict[str, Any]:
-    """A column a fact, for `order` of the assignments: arrays, lists of strings, and indices into lists.
+    """One column per fact, for `order` of the assignments: arrays, lists of strings, and indices into lists.
 
     Args:
         result: N images.

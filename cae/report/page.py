@@ -37,12 +37,12 @@ REPORT_FOLDER = "report"
 """Of a result."""
 PAGE = "index.html"
 _REASONS = 5
-"""How many lines about files that were left out stand at the top of the page."""
+"""Most lines about files that were left out at the top of the page."""
 _MOVES = 200
 """How many moves between groups the page lists."""
 _GENERATOR = b'<meta name="generator" content="cae report">'
 _HEAD = 4096
-"""Bytes at the beginning of a page, which may have many megabytes, that tell whose it is."""
+"""Bytes at the beginning of a page that are searched for its generator; a page may have many megabytes."""
 
 
 def write_report(
@@ -163,7 +163,7 @@ def redraw_report(result_folder: Path, reporter: Reporter = silent, *, images: P
 
 
 def has_report(result_folder: Path) -> bool:
-    """Whether there is a page beside a result that an edit or an update makes old.
+    """Whether there is a page beside a result, which an edit or an update would put out of date.
 
     Examples:
         >>> has_report(Path("cae-result"))
@@ -238,7 +238,7 @@ def _write_scripts(folder: Path, data: dict[str, Any]) -> None:
 
 
 def _notes(result: SavedResult, unmatched_edits: Sequence[str], unshown: int) -> list[str]:
-    """What somebody who looks at the page must know before."""
+    """Notes at the top of the page: what is missing, and what was left out."""
     notes = []
     if result.run["encoder"]["spec"] == "lite":
         notes.append("Made with the lite encoder, which is for trying things out offline. It is not CLIP.")

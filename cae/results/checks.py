@@ -1,4 +1,4 @@
-"""Whether the files of a result are what they should be, and of one and the same run."""
+"""Checks that the files of a result are what they should be, and of the same run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _COLUMNS = {
 }
 _MAY_BE_NULL = ("runner_up", "sha256")
 _RECORD = {**CLUSTER_FIELDS, "representatives": list[str]}
-_RUN_KINDS = {  # of those that it has
+_RUN_KINDS = {  # each of them may be missing
     "root": str,
     "root_from_here": str,
     "encoder": dict,
@@ -44,7 +44,7 @@ _RUN_KINDS = {  # of those that it has
 
 
 def check_consistent(folder: Path, assignments: pa.Table, clusters: Any, run: dict[str, Any]) -> None:
-    """Catch files that are not what they should be, or not of one and the same run."""
+    """Refuse files that are not what they should be, or not of the same run."""
     missing = [name for name in _COLUMNS if name not in assignments.column_names]
     if missing:
         raise damaged(folder, ASSIGNMENTS, f"no column {', '.join(missing)}")
@@ -86,7 +86,7 @@ def check_unchanged(folder: Path, name: str, run: dict[str, Any]) -> None:
 
 
 def warn_of_changes(folder: Path, run: dict[str, Any]) -> None:
-    """Tell of JSON that is not as it was written; people may have had reasons to change it."""
+    """Warn about JSON that has been changed since it was written; people may have had reasons to."""
     if run["format_version"] == 1:
         return
     for name, sha256 in checksums(folder, (CLUSTERS,), run).items():

@@ -15,7 +15,7 @@ from cae.results.saved import SavedResult
 
 @dataclass(frozen=True)
 class ComparedCluster:
-    """A cluster, as far as both results have its images.
+    """A cluster, with those of its images that both results have.
 
     Attributes:
         id: its id in its result.
@@ -123,7 +123,7 @@ def compare(a: SavedResult, b: SavedResult) -> Comparison:
     pairs += [Pair(group, None, 0) for i, group in enumerate(groups_a) if i not in match]
     pairs += [Pair(None, group, 0) for j, group in enumerate(groups_b) if j not in match.values()]
     paths = np.array(b.assignments["path"].to_pylist(), dtype=object)
-    # The rows of each cell of the table, in its order: looking for those of one cell after the other takes cells × N.
+    # Sort the rows by cell of the table once: searching them for each cell would take cells × N.
     cells = counts.nonzero()
     in_order = rows_b[np.lexsort((rows_b, labels_b, labels_a))]
     moves = [

@@ -28,8 +28,8 @@ def cut(result: SavedResult, n: int) -> None:
     """Bring a result to n clusters, on disk. Edits beside it stay; those that break are `SavedResult.unmatched_edits`.
 
     Args:
-        result: as the fit, updates and earlier cuts left it, without edits applied.
-        n: as many as its tree holds.
+        result: the result as the fit, updates and earlier cuts left it, without edits applied.
+        n: number of clusters, one of the levels of its tree.
 
     Raises:
         ResultError: the result has no tree, or not with so many groups; nothing is changed.
@@ -52,7 +52,7 @@ def _placed(result: SavedResult, fitted: FittedCAE) -> pa.Table:
     leaf = result.leaves
     labels = tree.cluster_of_leaf(fitted.config.n_clusters)[leaf]
     found = predict(normalize(result.embeddings.float(), dim=1), fitted)
-    # Rounding can put an image that lies on a border to its other side: then it is not sure at all.
+    # Rounding can move an image across a border between clusters: then its confidence is 0.
     crossed = found.cluster != labels
     columns = {
         "cluster": labels.numpy(),
@@ -67,7 +67,7 @@ def _placed(result: SavedResult, fitted: FittedCAE) -> pa.Table:
 
 
 def _records(assignments: pa.Table, fitted: FittedCAE) -> list[dict[str, Any]]:
-    """A record a cluster, with its most typical images."""
+    """One record per cluster, with its most typical images."""
     labels, paths = assignments["cluster"].to_numpy(), assignments["path"].to_pylist()
     by_similarity = np.argsort(-assignments["similarity"].to_numpy(), kind="stable")
     order = by_similarity[np.argsort(labels[by_similarity], kind="stable")]

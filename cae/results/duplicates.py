@@ -1,10 +1,10 @@
-"""Pictures of a result that are there more than once: the same bytes, or the same picture saved in another way.
+"""Images of a result that are there more than once: the same bytes, or the same image saved in another way.
 
 *Exact* copies have the same SHA-256, those of the result as well as those that the files have now. *Near* copies are
-first looked for among each picture's nearest by the stored embeddings, which few changes move far; what is near there
-but shows something else is told by a perceptual hash (pHash, from ImageHash) of 64 bits, in `NEAR` of which two
-pictures may differ. One is compared with the middle of the other, too, as a margin cut off changes many bits.
-Every picture of a group is a copy of its best one, the largest, and not merely of another copy. Nothing is deleted.
+first looked for among each image's nearest neighbours by the stored embeddings, which few changes move far. Images that
+are near but show something else are excluded by a perceptual hash of 64 bits (pHash, from ImageHash), in `NEAR` of
+which two images may differ. Since a margin cut off changes many bits, each is also compared with the other's middle.
+Every image of a group is a copy of its best one, the largest, and not merely of another copy. Nothing is deleted.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from cae.utils.files import replacing
 from cae.utils.progress import Reporter, silent
 
 MOST_BITS = 32
-"""As many as those of any two pictures differ by on average."""
+"""Half of the bits: the hashes of two unrelated images differ by as many on average."""
 NEIGHBOURS = 10
-"""Nearest pictures, of each, that are looked at. Larger groups hang together by several."""
+"""Nearest neighbours of each image that are compared with it. Larger groups are connected through several images."""
 MARGINS = (0.0, 0.05, 0.1)
 """Shares of width and height that are left out at each side, with a hash for each."""
 _HASHED_AT = 64
-"""Side that pictures are decoded for, and four times it the longest that is hashed: the hash looks at 32 by 32."""
+"""Side that images are decoded for. Four times as much is the longest side that is hashed: the hash uses 32 by 32."""
 _SMALL = 50_000
-"""Bytes of a file."""
+"""Mean bytes per file up to which decoding without threads is faster."""
 
 _COLUMNS = pa.schema(
     {
@@ -64,22 +64,22 @@ _COLUMNS = pa.schema(
 )
 
 Hashes: TypeAlias = dict[int, NDArray[np.bool_]]
-"""(3, 64) of a picture, one row for each of `MARGINS`."""
+"""(3, 64) of an image, one row for each of `MARGINS`."""
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A picture of a group of duplicates.
+    """An image of a group of duplicates.
 
     Attributes:
         row: its row of the assignments.
-        path: as the assignments have it.
-        file: where it lies.
-        width: pixels.
-        height: pixels.
-        bytes: of the file.
-        sha256: of the file, as the result or a look at it says.
-        distance: bits by which their perceptual hashes differ, its and the best one's; 0 for an exact copy.
+        path: its path as in the assignments.
+        file: its place on disk.
+        width: width in pixels.
+        height: height in pixels.
+        bytes: size of the file.
+        sha256: hash of the file's bytes; None if it is not known.
+        distance: bits in which its perceptual hash differs from that of the best copy; 0 for an exact copy.
     """
 
     row: int
@@ -94,7 +94,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Group:
-    """Copies of one picture, at least two.
+    """Copies of one image, at least two.
 
     Attributes:
         kind: `exact` if all files hold the same bytes.
@@ -111,8 +111,8 @@ class Duplicates:
 
     Attributes:
         groups: largest first.
-        n_images: pictures that were looked at.
-        missing: paths of pictures that are gone, and so are in no group.
+        n_images: images that were looked at.
+        missing: paths of images that are gone, and so are in no group.
     """
 
     groups: list[Group]
@@ -125,7 +125,7 @@ class Duplicates:
         return sorted(copy.row for group in self.groups for copy in group.copies[1:])
 
     def table(self) -> pa.Table:
-        """A row a copy: `group`, `kind`, `best`, and what `Copy` has."""
+        """One row per copy: `group`, `kind`, `best`, and the fields of `Copy`."""
         records = [
             {
                 "group": i,
@@ -145,16 +145,16 @@ class Duplicates:
 
 
 def find_duplicates(result: SavedResult, *, near: int | None = NEAR, reporter: Reporter = silent) -> Duplicates:
-    """Find the pictures that are there more than once.
+    """Find the images that are there more than once.
 
     Args:
-        result: a result that knows its pictures.
+        result: a result that knows its images.
         near: bits of 64 by which the perceptual hashes of near copies may differ, 0 to `MOST_BITS`; None looks for
             exact copies alone, and reads hardly any file.
         reporter: makes the progress callback of each step.
 
     Raises:
-        ResultError: a result of embeddings without pictures, or without embeddings.
+        ResultError: a result of embeddings without images, or without embeddings.
         ValueError: `near` is out of range.
 
     Examples:
@@ -190,7 +190,7 @@ def find_duplicates(result: SavedResult, *, near: int | None = NEAR, reporter: R
 
 
 def check_list_name(out: Path) -> None:
-    """Find out before the work whether `write_duplicates` can write a file of this name.
+    """Check early whether `write_duplicates` can write a file of this name.
 
     Raises:
         ValueError: another ending.
@@ -229,10 +229,10 @@ _WRITERS: dict[str, Callable[[Duplicates, Path], None]] = {
 
 
 def _hashes_now(result: SavedResult, places: dict[int, Path], reporter: Reporter) -> dict[int, str]:
-    """The content of each file: as the result knows it, or as it is now where that would make it a copy."""
+    """The hash of each file's content: the recorded one, or, where that would make it a copy, the present one."""
     known: list[str | None] = result.assignments["sha256"].to_pylist()
     often = Counter(known[row] for row in places)
-    # A file may have changed since: nobody should lose one to what it once was.
+    # A file may have changed since: it must not count as a copy for what it was before.
     doubtful = [row for row in places if known[row] is None or often[known[row]] > 1]
     now = content_hashes([places[row] for row in doubtful], reporter("hashes") if doubtful else None)
     found = {**{row: known[row] for row in places}, **dict(zip(doubtful, now, strict=True))}
@@ -269,7 +269,7 @@ def _near_sets(
 
 
 def _candidates(result: SavedResult, rows: Sequence[int]) -> NDArray[np.int64]:
-    """(P, 2) positions in `rows` of pictures that lie next to each other by their embeddings."""
+    """(P, 2) positions in `rows` of images that lie next to each other by their embeddings."""
     if len(rows) < 2:
         return np.zeros((0, 2), dtype=np.int64)
     x = normalize(result.embeddings[torch.tensor(rows)].float(), dim=1)
@@ -284,7 +284,7 @@ def _perceptual_hashes(files: dict[int, Path], reporter: Reporter) -> Hashes:
     """The perceptual hashes of each file that can be read."""
     report, found = reporter("pictures"), {}
     with ThreadPoolExecutor() as pool:
-        # Decoding releases the interpreter's lock; of small files there is too little of it to be worth the switching.
+        # Decoding releases the interpreter's lock, but for small files switching threads costs more than it saves.
         spread = sum(file.stat().st_size for file in files.values()) > _SMALL * len(files)
         hashes = (pool.map if spread else map)(_perceptual_hash, files.values())
         for done, (key, bits) in enumerate(zip(files, hashes, strict=True), 1):
@@ -308,7 +308,7 @@ def _perceptual_hash(file: Path) -> NDArray[np.bool_] | None:
 
 
 def _distance(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Bits (...) in which hashes (..., 3, 64) differ, the least of each whole picture and the other's middles."""
+    """Bits (...) in which hashes (..., 3, 64) differ: the least between one whole image and the other's middles."""
     whole_a, whole_b = a[..., :1, :], b[..., :1, :]
     return np.minimum((whole_a != b).sum(axis=-1).min(axis=-1), (whole_b != a).sum(axis=-1).min(axis=-1))
 
@@ -323,7 +323,7 @@ def _copy(row: int, path: str, file: Path, sha256: str | None) -> Copy | None:
 
 
 def _around_the_best(copies: list[Copy], bits: Hashes, near: int | None) -> list[Group]:
-    """Groups whose every picture is a copy of the best one; what is a copy of another copy alone goes on by itself."""
+    """Groups in which every image is a copy of the best one. An image that only copies another copy is left over."""
     left = sorted(copies, key=lambda c: (-c.width * c.height, -c.bytes, c.file.is_symlink(), c.path))
     groups = []
     while len(left) > 1:

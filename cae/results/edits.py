@@ -1,10 +1,10 @@
 """What people change by hand in a result, applied to every view of it. `edits_file` reads and writes the list of edits.
 
 The files of a fit stay as the fit wrote them. Edits are a list, applied in order each time the result is looked at
-(`SavedResult.edited`); so they outlive the next `cae cluster` into the same folder, on the same pictures or on more.
+(`SavedResult.edited`); so they outlive the next `cae cluster` into the same folder, on the same images or on more.
 
-Pictures are known by the SHA-256 of their bytes. A cluster has no number that a new fit would keep, so it is known by
-pictures in it, its *anchors*: it is the cluster that now holds more than half of those anchors that are still there.
+Images are known by the SHA-256 of their bytes. A cluster has no number that a new fit would keep, so it is known by
+images in it, its *anchors*: it is the cluster that now holds more than half of those anchors that are still there.
 An edit whose anchors are all gone, or spread so that no cluster holds more than half, is not applied; it is reported,
 kept, and tried again at the next look.
 
@@ -13,18 +13,18 @@ rename  The cluster shows `name`, and no gloss.
 merge   The clusters become one, called `name`.
         After a new fit: so do the clusters that their anchors went to, if they are still apart; one whose anchors are
         all gone is left out.
-split   The cluster falls into parts: a picture goes to the part that lists it, else to the part whose listed pictures
+split   The cluster falls into parts: an image goes to the part that lists it, else to the part whose listed images
         have the most similar mean image embedding.
         After a new fit: the same for the cluster that its anchors went to.
 pin     Nothing changes.
-        After a new fit: all its pictures are together under its name, in the cluster that holds more than half of them
-        or else in one of their own. Pictures that the fit adds to that cluster stay.
-move    The pictures are in that cluster.
+        After a new fit: all its images are together under its name, in the cluster that holds more than half of them
+        or else in one of their own. Images that the fit adds to that cluster stay.
+move    The images are in that cluster.
         After a new fit: they are in the cluster that its anchors went to.
 
 A renamed, merged or pinned cluster keeps its `id`, or the first one's; the first part of a split keeps the `id`, the
-others get new ones; clusters left without pictures are gone. `confidence`, `similarity` and the weights still speak of
-the fit; `runner_up` follows merges, and is null where it is no other cluster any more.
+others get new ones; clusters left without images are gone. `confidence`, `similarity` and the weights stay those of the
+fit; `runner_up` follows merges, and is null where it is no other cluster any more.
 
 """
 
@@ -48,7 +48,7 @@ from cae.method.naming import N_REPRESENTATIVES, TEXTS_PER_CLUSTER, assign_names
 from cae.utils.words import counted
 
 N_ANCHORS = 25
-"""Pictures by which an edit made here knows a cluster again: those most like its mean."""
+"""Images by which an edit made here knows a cluster again: those most like its mean."""
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -126,7 +126,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Split:
-    """Take a cluster apart, around the pictures of each part."""
+    """Take a cluster apart, around the images of each part."""
 
     cluster: Anchors
     parts: tuple[Anchors, ...]
@@ -153,7 +153,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Pin:
-    """Keep the pictures that a cluster has, and its name, through any new fit."""
+    """Keep the images that a cluster has, and its name, through any new fit."""
 
     cluster: Anchors
 
@@ -170,7 +170,7 @@ class Pin:
         except UnmatchedError:
             cluster = view.new_id()
         if not set(self.cluster.pictures) & view.pinned.get(cluster, set(self.cluster.pictures)):
-            cluster = view.new_id()  # another pinned cluster lives there
+            cluster = view.new_id()  # another pinned cluster is there
         view.pinned[cluster] = set(self.cluster.pictures)
         view.put(rows, cluster)
         if cluster in view.clusters:
@@ -181,7 +181,7 @@ class Pin:
 
 @dataclass(frozen=True)
 class Move:
-    """Put single pictures into a cluster."""
+    """Put single images into a cluster."""
 
     cluster: Anchors
     pictures: tuple[str, ...]
@@ -205,7 +205,7 @@ class EditedResult(NamedTuple):
 
     Attributes:
         assignments: the assignments, with other `cluster`, `name` and `runner_up`.
-        clusters: a record a cluster, without those that no picture is in.
+        clusters: one record per cluster, without clusters that hold no image.
         unmatched: a line for each edit that could not be applied, with the reason.
     """
 
@@ -231,7 +231,7 @@ def apply_edits(result: Assigned, edits: Iterable[Edit]) -> EditedResult:
 
 
 class UnmatchedError(Exception):
-    """An edit speaks of pictures or clusters that are no longer there; the message says which."""
+    """An edit is about images or clusters that are no longer there; the message says which."""
 
 
 class EditedView:
@@ -251,9 +251,9 @@ class EditedView:
         for row, sha256 in enumerate(self._hashes):
             self._rows.setdefault(sha256, []).append(row)
 
-    def rows(self, pictures: Iterable[str]) -> Rows:
-        """All rows of these pictures, copies included."""
-        return np.array([row for picture in pictures for row in self._rows.get(picture, ())], dtype=np.int64)
+    def rows(self, hashes: Iterable[str]) -> Rows:
+        """All rows of the images with these hashes, copies included."""
+        return np.array([row for sha256 in hashes for row in self._rows.get(sha256, ())], dtype=np.int64)
 
     def members(self, cluster: int) -> Rows:
         """Rows of a cluster."""
@@ -261,7 +261,7 @@ class EditedView:
 
     def find(self, anchors: Anchors) -> int:
         """The cluster with more than half of the anchors that are still there."""
-        rows = [self._rows[picture][0] for picture in anchors.pictures if picture in self._rows]
+        rows = [self._rows[sha256][0] for sha256 in anchors.pictures if sha256 in self._rows]
         if not rows:
             raise UnmatchedError(f"the pictures of {anchors.name} are gone")
         (cluster, count), *_ = Counter(self.labels[rows].tolist()).most_common(1)
@@ -283,7 +283,7 @@ class EditedView:
         self.labels[rows] = cluster
 
     def absorb(self, first: int, other: int) -> None:
-        """Let one cluster take in another, with its typical texts."""
+        """Merge a cluster into another, with its typical texts."""
         self.put(self.members(other), first)
         absorbed = self.clusters.pop(other)
         self._merged[other] = first
@@ -298,7 +298,7 @@ class EditedView:
             self.clusters[cluster] |= {"name": name, "gloss": ""}
 
     def describe(self, cluster: int, name: str) -> None:
-        """Make a cluster's record from its pictures' own texts."""
+        """Make a cluster's record from its images' own texts."""
         members = self.table.take(self.members(cluster))
         nouns = Counter(chain.from_iterable(members["top_nouns"].to_pylist()))
         captions = Counter(caption for caption in members["top_caption"].to_pylist() if caption)
@@ -317,14 +317,14 @@ class EditedView:
         return rows[(x @ x.mean(dim=0)).argsort(descending=True, stable=True).numpy()]
 
     def anchors(self, rows: Rows, name: str, n: int | None = N_ANCHORS) -> Anchors:
-        """The first n pictures of some rows that can be known again."""
+        """The first n images of some rows that have a hash."""
         hashes = dict.fromkeys(self._hashes[row] for row in rows.tolist() if self._hashes[row] is not None)
         if not hashes:
             raise EditError(f"no picture of {name} has a hash to know it by; run `cae cluster` again")
         return Anchors(name, tuple(hashes)[:n])
 
     def part_names(self, cluster: int, parts: Sequence[Rows]) -> list[str]:
-        """The noun that tells each part from the others, none that another cluster is called."""
+        """A noun for each part that is typical of it and not of the others, and not the name of another cluster."""
         nouns = self.table["top_nouns"].to_pylist()
         counts = [Counter(chain.from_iterable(nouns[row] for row in part.tolist())) for part in parts]
         taken = {record["name"] for id, record in self.clusters.items() if id != cluster}
@@ -352,7 +352,7 @@ class EditedView:
         return table
 
     def records(self) -> list[dict[str, Any]]:
-        """The clusters that have pictures."""
+        """The clusters that have images."""
         paths, records = self.table["path"].to_pylist(), []
         for id, record in self.clusters.items():
             members = self.members(id)

@@ -75,7 +75,7 @@ def _read_name(value: Any) -> str:
 
 
 def _read_hashes(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(picture, str) for picture in value):
+    if not isinstance(value, list) or not value or not all(isinstance(sha256, str) for sha256 in value):
         raise ValueError("pictures must be a list of at least one hash")
     return tuple(value)
 

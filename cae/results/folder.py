@@ -34,7 +34,7 @@ class FolderResult:
         embeddings: (N, D) float32 unit rows on the CPU.
         prediction: prediction for the same N images, on the CPU.
         fitted: the state behind it, on the CPU.
-        sha256: of the files' bytes, by which an image is known wherever it goes (`cae.utils.checksums.content_hash`).
+        sha256: hashes of the files' bytes, by which images are recognised (`cae.utils.checksums.content_hash`).
         skipped: files that look like an image but could not be used, with the reason.
     """
 
@@ -89,7 +89,7 @@ class FolderResult:
         return {modality: present.get(modality, absent) for modality in ("image", "noun", "caption")}
 
     def assignments(self) -> pa.Table:
-        """A row an image: its path, where it goes and how surely, weights of Eq. 16, its own top texts, its hash."""
+        """One row per image: path, cluster and confidence, the weights of Eq. 16, its own top texts, its hash."""
         fitted, prediction = self.fitted, self.prediction
         columns: dict[str, Any] = {
             "path": self.names,
@@ -116,7 +116,7 @@ class FolderResult:
         return [[selected.texts[j] for j in row] for row in rows]
 
     def clusters(self) -> list[dict[str, Any]]:
-        """A record a cluster, with the images nearest to its centroid and its size in this folder."""
+        """One record per cluster, with the images nearest to its centroid and its size in this folder."""
         records, names = [], self.names
         for cluster in self.fitted.clusters:
             members = (self.prediction.cluster == cluster.id).nonzero().squeeze(1)
@@ -136,7 +136,7 @@ class FolderResult:
 class EmbeddingsResult(FolderResult):
     """The rows of a file of embeddings with what was found out about them.
 
-    Without a column of paths there are no images: `paths` is empty, and a row is called by its number.
+    Without a column of paths there are no images: `paths` is empty, and rows are named by their numbers.
 
     Attributes:
         vectors: the contents of the file.

@@ -20,7 +20,7 @@ from typing import Any
 from cae.utils.checksums import content_hash, json_hash, load_json
 
 FORMAT_VERSION = 2
-"""From 2 on there are checksums."""
+"""Version 2 added checksums."""
 MODEL_FOLDER = "model"
 ASSIGNMENTS, ASSIGNMENTS_CSV = "assignments.parquet", "assignments.csv"
 EMBEDDINGS = "embeddings.safetensors"
@@ -33,7 +33,7 @@ class ResultError(ValueError):
 
 
 def checksums(folder: Path, names: Sequence[str], run: Mapping[str, Any]) -> dict[str, str | None]:
-    """Of files beside `run.json`, and of what it says besides."""
+    """Checksums of files beside `run.json`, and of the contents of `run.json` itself."""
     said = {key: value for key, value in run.items() if key != "sha256"}
     return {**{name: content_hash(folder / name) for name in names}, RUN: json_hash(said)}
 

@@ -1,4 +1,4 @@
-"""Making edits of what a person says: clusters by name or number, images by path, parts of a cluster by k-means."""
+"""Edits from what people say: clusters are named by name or number, images by path; parts come from k-means."""
 
 from __future__ import annotations
 
@@ -82,15 +82,15 @@ def move(result: Assigned, paths: Sequence[str | os.PathLike[str]], to: str | in
 
 
 def anchors_of(result: Assigned, id: int, *, every: bool = False) -> Anchors:
-    """How a further edit knows a cluster.
+    """The anchors by which an edit recognises a cluster.
 
     Args:
         result: the view that the edit changes: `SavedResult.edited`.
         id: id of the cluster.
-        every: list every picture, for a pin.
+        every: whether every image is listed, as for a pin.
 
     Raises:
-        EditError: none of its pictures has a hash.
+        EditError: none of its images has a hash.
     """
     view = EditedView(result)
     return view.anchors(view.most_typical(view.members(id)), view.clusters[id]["name"], None if every else N_ANCHORS)
@@ -105,7 +105,7 @@ def split_into(result: Assigned, id: int, n: int) -> tuple[Anchors, ...]:
         n: number of parts, at least 2.
 
     Raises:
-        EditError: fewer different pictures than parts.
+        EditError: fewer different images than parts.
     """
     view = EditedView(result)
     members = view.members(id)
@@ -148,10 +148,10 @@ def find_cluster(result: Assigned, cluster: str | int) -> int:
 
 
 def find_images(result: Assigned, paths: Sequence[str]) -> tuple[str, ...]:
-    """The hashes of pictures named by their path, in the result or on disk.
+    """The hashes of images named by their path, in the result or on disk.
 
     Raises:
-        EditError: a path is not in the result, or its picture has no hash.
+        EditError: a path is not in the result, or its image has no hash.
     """
     rows = result.assignments.select(["path", "sha256"]).to_pylist()
     hash_of = {row["path"]: row["sha256"] for row in rows}

@@ -81,7 +81,7 @@ def fit_source(
 
 
 def _scores(found: FolderResult, name: str) -> dict[str, dict[str, float]]:
-    """NMI, ACC and ARI in percent beside those of k-means on the images; empty without known classes."""
+    """NMI, ACC and ARI in percent, beside those of k-means on the images; empty without known classes."""
     if found.folder_labels() is None:
         return {}
     config = found.fitted.config
@@ -201,7 +201,7 @@ def _root_of_images(source: Path, paths: Sequence[str] | None) -> Path:
 
 
 def _without_steps_up(path: str, root: Path) -> str:
-    """A path that leads out of the root by `..` as an absolute one: results hold no others."""
+    """A path as results hold it: absolute if it leads out of the root by `..`."""
     return os.fspath(absolute(root / path)) if ".." in Path(path).parts else path
 
 

@@ -42,20 +42,19 @@ from cae.utils.files import tidy
 class SavedResult:
     """A result folder, read back.
 
-    Images may have gone since: `image_paths` has None in the place of each that is missing, so that a table or a page
-    can still show the rest. If the folder of images has moved as a whole, `load` looks for it where it lay before as
-    seen from the result, and takes any other place as `images`. Whether a file holds something else by now is told by
-    `changed`, which has to read them all.
+    Images may be missing by now: `image_paths` has None for each of them, so that a table or a page can still show the
+    rest. `load` looks for the folder of images at the recorded path, then at its old place relative to the result; pass
+    `images` for any other place. `changed` finds files that hold something else by now; it reads them all.
 
     Attributes:
         folder: the result folder.
         root: the folder of the images; it need not exist any more.
         assignments: N rows, see `FolderResult.assignments`. `path` is below `root`, or absolute for images that
             `cae update` added from elsewhere.
-        clusters: a record a cluster: `id`, `name`, `gloss`, `size`, `nouns`, `captions`, `representatives` (paths as
-            in the assignments). Look clusters up by `id`.
+        clusters: one record per cluster: `id`, `name`, `gloss`, `size`, `nouns`, `captions`, `representatives` (paths
+            as in the assignments). Look clusters up by `id`.
         run: settings, provenance, scores and what was skipped.
-        edits: changes by hand that `edited` applies.
+        edits: manual changes that `edited` applies.
 
     Examples:
         >>> result = SavedResult.load("cae-result")
@@ -73,7 +72,7 @@ class SavedResult:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, images: str | os.PathLike[str] | None = None) -> Self:
-        """Read a folder that `write_result` wrote. Model and embeddings wait until they are asked for.
+        """Read a folder that `write_result` wrote. Model and embeddings are read at first use.
 
         Args:
             folder: the result folder.
@@ -185,8 +184,8 @@ class SavedResult:
     def image_paths(self) -> list[Path | None]:
         """Where each of the N images lies now; None where there is no file any more.
 
-        A result may come from anybody, and name any file. Only what is called like an image counts, or begins like
-        one, and no path leads up, so that no other file is exported or linked.
+        A result may come from anybody, and name any file. Only files that are named like images, or begin like one,
+        count, and no path leads up, so that no other file is exported or linked.
         """
         paths = self.assignments["path"].to_pylist()
         # A name that is no UTF-8 is shown with a replacement character, and found by listing the folder again.
@@ -217,7 +216,7 @@ def _is_below(path: str) -> bool:
 
 
 def _find_root(folder: Path, run: dict[str, Any], images: str | os.PathLike[str] | None) -> Path:
-    """The folder of the images: as told, as recorded, or as far from the result as it was."""
+    """The folder of the images: `images`, or else the recorded path, or else its place relative to the result."""
     if images is not None:
         if not _there(Path(images).is_dir):
             raise ResultError(f"no such folder of pictures: {images}")
@@ -227,7 +226,7 @@ def _find_root(folder: Path, run: dict[str, Any], images: str | os.PathLike[str]
 
 
 def _there(look: Callable[[], bool]) -> bool:
-    """What a look at a path finds; nothing where the path is too long or otherwise impossible."""
+    """The answer of `Path.is_file` or `is_dir`, and False where the path is too long or otherwise impossible."""
     try:
         return look()
     except OSError:

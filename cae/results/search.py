@@ -1,7 +1,7 @@
-"""Pictures of a result by what they show: for a text, or like another picture, over the stored embeddings.
+"""Images of a result by what they show: for a text, or like another image, over the stored embeddings.
 
-Both are ranked by the cosine to the embedding of what was asked for. A text, or a picture that is not in the result, is
-embedded by the encoder that made the result, which is loaded once, when the first such query comes; for a picture of
+Both are ranked by the cosine to the embedding of what was asked for. A text, or an image that is not in the result, is
+embedded by the encoder that made the result, which is loaded once, when the first such query comes; for an image of
 the result the stored embedding does.
 """
 
@@ -37,12 +37,12 @@ class SearchError(ValueError):
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture that was found.
+    """An image that was found.
 
     Attributes:
         row: its row of the assignments.
-        path: as the assignments have it.
-        file: where it lies now; None if it is gone, or if the result knows embeddings alone.
+        path: its path as in the assignments.
+        file: its place now; None if it is gone, or if the result knows embeddings alone.
         similarity: cosine to what was asked for.
         cluster: id of its group, with the edits applied.
         name: name of that group.
@@ -57,10 +57,10 @@ class Hit:
 
 
 class Searcher:
-    """Searches a result as often as one likes, and loads its encoder at most once.
+    """Searches a result any number of times, and loads its encoder at most once.
 
     Args:
-        result: the result, whose edits are applied. Put a later view of it here after an edit.
+        result: the result, whose edits are applied. After an edit, set `searcher.result` to the new view.
         encoder: spec of the encoder; by default the one that the result names.
         encoder_weights: a local weights file for `open_clip` encoders.
         device: device that queries are encoded on.
@@ -118,11 +118,11 @@ class Searcher:
         return encoder
 
     def text(self, query: str, limit: int = LIMIT) -> list[Hit]:
-        """The pictures whose embeddings lie nearest to that of a text, best first.
+        """The images whose embeddings lie nearest to that of a text, best first.
 
         Args:
-            query: what the pictures should show, in the words of a caption.
-            limit: so many at most.
+            query: what the images should show, in the words of a caption.
+            limit: largest number of hits.
 
         Raises:
             SearchError: the text is empty, or the limit below 1.
@@ -135,12 +135,12 @@ class Searcher:
         with torch.inference_mode():
             return self._nearest(self.encoder.encode_texts([query.strip()])[0], limit)
 
-    def like(self, picture: str | os.PathLike[str], limit: int = LIMIT) -> list[Hit]:
-        """The pictures most like another, best first; that one itself, if it is in the result, is left out.
+    def like(self, image: str | os.PathLike[str], limit: int = LIMIT) -> list[Hit]:
+        """The images most like another, best first; that one itself, if it is in the result, is left out.
 
         Args:
-            picture: a file; or a path, or a row's number, as the assignments have it.
-            limit: so many at most.
+            image: a file; or a path, or the number of a row, as in the assignments.
+            limit: largest number of hits.
 
         Raises:
             ImageError: neither in the result nor a file that can be read.
@@ -149,23 +149,23 @@ class Searcher:
             EncoderError, ModelError: as `encoder` raises them.
         """
         _check_limit(limit)
-        place = Path(picture)
+        place = Path(image)
         row = self._row_of(place)
         if row is not None:
             return self.like_row(row, limit)
-        # Before the encoder is loaded, which takes longer than to find out that there is no such file.
+        # Check before the encoder is loaded, which takes longer.
         if not place.is_file():
             raise ImageError(f"{place} is neither a picture of {self.result.folder} nor a file; give one of them")
         try:
-            image = read_image(place, self.encoder.image_size)
+            opened = read_image(place, self.encoder.image_size)
         except ImageError as error:
             raise ImageError(f"{place} cannot be read ({error}); give a picture with --like (like)") from error
         with torch.inference_mode():
-            pixels = self.encoder.preprocess(image)[None].to(find_device(self._device))
-            return self._nearest(self.encoder.encode_images(pixels)[0], limit)
+            batch = self.encoder.preprocess(opened)[None].to(find_device(self._device))
+            return self._nearest(self.encoder.encode_images(batch)[0], limit)
 
     def like_row(self, row: int, limit: int = LIMIT) -> list[Hit]:
-        """The pictures most like that of a row of the assignments, which is left out itself; needs no encoder.
+        """The images most like that of a row of the assignments, which is left out itself; needs no encoder.
 
         Raises:
             SearchError: no such row, or the limit is below 1.
@@ -177,31 +177,31 @@ class Searcher:
         hits = self._nearest(self.result.embeddings[row], limit + 1)
         return [hit for hit in hits if hit.row != row][:limit]
 
-    def _row_of(self, picture: Path) -> int | None:
-        """The row of a picture of the result, by its content or else by its path; None if it is not in the result."""
+    def _row_of(self, path: Path) -> int | None:
+        """The row of an image of the result, by its content or else by its path; None if it is not in the result."""
         table, root = self.result.assignments, absolute(self.result.root)
-        sha256 = content_hash(picture)
+        sha256 = content_hash(path)
         if sha256 is not None:
             row = pc.index(table["sha256"], sha256).as_py()
             return row if row >= 0 else None
-        row = pc.index(table["path"], shown_path(picture)).as_py()
-        if row < 0 and picture.is_relative_to(root):
-            row = pc.index(table["path"], shown_path(picture, root)).as_py()
+        row = pc.index(table["path"], shown_path(path)).as_py()
+        if row < 0 and path.is_relative_to(root):
+            row = pc.index(table["path"], shown_path(path, root)).as_py()
         return row if row >= 0 else None
 
     def _nearest(self, query: Tensor, limit: int) -> list[Hit]:
         """The rows of largest cosine to a query (D,) of any length; equal ones in the order of the result."""
         query = normalize(query.float().cpu(), dim=0)
-        # Block by block: in float32 the rows of a million pictures would take gigabytes.
+        # Block by block: in float32 the rows of a million images would take gigabytes.
         blocks = self.result.embeddings.split(CHUNK_ROWS)
         similarity = torch.cat([query.new_empty(0), *(normalize(block.float(), dim=1) @ query for block in blocks)])
-        # The last bits of a product depend on where in a block a row lies: equal pictures should stay in order.
+        # The last bits of a product depend on where in a block a row lies: equal images should stay in order.
         values, rows = similarity.round(decimals=6).sort(descending=True, stable=True)
         return self._hits(rows[:limit].tolist(), values[:limit].tolist())
 
     def _hits(self, rows: Sequence[int], similarities: Sequence[float]) -> list[Hit]:
         edited = self.result.edited
-        # Only of what was found: a look at every file takes longer than the search.
+        # Look for the files of the hits only: looking at every file takes longer than the search.
         found = replace(edited, assignments=edited.assignments.take(rows))
         files = found.image_paths if edited.has_images else [None] * len(rows)
         records: list[dict[str, Any]] = found.assignments.select(["path", "cluster", "name"]).to_pylist()

@@ -1,4 +1,4 @@
-"""New images for an existing result, by the model it holds; nothing that was assigned changes.
+"""Add new images to a result by the model it holds; existing assignments do not change.
 
 An image *fits no cluster*, and is an outlier, when it is less like its nearest fitted images than nearly every
 fitted image is like its own: when the mean cosine of its image embedding to its `NEIGHBOURS` nearest is below the
@@ -49,14 +49,14 @@ REFERENCE = 5000
 MAX_OUTLIER_SHARE = 0.1
 MAX_NEW_SHARE = 0.5
 MIN_ADDED = 10
-"""Added images from which on a share of outliers says something."""
+"""Fewer added images are too few to judge by their share of outliers."""
 
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
 class FolderDiff:
-    """What a folder has that a result has not.
+    """The difference between a folder and a result.
 
     Attributes:
         paths: images with new content.
@@ -110,7 +110,7 @@ def diff_folder(result: SavedResult, folder: Path, progress: Progress | None = N
         if place in hash_of:
             if hash_of[place] != sha256:
                 changed.append(place)
-        elif sha256 is None or sha256 not in seen:  # what cannot be read is told when it is encoded
+        elif sha256 is None or sha256 not in seen:  # unreadable files are reported when they are encoded
             new.append(path)
             seen.add(sha256)
     return FolderDiff(new, len(paths) - len(new) - len(changed), changed, listing.left_out)

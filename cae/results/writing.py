@@ -41,7 +41,7 @@ class OutputError(OSError):
 
 
 def check_writable(out: Path) -> None:
-    """Find out before the work whether results can be written.
+    """Check early whether results can be written.
 
     Raises:
         OutputError: `out` is a file, or nothing can be written there.
@@ -151,7 +151,7 @@ def write_tables(
         out: a draft of the result folder.
         assignments: N rows.
         embeddings: (N, D) float unit rows.
-        clusters: a record a cluster.
+        clusters: one record per cluster.
         run: the contents of `run.json` besides the format version.
         fitted: the model, which knows the tree of groups if there is one.
     """

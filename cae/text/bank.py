@@ -38,7 +38,7 @@ FORMAT = 1
 """Version of the files below. Change it with their layout, the block size, or the order of the blocks."""
 
 BLOCK = 1024
-"""Texts that are embedded, and can be lost, at a time."""
+"""Texts embedded at a time, and so the most that a kill loses."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class TextBank:
     def provenance(self) -> dict[str, str | int]:
         """What a result records about the bank."""
         known = self.corpus.provenance()
-        if self.encoder == NO_ENCODER:  # nor is it known what the texts were put into
+        if self.encoder == NO_ENCODER:  # the prompt is not known either
             return {**known, "vectors": self.fingerprint}
         return {**known, "prompt": self.prompt}
 
@@ -168,7 +168,7 @@ def build_bank(
             if embeddings is None:
                 embeddings = _embed(corpus.texts, encoder, prompt, folder.with_suffix(".partial"), progress)
                 _write(folder, embeddings, corpus.texts, manifest)
-    # Also what a run has left that was killed just after it had finished the bank.
+    # This also removes what is left of a run that was killed just after it had finished the bank.
     shutil.rmtree(folder.with_suffix(".partial"), ignore_errors=True)
     return TextBank(corpus, embeddings, prompt, encoder.spec, encoder.fingerprint)
 

@@ -8,7 +8,7 @@ would have the same vector and take two of the `top_k` places of a center (Eq. 3
 |--------------------|--------------------------------------|---------|------------------------------------------|
 | noun/wordnet       | 146,312 (sense, lemma) pairs         | 117,798 | NLTK's WordNet 3.0 (downloaded once)     |
 | noun/imagenet22k   | 40,744 lemmas of 21,844 synsets      |  36,947 | nothing: comes with timm                 |
-| caption/flickr30k  | 155,070 captions of 31,014 images  | 154,573 | the Hugging Face hub (downloaded once)   |
+| caption/flickr30k  | 155,070 captions of 31,014 images    | 154,573 | the Hugging Face hub (downloaded once)   |
 | caption/glosses    | 21,844 definitions                   |  21,770 | nothing: comes with timm                 |
 | a text file        | one text a line, plain or .gz, UTF-8 |         |                                          |
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 MAX_BYTES = 10_000
-"""Longest line of a text file. Text towers read about 77 tokens; a longer line is not one text a line."""
+"""Longest line of a text file. Text towers read about 77 tokens; a longer line is not a single text."""
 
 HUB_TIMEOUT = 5.0
 """Seconds in which a server must answer at all. The hubs' own clients retry for half a minute and more."""
@@ -49,7 +49,7 @@ FLICKR30K = ("nlphuji/flickr30k", "flickr_annotations_30k.csv")
 
 
 class TextError(ValueError):
-    """A corpus or text bank cannot be had; the message says why and what to do instead."""
+    """A corpus or text bank is not available; the message says why and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def ensure_wordnet() -> None:
     except LookupError:
         logger.info("WordNet is not on this machine: downloading it through NLTK")
         try:
-            # NLTK waits minutes, or forever, for a server that does not answer: find out first.
+            # NLTK waits minutes, or forever, for a server that does not answer: check first.
             urllib.request.urlopen(Downloader.DEFAULT_URL, timeout=HUB_TIMEOUT).close()
             nltk.download("wordnet", quiet=True, raise_on_error=True)
             nltk.corpus.wordnet.ensure_loaded()
@@ -211,7 +211,7 @@ def timm_table(name: str) -> dict[str, str]:
 
 
 def _flickr30k() -> Corpus:
-    """The crowd captions of Flickr30k (Young et al., 2014; Plummer et al., 2015), five an image."""
+    """The crowd captions of Flickr30k (Young et al., 2014; Plummer et al., 2015), five per image."""
     import datasets
 
     rows = datasets.load_dataset("csv", data_files=str(_flickr30k_file()), split="train", streaming=True)
@@ -232,7 +232,7 @@ def _flickr30k_file() -> Path:
     if isinstance(cached, str):
         return Path(cached)
     try:
-        # The download retries half a minute before it gives up on a hub that is out of reach: find out first.
+        # The download retries for half a minute if the hub cannot be reached: check first.
         hub.HfApi().dataset_info(repo, timeout=HUB_TIMEOUT)
         return Path(hub.hf_hub_download(repo, file, repo_type="dataset"))
     except Exception as error:  # the hub's client raises its HTTP library's errors, which differ between versions

@@ -1,4 +1,4 @@
-"""Text vectors that somebody computed: with them, embeddings are clustered without an encoder.
+"""Text vectors made elsewhere: with them, embeddings are clustered without an encoder.
 
 They come as files or folders (`cae.data.vector_files`). The texts stand inside, in a column of a table or as a JSON
 list in the metadata of a safetensors file, or beside: STEM.txt, one text a line.
@@ -32,8 +32,8 @@ DEFAULTS: dict[Modality, Source] = {"noun": "imagenet22k", "caption": "glosses"}
 def text_sources(nouns: Source | None, captions: Source | None) -> dict[Modality, Source]:
     """Where each kind of texts comes from.
 
-    What is not given has a default, unless the others are vectors: a default would have to be embedded, and nothing
-    says by which encoder.
+    A kind that is not given has a default, unless the other kind is vectors: embedding a default would need their
+    encoder, which is not known.
     """
     given: dict[Modality, Source | None] = {"noun": nouns, "caption": captions}
     named = {kind: source for kind, source in given.items() if source is not None}
@@ -117,7 +117,7 @@ def load_vectors(kind: Modality, source: Source) -> TextBank:
 
 
 def bank_of_vectors(kind: Modality, texts: Sequence[str], vectors: Tensor, *, name: str = "vectors") -> TextBank:
-    """A bank of texts and their vectors in memory; of a text that is there twice the first counts.
+    """A bank of texts and their vectors in memory; of repeated texts the first counts.
 
     Args:
         kind: `noun` or `caption`. Nouns that differ only in case are one noun.

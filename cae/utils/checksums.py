@@ -1,4 +1,4 @@
-"""What is in a file, whatever its name or kind: checksums, and JSON and tensors that are checked as they are read."""
+"""Checksums of files, and JSON and tensors that are checked as they are read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def parse_json(text: str) -> Any:
 
 
 def is_version(value: Any) -> TypeGuard[int]:
-    """Whether it is the number of a format, from 1 on."""
+    """Whether a value is a format version: a whole number of at least 1."""
     return type(value) is int and value > 0
 
 
@@ -84,7 +84,7 @@ def content_hashes(paths: Sequence[Path], progress: Progress | None = None) -> l
 
 
 def json_hash(value: Any) -> str:
-    """SHA-256 of what JSON says of a value, in whatever order and layout."""
+    """SHA-256 of a JSON value; the order of keys and the layout do not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

@@ -39,7 +39,7 @@ err = PlainConsole(stderr=True)
 
 
 class _Standing(ProgressColumn):
-    """How many of how many and how many a second; or, where that says nothing, a note."""
+    """Shows `done/total` and the rate, or a note where counts mean nothing."""
 
     def render(self, task: Task) -> Text:
         if task.fields["note"]:
@@ -79,7 +79,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[Reporter]:
         if not (quiet or err.is_terminal or err.is_jupyter):
             err.print(f"{what} …", highlight=False)
         try:
-            progress.start()  # only now: an error before any work should stand alone
+            progress.start()  # only now, so that an error before any work is shown without a bar
         except LiveError:  # another bar has the screen, as a Trainer's
             err.print(f"{what} …", highlight=False)
         task = progress.add_task(what, total=None, note="")

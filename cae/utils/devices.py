@@ -1,4 +1,4 @@
-"""Devices by name: those that can hold float64, which the method's sums are in and Apple's GPUs lack."""
+"""Devices by name. The method sums in float64, which Apple's GPUs lack."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """The device itself, or the CPU in place of one without float64, as Apple's GPUs."""
+    """The device, or the CPU in place of one without float64 (Apple's GPUs)."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def find_device(name: str) -> torch.device:
-    """The device that a name stands for: `auto` is the accelerator if there is one for this, else the CPU.
+    """The device of a name; `auto` is the accelerator if there is one with float64, else the CPU.
 
     Raises:
         ValueError: no such device here, or one without float64.

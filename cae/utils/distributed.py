@@ -15,7 +15,7 @@ from torch.distributed import ProcessGroup
 
 
 def is_first(group: ProcessGroup | None) -> bool:
-    """Whether this is the rank that does what only one of them should do."""
+    """Whether this is rank 0 of the group, which does what only one rank should do."""
     return group is None or dist.get_rank(group) == 0
 
 
@@ -78,7 +78,7 @@ def first_occurrence_mask(index: Tensor, group: ProcessGroup | None) -> Tensor:
     which row stays, so memory and traffic are O(N / ranks).
 
     Args:
-        index: (N_r,) int64, what tells the samples apart; at least 0.
+        index: (N_r,) int64 ids of the samples, at least 0.
         group: the ranks.
 
     Returns:

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 logger = logging.getLogger(__name__)
 
 _DRAFT = ".writing-"
-"""Begins the names of folders for what is not finished. Then come the host and the process, which tell litter."""
+"""Prefix of the names of draft folders. The host and the process follow, by which leftovers are recognised."""
 
 _COMMIT = ".committed"
 """A finished draft whose files are on their way to their places."""
@@ -59,7 +59,7 @@ def committing(folder: Path) -> Iterator[Path]:
     """A draft of `folder` whose files, in any depth, take their places together once the block ends without an error.
 
     On an error, or a kill within the block, `folder` stays as it was. A kill after it leaves the finished draft
-    behind, and the next `tidy` of any process brings what is left of it to its place: so who tidies before reading
+    behind, and the next `tidy`, by any process, moves the rest of it into place. A reader that calls `tidy` first
     never sees files of two drafts mixed.
     """
     with drafting(folder) as draft:
@@ -126,7 +126,7 @@ def hold(path: Path) -> FileLock:
 
 @contextmanager
 def holding(path: Path) -> Iterator[None]:
-    """`hold` a lock for the time of a block."""
+    """Hold a lock for the time of a block."""
     lock = hold(path)
     try:
         yield
@@ -144,7 +144,7 @@ def _is_litter(name: str) -> bool:
     if host != _HERE or not process.isdigit() or os.name != "posix":
         return False
     try:
-        os.kill(int(process), 0)  # asks, and sends nothing
+        os.kill(int(process), 0)  # signal 0 is not sent: it only asks whether the process exists
     except ProcessLookupError:
         return True
     except OSError:

@@ -1,4 +1,4 @@
-"""One quick question to the Hugging Face hub, whose own client repeats for half a minute what cannot work."""
+"""A quick check whether the Hugging Face hub answers: its own client would retry for half a minute."""
 
 from __future__ import annotations
 

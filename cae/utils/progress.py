@@ -25,11 +25,11 @@ class Report(Protocol):
     """`Progress` that may come with a note."""
 
     def __call__(self, done: float, total: float, note: str = "") -> None:
-        """So much of the total is done; with a note, the numbers themselves say nothing to people."""
+        """Report `done` of `total`; where there is a note, show it in place of the numbers."""
 
 
 Reporter = Callable[[str], Report]
-"""Takes what is being worked on (`nouns`, `captions`, `pictures`, `grouping`, `hashes`, …)."""
+"""Makes the progress callback of a piece of work by its name: `nouns`, `captions`, `pictures`, `grouping`, `hashes`."""
 
 
 def silent(_name: str) -> Report:
@@ -57,7 +57,7 @@ def listen_to_progress(listener: ProgressListener) -> AbstractContextManager[Non
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Count the time inside, or of a decorated function, under `name`; free of cost where nobody measures or watches.
+    """Count the time of a block, or of a decorated function, under `name`; free without a listener or stopwatch.
 
     A stage inside a stage belongs to the outer one, so that the stages add up to the whole.
     """
@@ -77,7 +77,7 @@ def stage(name: str) -> Iterator[None]:
 
 
 def report_progress(share: float, note: str) -> None:
-    """Report how far the running stage is, to whoever listens."""
+    """Report the progress of the running stage to the listener, if there is one."""
     report = _report.get()
     if report is not None:
         report(share, note)

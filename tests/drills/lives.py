@@ -63,7 +63,7 @@ class Life:
     def undisturbed(cls, folder: Path) -> "Life":
         """Live once without a fault."""
         # Forked processes find these in memory.
-        import cae.cli.edit
+        import cae.cli.commands.edit
         import cae.models.trained
         import cae.report
         import cae.results.export

@@ -6,7 +6,6 @@ import traceback
 from pathlib import Path
 
 import pytest
-from test_cli import run  # noqa: F401 (a fixture)
 from test_degenerate import CASES, FOLDERS, PRESETS, folder_outcome, outcome
 
 from drills.record import record
@@ -31,7 +30,7 @@ def test_embeddings(caplog):
     assert lost == {}
 
 
-def test_folders(run, tmp_path, text_files, caplog):  # noqa: F811
+def test_folders(run, tmp_path, text_files, caplog):
     files = {"many": Path(text_files["nouns"]).read_text(), "one": "a thing\n", "none": "\n"}
     paths = {}
     for name, content in files.items():

@@ -4,5 +4,5 @@ from pathlib import Path
 
 
 def demo_images() -> Path:
-    """The folder that holds `<subject>/<picture>.webp`."""
+    """The folder that holds `<subject>/<image>.webp`."""
     return Path(__file__).parent / "images"

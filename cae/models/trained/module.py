@@ -127,7 +127,7 @@ class TrainedClustering(CAE):
     # Training.
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """The base class's; and no validation step in a fit without data for it, so that Lightning misses no loader."""
+        """As the base class. In a fit without validation data, hide `validation_step`, or Lightning would warn."""
         if self.trainer.training and not self.trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined():
             hidden = MethodType(pl.LightningModule.validation_step, self)
             self.validation_step = hidden  # type: ignore[method-assign]  # until teardown
@@ -151,13 +151,13 @@ class TrainedClustering(CAE):
             raise ValueError(f"{type(self).__name__} needs images or embeddings: pass a datamodule or a loader to fit")
 
     def teardown(self, stage: str) -> None:
-        """Let go of the embeddings: the fitted state is all that is needed from here on."""
+        """Free the embeddings: only the fitted state is needed from here on."""
         super().teardown(stage)
         self.training_set = None
         vars(self).pop("validation_step", None)
 
     def prepare(self, x: Tensor, banks: Mapping[str, TextBank], made_from: Mapping[str, Any]) -> None:
-        """Select texts, find counterparts and neighbours: all that training needs but once.
+        """Select texts, and find counterparts and neighbours: done once, before training.
 
         Args:
             x: (N, D) float32 or float16 unit image embeddings.
@@ -167,12 +167,12 @@ class TrainedClustering(CAE):
         Raises:
             ValueError: what `cae.method.pipeline.fit` refuses.
         """
-        # One restart: the labels of the training-free method are at most a start.
+        # One restart is enough: the clusters of the training-free fit are not kept.
         base, _ = pipeline.fit(x.to(self.method_device), banks, replace(self.config, n_init=1), made_from)
         self.config = replace(self.config, n_clusters=base.config.n_clusters)
         nothing = Partition(base.partition.centroids[:0], None, spherical=False)
         bare = replace(base, config=self.config, method=self.method, partition=nothing, clusters=[])
-        bare = replace(bare, hierarchy=None, nodes=[])  # which is over the clusters of the training-free fit
+        bare = replace(bare, hierarchy=None, nodes=[])  # they belong to the clusters of the training-free fit
         x = x.float()
         parts = {name: part.to(x.device) for name, part in centred_parts(x.to(self.method_device), base).items()}
         self.training_set = self.prepare_training(TrainingSet(x, parts, bare.to(x.device), banks))
@@ -190,7 +190,7 @@ class TrainedClustering(CAE):
                     index.append(batch["index"].cpu())
         x, numbers = torch.cat(rows), torch.cat(index)
         if all_reduce_count(len(numbers), self.group):
-            # Numbered images are a process's share, as the modules of cae.data hand them out; others are all there is.
+            # With `index`, as from the modules of cae.data, batches are a process's share; else they are all images.
             x, numbers = all_gather_rows(x, self.group), all_gather_rows(numbers, self.group)
             x = x[torch.from_numpy(np.unique(numbers.numpy(), return_index=True)[1]).to(device)]
         if not len(x):
@@ -207,7 +207,7 @@ class TrainedClustering(CAE):
         return torch.optim.Adam(self.heads.parameters(), lr=self.hparams["learning_rate"], betas=(0.9, 0.99))
 
     def train_dataloader(self) -> BatchSampler:
-        """Row numbers of the training set, shuffled by seed and epoch: a resumed run sees what an unbroken one sees."""
+        """Row numbers of the training set, shuffled by seed and epoch, so that a resumed run sees the same batches."""
         assert self.training_set is not None  # by setup
         n, world = len(self.training_set.x), self.trainer.world_size
         sampler: DistributedSampler[int] = DistributedSampler(
@@ -220,14 +220,14 @@ class TrainedClustering(CAE):
 
     def training_step(self, batch: Sequence[int], batch_idx: int) -> Tensor:  # type: ignore[override]
         """One step on rows of the training set."""
-        # Seeded by the step, so that what is drawn depends on nothing that came before.
+        # Seed by the step, so that draws do not depend on earlier ones.
         seed = (self.config.seed * 1_000_003 + self.global_step) * self.trainer.world_size + self.trainer.global_rank
         terms = self.losses(torch.as_tensor(batch), torch.Generator().manual_seed(seed))
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()}, batch_size=len(batch))
         return terms["loss"]
 
     def gathered(self, p: Tensor) -> Tensor:
-        """The predictions (B, K) of all processes below each other, with gradients; the same tensor for one process."""
+        """The concatenated predictions (B, K) of all processes, with gradients."""
         if self.trainer.world_size == 1:
             return p
         together = self.all_gather(p, sync_grads=True)
@@ -235,13 +235,13 @@ class TrainedClustering(CAE):
         return together.flatten(0, 1)
 
     def on_fit_start(self) -> None:
-        """The encoder has done its work; `setup` has brought it to the device."""
+        """Nothing to do: `setup` has moved the encoder to the device and used it."""
 
     def on_train_epoch_end(self) -> None:
         """Log how many clusters are in use, and the silhouette of the labels in the image space."""
         assert self.training_set is not None  # by setup
         if self.trainer.world_size > 1:
-            # BatchNorm's running statistics are each process's own; labels should not be.
+            # Running statistics of BatchNorm differ between processes, and labels must not.
             for buffer in self.heads.buffers():
                 torch.distributed.broadcast(buffer, 0)
         labels = self.predict_embeddings(self.training_set.x).cluster
@@ -289,8 +289,8 @@ class TrainedClustering(CAE):
 
         Args:
             x: (N, D) float32 or float16 unit rows, on the device to work on.
-            index: (N,) int64, a number of its own for each image, by which the result does not depend on their order.
-            group: not shared out.
+            index: (N,) int64 ids of the images, all different: with them the result does not depend on their order.
+            group: must be None: this does not run on several processes.
             banks: text banks in place of the module's own, and then without provenance.
 
         Raises:
@@ -300,7 +300,7 @@ class TrainedClustering(CAE):
             raise RuntimeError(f"on several processes {type(self).__name__} is trained with trainer.fit")
         made_from = self._provenance() if banks is None else {}
         banks = self.load_banks() if banks is None else banks
-        # Out of inference mode, in which Lightning predicts: what is made there cannot be trained.
+        # Leave the inference mode in which Lightning predicts: its tensors cannot be trained.
         with torch.inference_mode(False), torch.enable_grad():
             student = type(self)(**self.hparams)
             rows = x.to(torch.float32, copy=True)
@@ -385,7 +385,7 @@ class TrainedClustering(CAE):
 
 
 def _take_checked_network(module: nn.Module, _: Any) -> None:
-    """After a checkpoint: the network of the fitted state, whose checksum was looked at, over the heads' own copy."""
+    """After loading a checkpoint, take the network from the fitted state, whose checksum was verified."""
     assert isinstance(module, TrainedClustering)
     if module.fitted is not None:
         module._adopt(module.fitted)

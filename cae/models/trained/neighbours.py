@@ -23,7 +23,7 @@ def nearest_neighbours(x: Tensor, k: int) -> Tensor:
     index = faiss.IndexFlatIP(rows.shape[1])
     index.add(rows)
     found = torch.from_numpy(index.search(rows, k + 1)[1])
-    # A row finds itself first, unless duplicates of it stand before it, or push it out altogether.
+    # A row usually finds itself first; duplicates may come before it, or push it out.
     itself = found == torch.arange(len(rows)).unsqueeze(1)
     itself[:, -1] |= ~itself.any(dim=1)
     return found[~itself].reshape(len(rows), k)

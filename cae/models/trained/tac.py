@@ -26,7 +26,7 @@ from cae.models.trained.schedule import MANY_CLUSTERS
 from cae.models.trained.training_set import TrainingSet
 
 TEMPERATURE, MANY_TEMPERATURE = 0.5, 5.0
-"""TAC's, below and from `MANY_CLUSTERS` clusters on."""
+"""TAC's temperatures for fewer than `MANY_CLUSTERS` clusters, and from there on."""
 
 
 class TAC(TrainedClustering):
@@ -62,7 +62,7 @@ class TAC(TrainedClustering):
 
     @property
     def temperature(self) -> float:
-        """Of the distillation."""
+        """Temperature of the distillation."""
         many = self.config.n_clusters >= MANY_CLUSTERS
         return self.hparams["temperature"] or (MANY_TEMPERATURE if many else TEMPERATURE)
 

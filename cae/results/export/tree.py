@@ -110,7 +110,7 @@ def _place(image: Path, draft: Path, by: Placing) -> None:
 def _remove(name: str, out: Path) -> bool:
     """Remove a file of ours, and the folders that this leaves empty."""
     place = out / name
-    # A folder that somebody replaced by a link leads to files that are not ours.
+    # A folder may have been replaced by a link, which leads to files of others.
     if not place.parent.resolve().is_relative_to(out.resolve()) or not os.path.lexists(place) or place.is_dir():
         return False
     place.unlink()
