@@ -6,9 +6,10 @@ from kernel_cases import DEVICE, pair
 from torch._subclasses import FakeTensorMode
 
 from cae.kernels import counterparts, fuse, nearest
-from cae.kernels.counterparts import operator as counterparts_operator
-from cae.kernels.fuse import operator as fuse_operator
-from cae.kernels.nearest import operator as nearest_operator
+from cae.kernels.counterparts import operator as counterparts_module
+from cae.kernels.fuse import operator as fuse_module
+from cae.kernels.nearest import operator as nearest_module
+from cae.kernels.sinkhorn import value as value_module
 
 X, U = pair("random", 21, 9)
 G = 0.01 * U[:, 0]
@@ -38,13 +39,14 @@ class Module(torch.nn.Module):
 @pytest.mark.parametrize("tracked", [False, True])
 def test_opcheck(tracked):
     x, u, g = (value.clone().requires_grad_(tracked) for value in (X, U, G))
-    torch.library.opcheck(counterparts_operator.operator, (x, u, g, 0.1, True, True, "torch"))
-    torch.library.opcheck(fuse_operator.operator, ([x, (2 * x).detach()], 0.1, "torch"))
+    torch.library.opcheck(counterparts_module.operator.operator, (x, u, g, 0.1, True, True, "torch"))
+    torch.library.opcheck(fuse_module.operator.operator, ([x, (2 * x).detach()], 0.1, "torch"))
     if not tracked:
-        torch.library.opcheck(counterparts_operator.gradient, (x, x, u, g, 0.1, True, True))
-        torch.library.opcheck(fuse_operator.gradient, (x, x[:, :2].clone(), [x, 2 * x], 0.1))
+        torch.library.opcheck(counterparts_module.gradient.operator, (x, x, u, g, 0.1, True, True))
+        torch.library.opcheck(fuse_module.gradient.operator, (x, x[:, :2].clone(), [x, 2 * x], 0.1))
+        torch.library.opcheck(value_module.gradient.operator, (x[:, 0].clone(), x, u, x[:, 1].clone(), g, 0.1))
         for bias in (None, g):
-            torch.library.opcheck(nearest_operator.operator, (x, u, 2, bias, "torch"))
+            torch.library.opcheck(nearest_module.operator.operator, (x, u, 2, bias, "torch"))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -14,7 +14,7 @@ from kernel_cases import BACKENDS, DEVICE, DTYPES, GEOMETRIES, SHAPES, pair, poi
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cae.kernels import ConvergenceWarning, SinkhornResult, cosine_sinkhorn, tiles
+from cae.kernels import AndersonAcceleration, ConvergenceWarning, SinkhornResult, cosine_sinkhorn, tiles
 from cae.kernels.sinkhorn.torch import PanelSweep
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -244,6 +244,17 @@ def test_acceleration_gets_across_a_plateau():
     assert plain.n_iter > 50
     assert accelerated.converged
     assert accelerated.n_iter < 2 * plain.n_iter
+
+
+def test_options_of_the_acceleration_reach_the_solver():
+    x, u = pair("clustered", 400, 100)
+    default, same, short = (
+        cosine_sinkhorn(x, u, epsilon=0.003, acceleration=options)
+        for options in (True, AndersonAcceleration(), AndersonAcceleration(memory=1))
+    )
+    assert torch.equal(default.g, same.g)
+    assert short.converged
+    assert not torch.equal(default.g, short.g)
 
 
 def test_one_product_per_iteration(monkeypatch):

@@ -1,14 +1,25 @@
 """The public op: its contract, its checks and its dispatch."""
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from cae.kernels import checks
-from cae.kernels.dispatch import Backend, implementation
+from cae.kernels.dispatch import Backend, Backends
+from cae.kernels.retrieve import reference
+from cae.kernels.retrieve import torch as streaming
+from cae.kernels.retrieve.mode import Mode
 
-Mode = Literal["all", "assigned"]
+
+def _load_triton() -> Callable[..., Tensor]:
+    from cae.kernels.retrieve import triton
+
+    return triton.retrieve
+
+
+BACKENDS = Backends(reference.retrieve, streaming.retrieve, _load_triton)
 
 
 @torch.no_grad()
@@ -51,5 +62,5 @@ def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: Mode = "all", 
     top_k = checks.count("top_k", top_k)
     if mode not in get_args(Mode):
         raise ValueError(f"mode: expected one of {get_args(Mode)}, got {mode!r}")
-    run = implementation("retrieve", "retrieve", backend, texts.device)
+    run = BACKENDS.choose(backend, texts.device)
     return run(texts, centers, top_k=min(top_k, texts.shape[0]), mode=mode)

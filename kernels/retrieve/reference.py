@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cae.kernels.retrieve.op import Mode
+from cae.kernels.retrieve.mode import Mode
 
 
 def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: Mode) -> Tensor:

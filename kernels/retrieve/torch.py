@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from cae.kernels.ranking import largest
-from cae.kernels.retrieve.op import Mode
+from cae.kernels.retrieve.mode import Mode
 from cae.kernels.tiles import panels
 
 

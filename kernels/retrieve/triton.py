@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from cae.kernels.nearest.triton import nearest
-from cae.kernels.retrieve.op import Mode
+from cae.kernels.retrieve.mode import Mode
 from cae.kernels.retrieve.torch import leaders
 from cae.kernels.triton import SoftmaxPanel
 

@@ -8,9 +8,22 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cae.kernels import checks
-from cae.kernels.dispatch import Backend, implementation
-from cae.kernels.sinkhorn.solver import ConvergenceWarning, SinkhornResult, total
+from cae.kernels.dispatch import Backend, Backends
+from cae.kernels.sinkhorn import reference
+from cae.kernels.sinkhorn import torch as streaming
+from cae.kernels.sinkhorn.acceleration import AndersonAcceleration
+from cae.kernels.sinkhorn.marginals import marginal
+from cae.kernels.sinkhorn.solver import ConvergenceWarning, SinkhornResult
 from cae.kernels.sinkhorn.value import transport_value
+
+
+def _load_triton() -> Callable[..., SinkhornResult]:
+    from cae.kernels.sinkhorn import triton
+
+    return triton.cosine_sinkhorn
+
+
+BACKENDS = Backends(reference.cosine_sinkhorn, streaming.cosine_sinkhorn, _load_triton)
 
 
 def cosine_sinkhorn(
@@ -24,7 +37,7 @@ def cosine_sinkhorn(
     max_iter: int = 1000,
     tol: float = 1e-3,
     balance: float = 1.0,
-    acceleration: bool = True,
+    acceleration: bool | AndersonAcceleration = True,
     group: ProcessGroup | None = None,
     callback: Callable[[int, float], None] | None = None,
     backend: Backend = "auto",
@@ -63,7 +76,8 @@ def cosine_sinkhorn(
         max_iter: the most iterations, each of one product x·u or less.
         tol: stop at this L1 error of the column sums.
         balance: how firmly the columns are held to their weights, in (0, 1]; 1 is balanced transport.
-        acceleration: Anderson's; False gives the plain iteration, one exact Sinkhorn update a step.
+        acceleration: Anderson's, with options if they are given; False gives the plain iteration, one exact Sinkhorn
+            update a step.
         group: process group whose ranks each hold a shard of the rows and all columns; column sums are reduced over
             it, and every rank gets the same g. None: this process holds all rows.
         callback: hears of each iteration: its number, from 1 on, and the L1 error of the column sums it found.
@@ -95,46 +109,17 @@ def cosine_sinkhorn(
         >>> torch.allclose(x.grad, -P @ u, atol=1e-4)
         True
     """
-    checks.matrix("x", x)
-    checks.matrix("u", u)
-    checks.alike("x", x, "u", u)
-    for name, matrix in (("x", x), ("u", u)):
-        checks.finite(name, matrix)
-        checks.unit_rows(name, matrix)
-    epsilon = checks.positive("epsilon", epsilon)
-    tol = checks.positive("tol", tol)
-    balance = checks.positive("balance", balance)
-    if balance > 1:
-        raise ValueError(f"balance: expected a number in (0, 1], got {balance!r}")
+    _check_points(x, u)
+    epsilon, tol, balance = checks.positive("epsilon", epsilon), checks.positive("tol", tol), _checked_balance(balance)
     max_iter = checks.count("max_iter", max_iter)
-    N, M = x.shape[0], u.shape[0]
-    solve = implementation("sinkhorn", "cosine_sinkhorn", backend, x.device)
-    # Weights are float64 and summed to 1 again, so that no rounding of theirs is left over as a marginal error.
-    if row_weights is None:
-        row_weights = x.new_ones(N, dtype=torch.float64)
-        row_weights /= total(row_weights.sum(), group)
-    else:
-        checks.vector("row_weights", row_weights, N, "x", x)
-        checks.non_negative("row_weights", row_weights)
-        row_weights = row_weights.double()
-        mass = total(row_weights.detach().sum(), group)
-        checks.sums_to_one("row_weights", mass)
-        row_weights = row_weights / mass
-    if col_weights is None:
-        col_weights = u.new_full((M,), 1 / M, dtype=torch.float64)
-    else:
-        checks.vector("col_weights", col_weights, M, "u", u)
-        checks.non_negative("col_weights", col_weights)
-        col_weights = col_weights.double()
-        mass = float(col_weights.detach().sum())
-        checks.sums_to_one("col_weights", mass)
-        col_weights = col_weights / mass
+    solve = BACKENDS.choose(backend, x.device)
+    a, b = marginal("row_weights", row_weights, "x", x, group), marginal("col_weights", col_weights, "u", u)
     if init is not None:
-        checks.vector("init", init, M, "u", u)
+        checks.vector("init", init, len(u), "u", u)
     # A text of weight 0 takes no part: the backends see only the others.
-    active = col_weights > 0
+    active = b > 0
     if not active.all():
-        u, col_weights, init = u[active], col_weights[active], None if init is None else init[active]
+        u, b, init = u[active], b[active], None if init is None else init[active]
     if init is not None:
         checks.finite("init", init)
     with torch.no_grad():
@@ -142,24 +127,47 @@ def cosine_sinkhorn(
             x.detach(),
             u.detach(),
             epsilon=epsilon,
-            row_weights=row_weights.detach(),
-            col_weights=col_weights.detach(),
+            row_weights=a.detach(),
+            col_weights=b.detach(),
             init=None if init is None else init.detach(),
             max_iter=max_iter,
             tol=tol,
             balance=balance,
-            acceleration=acceleration,
+            acceleration=_options(acceleration),
             group=group,
             callback=callback,
         )
-    potentials, weights = (result.f, result.g), (row_weights, col_weights)
-    value = transport_value(x, u, potentials, weights, epsilon=epsilon, balance=balance, group=group)
+    value = transport_value(x, u, (result.f, result.g), (a, b), epsilon=epsilon, balance=balance, group=group)
     if not result.converged:
-        warnings.warn(
-            f"cosine_sinkhorn: marginal error {result.marginal_error:.3g} is above tol={tol:g} after {result.n_iter} "
-            f"iterations; raise max_iter, tol or epsilon",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
-    g = result.g.new_full((M,), -torch.inf).masked_scatter(active, result.g)
+        warnings.warn(_not_converged(result, tol), ConvergenceWarning, stacklevel=2)
+    g = result.g.new_full(active.shape, -torch.inf).masked_scatter(active, result.g)
     return result._replace(g=g, value=value)
+
+
+def _check_points(x: Tensor, u: Tensor) -> None:
+    checks.matrix("x", x)
+    checks.matrix("u", u)
+    checks.alike("x", x, "u", u)
+    for name, matrix in (("x", x), ("u", u)):
+        checks.finite(name, matrix)
+        checks.unit_rows(name, matrix)
+
+
+def _checked_balance(balance: float) -> float:
+    balance = checks.positive("balance", balance)
+    if balance > 1:
+        raise ValueError(f"balance: expected a number in (0, 1], got {balance!r}")
+    return balance
+
+
+def _options(acceleration: bool | AndersonAcceleration) -> AndersonAcceleration | None:
+    if isinstance(acceleration, AndersonAcceleration):
+        return acceleration
+    return AndersonAcceleration() if acceleration else None
+
+
+def _not_converged(result: SinkhornResult, tol: float) -> str:
+    return (
+        f"cosine_sinkhorn: marginal error {result.marginal_error:.3g} is above tol={tol:g} after {result.n_iter} "
+        "iterations; raise max_iter, tol or epsilon"
+    )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from cae.kernels.sinkhorn.acceleration import AndersonAcceleration
 from cae.kernels.sinkhorn.solver import SinkhornResult
 
 
@@ -20,7 +21,7 @@ def cosine_sinkhorn(
     max_iter: int,
     tol: float,
     balance: float,
-    acceleration: bool,
+    acceleration: AndersonAcceleration | None,
     group: ProcessGroup | None,
     callback: Callable[[int, float], None] | None,
 ) -> SinkhornResult:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, all_reduce
 
 from cae.kernels.exact import exact_products
-from cae.kernels.gradients import first_derivative
+from cae.kernels.operators import Operator
 from cae.kernels.tiles import panels
 
 
@@ -39,7 +39,7 @@ def transport_value(
         A float64 scalar.
     """
     (f, g), (a, b) = potentials, weights
-    f = _RowPotentials.apply(x, u, f, g, epsilon)
+    f = _row_potentials(x, u, f, g, epsilon)
     rows = a @ f.double()
     if group is not None:
         everywhere = rows.detach().clone()
@@ -84,22 +84,31 @@ def row_gradient(grad: Tensor, x: Tensor, u: Tensor, f: Tensor, g: Tensor, epsil
     return grad_x, grad_u.to(u.dtype)
 
 
-class _RowPotentials(torch.autograd.Function):
-    """f as it is, with its derivative in x and u."""
+def _copy(x: Tensor, u: Tensor, f: Tensor, g: Tensor, epsilon: float) -> Tensor:
+    """Row potentials as they are, but not the same tensor: an operator must not return its input."""
+    return f.clone()
 
-    @staticmethod
-    def forward(x: Tensor, u: Tensor, f: Tensor, g: Tensor, epsilon: float) -> Tensor:
-        """A copy: a Function's input must not be its output."""
-        return f.clone()
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep what the plan is made of."""
-        ctx.save_for_backward(*inputs[:4])
-        ctx.epsilon = inputs[4]
+def _fake_gradient(grad: Tensor, x: Tensor, u: Tensor, f: Tensor, g: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), u.new_empty(u.shape)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients in x and u; g is at its optimum."""
-        args = (grad, *ctx.saved_tensors, ctx.epsilon)
-        return *first_derivative(row_gradient, "cosine_sinkhorn", *args), None, None, None
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.epsilon = inputs[4]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """In x and u; g is at its optimum."""
+    return *gradient(grad, *ctx.saved_tensors, ctx.epsilon), None, None, None
+
+
+gradient = Operator("cosine_sinkhorn_gradient", row_gradient, fake=_fake_gradient)
+# f with its derivative in x and u.
+_row_potentials = Operator(
+    "cosine_sinkhorn_rows",
+    _copy,
+    fake=lambda x, u, f, *_: f.new_empty(f.shape),
+    setup_context=_setup_context,
+    backward=_backward,
+)
