@@ -5,7 +5,13 @@ from cae.kernels.dispatch import Backend
 from cae.kernels.fuse import fuse
 from cae.kernels.nearest import Nearest, nearest
 from cae.kernels.retrieve import retrieve
-from cae.kernels.sinkhorn import AndersonAcceleration, ConvergenceWarning, SinkhornResult, cosine_sinkhorn
+from cae.kernels.sinkhorn import (
+    AndersonAcceleration,
+    ConvergenceWarning,
+    SinkhornResult,
+    cosine_sinkhorn,
+    sinkhorn_divergence,
+)
 
 __all__ = [
     "AndersonAcceleration",
@@ -18,4 +24,5 @@ __all__ = [
     "fuse",
     "nearest",
     "retrieve",
+    "sinkhorn_divergence",
 ]

@@ -5,7 +5,9 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
@@ -23,6 +25,7 @@ class Operator:
         run: Callable[..., Any],
         *,
         fake: Callable[..., Any],
+        schema: str | None = None,
         setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
         backward: Callable[..., Any] | None = None,
     ) -> None:
@@ -30,34 +33,35 @@ class Operator:
 
         Args:
             name: as graphs show it.
-            run: the function; its annotations become the operator's schema.
+            run: the function.
             fake: empty tensors of the shapes and dtypes that `run` returns, from its arguments.
+            schema: of the operator; made from the annotations of `run` if None.
             setup_context: keeps what `backward` needs, as in `torch.autograd.Function`, with the arguments of `run`.
             backward: a gradient for each argument of `run`, None for what is no tensor. Without it the op refuses to be
                 differentiated.
         """
         self.run, self.backward = run, backward or _no_derivative(name)
         self.setup_context = setup_context or (lambda ctx, inputs, output: None)
-        self.operator = torch.library.custom_op(f"cae::{name}", run, mutates_args=())
+        self.operator = torch.library.custom_op(f"cae::{name}", run, mutates_args=(), schema=schema)
         self.operator.register_fake(fake)
         if backward:
             self.operator.register_autograd(backward, setup_context=setup_context)
 
     def __call__(self, *args: Any) -> Any:
         """Run by the way that the caller's mode takes, and by the shortest where it takes several."""
-        # Dynamo takes a bare operator, torch.func one within a Function, and neither takes the other. Either costs a
-        # small op half of its time, so that without a graph or a derivative there is none of them.
+        # Dynamo takes a bare operator, torch.func one within a Function (whose wrappers have no memory that a Triton
+        # kernel could read), and neither takes the other. Either costs a small op half of its time, so that without a
+        # graph or a derivative there is none of them.
         if torch.compiler.is_compiling():
             return self.operator(*args)
-        if is_tracked(args):
+        if is_tracked(args) or any(is_functorch_wrapped_tensor(tensor) for tensor in _tensors(args)):
             leaves, structure = tree_flatten(args)
             return _Function.apply(self, structure, *leaves)
         return self.eager(args)
 
     def eager(self, args: Sequence[Any]) -> Any:
         """Without a derivative."""
-        fake = any(isinstance(tensor, FakeTensor) for tensor in _tensors(args))
-        return (self.operator if fake else self.run)(*args)
+        return (self.operator if is_traced(*args) else self.run)(*args)
 
 
 class _Function(torch.autograd.Function):
@@ -84,6 +88,12 @@ class _Function(torch.autograd.Function):
         return None, None, *tree_leaves(list(ctx.op.backward(ctx, *grads)))
 
 
+def is_traced(*args: Any) -> bool:
+    """Whether an op is called for a graph and not for its numbers: in `torch.compile` or with fake tensors."""
+    traced = (FakeTensor, FunctionalTensor)
+    return torch.compiler.is_compiling() or any(isinstance(tensor, traced) for tensor in _tensors(args))
+
+
 def is_tracked(args: Sequence[Any]) -> bool:
     """Whether a derivative is taken: backward (`requires_grad`, `torch.func.grad`) or forward (`torch.func.jvp`)."""
     return torch.is_grad_enabled() and any(
@@ -103,7 +113,8 @@ def _no_derivative(name: str) -> Callable[..., NoReturn]:
 
     def backward(*_: Any) -> NoReturn:
         raise NotImplementedError(
-            f"{op} has a first derivative only; pass create_graph=False, or backend='reference' for small inputs"
+            f"{op} has a first derivative only; pass create_graph=False. For small inputs backend='reference' has all "
+            "derivatives of counterparts and fuse"
         )
 
     return backward

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from cae.kernels import checks
 from cae.kernels.dispatch import Backends
-from cae.kernels.exact import exact_products
 from cae.kernels.fuse import reference
 from cae.kernels.fuse import torch as streaming
 from cae.kernels.fuse.gradient import fuse_gradient
@@ -21,7 +20,15 @@ def _load_triton() -> Callable[..., tuple[Tensor, Tensor]]:
     return triton.fuse
 
 
+def _load_triton_gradient() -> Callable[..., list[Tensor]]:
+    from cae.kernels.fuse import triton
+
+    return triton.fuse_gradient
+
+
 BACKENDS = Backends(reference.fuse, streaming.fuse, _load_triton)
+# The reference has autograd's.
+GRADIENTS = Backends(fuse_gradient, fuse_gradient, _load_triton_gradient)
 
 
 def check_values(parts: Sequence[Tensor]) -> None:
@@ -39,10 +46,12 @@ def run_checked(parts: list[Tensor], gamma: float, backend: str) -> tuple[Tensor
     return run(tuple(part.contiguous() for part in parts), gamma=gamma)
 
 
-def run_gradient(grad_z: Tensor, grad_beta: Tensor, parts: list[Tensor], gamma: float) -> list[Tensor]:
+def run_gradient(grad_z: Tensor, grad_beta: Tensor, parts: list[Tensor], gamma: float, backend: str) -> list[Tensor]:
     """Gradients in the parts."""
-    with exact_products(parts[0].device):
-        return fuse_gradient(grad_z, grad_beta, [part.contiguous() for part in parts], gamma=gamma)
+    run = GRADIENTS.choose(backend, parts[0].device)
+    if not len(parts[0]):
+        return [torch.empty_like(part) for part in parts]
+    return run(grad_z, grad_beta, [part.contiguous() for part in parts], gamma=gamma)
 
 
 def _fake(parts: list[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
@@ -50,17 +59,17 @@ def _fake(parts: list[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
     return first.new_empty(first.shape), first.new_empty(first.shape[0], len(parts), dtype=torch.float32)
 
 
-def _fake_gradient(grad_z: Tensor, grad_beta: Tensor, parts: list[Tensor], gamma: float) -> list[Tensor]:
+def _fake_gradient(grad_z: Tensor, grad_beta: Tensor, parts: list[Tensor], *_: Any) -> list[Tensor]:
     return [part.new_empty(part.shape) for part in parts]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    parts, ctx.gamma, _ = inputs
+    parts, *ctx.options = inputs
     ctx.save_for_backward(*parts)
 
 
 def _backward(ctx: Any, grad_z: Tensor, grad_beta: Tensor) -> tuple[Any, ...]:
-    return list(gradient(grad_z, grad_beta, list(ctx.saved_tensors), ctx.gamma)), None, None
+    return list(gradient(grad_z, grad_beta, list(ctx.saved_tensors), *ctx.options)), None, None
 
 
 # The gradient is an operator of its own, so that a compiled graph holds it whole.

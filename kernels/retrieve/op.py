@@ -1,25 +1,15 @@
 """The public op: its contract, its checks and its dispatch."""
 
-from collections.abc import Callable
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from cae.kernels import checks
-from cae.kernels.dispatch import Backend, Backends
-from cae.kernels.retrieve import reference
-from cae.kernels.retrieve import torch as streaming
-from cae.kernels.retrieve.mode import Mode
+from cae.kernels.dispatch import Backend
+from cae.kernels.retrieve.operator import operator
 
-
-def _load_triton() -> Callable[..., Tensor]:
-    from cae.kernels.retrieve import triton
-
-    return triton.retrieve
-
-
-BACKENDS = Backends(reference.retrieve, streaming.retrieve, _load_triton)
+Mode = Literal["all", "assigned"]
 
 
 @torch.no_grad()
@@ -29,7 +19,8 @@ def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: Mode = "all", 
         log p(p_j | u_i) = u_i·p_j - logsumexp_l(u_i·p_l)    (Eq. 2)
 
     Probabilities are ranked by their float32 logarithm: in half precision they tie by the hundred. Equal ones are
-    ranked by index. The texts are streamed, so their number is bound by storage alone.
+    ranked by index. The texts are streamed, so their number is bound by storage alone. It can be compiled and exported;
+    the number of indices is then an unbacked symbol.
 
     Args:
         texts: (T, D) text embeddings; float32, float16 or bfloat16, converted panel by panel.
@@ -57,10 +48,7 @@ def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: Mode = "all", 
     checks.matrix("texts", texts)
     checks.matrix("centers", centers)
     checks.alike("texts", texts, "centers", centers, dtype=False)
-    checks.finite("texts", texts)
-    checks.finite("centers", centers)
     top_k = checks.count("top_k", top_k)
     if mode not in get_args(Mode):
         raise ValueError(f"mode: expected one of {get_args(Mode)}, got {mode!r}")
-    run = BACKENDS.choose(backend, texts.device)
-    return run(texts, centers, top_k=min(top_k, texts.shape[0]), mode=mode)
+    return operator(texts, centers, top_k, mode, backend)

@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from cae.kernels.ranking import largest
-from cae.kernels.retrieve.mode import Mode
 from cae.kernels.tiles import panels
 
 
-def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: Mode) -> Tensor:
+def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: str) -> Tensor:
     """The public op; arguments as checked there."""
     return {"all": _all, "assigned": _assigned}[mode](texts, centers, top_k)
 

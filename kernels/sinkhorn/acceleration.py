@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,17 @@ class AndersonAcceleration:
     """Steps that a trial may go on for without a new lowest error, at least 1."""
     backoff: int = 4
     """Factor by which the number of plain steps grows from one rejection to the next, at least 1."""
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[float]) -> "AndersonAcceleration":
+        """The options that have these `numbers`."""
+        memory, start, slack, patience, backoff = numbers
+        return cls(int(memory), start, slack, int(patience), int(backoff))
+
+    @property
+    def numbers(self) -> list[float]:
+        """All fields, as an operator's schema takes them."""
+        return [self.memory, self.start, self.slack, self.patience, self.backoff]
 
     def __post_init__(self) -> None:
         for name in ("memory", "patience", "backoff"):

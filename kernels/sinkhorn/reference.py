@@ -36,7 +36,7 @@ def cosine_sinkhorn(
         f = -epsilon * torch.logsumexp((g - cost) / epsilon, dim=1)
         log_columns = torch.logsumexp((f[:, None] + g - cost) / epsilon + log_a[:, None], dim=0)
         log_target = log_b - (1 - balance) / balance * g / epsilon
-        error = float((log_columns.exp() - log_target.exp()).abs().sum())
+        error = float((log_columns.exp() - log_target.exp()).detach().abs().sum())
         if callback:
             callback(n_iter, error)
         if error <= tol or n_iter == max_iter:
