@@ -4,7 +4,7 @@ VENV ?= .venv
 # Changes with the declared dependencies or the checkout, so an environment is set up again exactly when it must be.
 STAMP := $(VENV)/installed-$(shell cat setup.py | cksum | cut -d' ' -f1)-$(shell pwd | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-slow test-gpu drill lint docs screenshots clean
+.PHONY: demo test test-slow test-gpu gpu drill lint docs screenshots clean
 
 demo: $(STAMP)
 	$(VENV)/bin/cae demo --out demo-result
@@ -17,6 +17,10 @@ test-slow: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(VENV)/bin/python -m pytest -m "gpu or not slow" tests/test_kernels_*.py
+
+# Installs nothing: for a machine with a GPU and torch, Triton and little else. Eight minutes; see benchmarks/gpu.py.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
 
 # Hours; writes the table in tests/README.md.
 drill: $(STAMP)

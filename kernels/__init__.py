@@ -5,9 +5,16 @@ from cae.kernels.dispatch import Backend
 from cae.kernels.fuse import fuse
 from cae.kernels.nearest import Nearest, nearest
 from cae.kernels.retrieve import retrieve
-from cae.kernels.sinkhorn import ConvergenceWarning, SinkhornResult, cosine_sinkhorn
+from cae.kernels.sinkhorn import (
+    AndersonAcceleration,
+    ConvergenceWarning,
+    SinkhornResult,
+    cosine_sinkhorn,
+    sinkhorn_divergence,
+)
 
 __all__ = [
+    "AndersonAcceleration",
     "Backend",
     "ConvergenceWarning",
     "Nearest",
@@ -17,4 +24,5 @@ __all__ = [
     "fuse",
     "nearest",
     "retrieve",
+    "sinkhorn_divergence",
 ]

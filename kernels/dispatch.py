@@ -2,37 +2,45 @@
 
 import os
 from collections.abc import Callable
-from importlib import import_module
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal, get_args
+from typing import Generic, Literal, ParamSpec, TypeVar, get_args
 
 import torch
 
 from cae.kernels.exact import exact_products
 
 Backend = Literal["auto", "reference", "torch", "triton"]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def resolve(backend: Backend, device: torch.device) -> str:
-    """The backend that will run on `device`: `auto` is Triton on CUDA and torch elsewhere.
+@dataclass(frozen=True)
+class Backends(Generic[P, T]):
+    """One op by each backend: functions of one signature."""
 
-    Raises:
-        ValueError: unknown backend name.
-        RuntimeError: `triton` asked for where it cannot run.
-    """
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")
-    if backend == "auto":
-        backend = "triton" if device.type == "cuda" else "torch"
-    if backend == "triton":
-        _require_triton(device)
-    return backend
+    reference: Callable[P, T]
+    """Dense, in float64: the oracle."""
+    streaming: Callable[P, T]
+    """In PyTorch, with bounded scratch, on any device."""
+    load_triton: Callable[[], Callable[P, T]]
+    """Imports CUDA's kernels: triton may not be installed, and takes a second to import."""
 
+    def choose(self, backend: str, device: torch.device) -> Callable[P, T]:
+        """The function that will run on `device`, with exact products; `auto` is Triton on CUDA and torch elsewhere.
 
-def implementation(op: str, function: str, backend: Backend, device: torch.device) -> Callable[..., Any]:
-    """`function` as the resolved backend's module `cae.kernels.<op>.<backend>` implements it, with exact products."""
-    run = getattr(import_module(f"cae.kernels.{op}.{resolve(backend, device)}"), function)
-    return exact_products(device)(run)
+        Raises:
+            ValueError: unknown backend name.
+            RuntimeError: `triton` asked for where it cannot run.
+        """
+        if backend not in get_args(Backend):
+            raise ValueError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")
+        if backend == "triton" or (backend == "auto" and device.type == "cuda"):
+            _require_triton(device)
+            run = self.load_triton()
+        else:
+            run = self.reference if backend == "reference" else self.streaming
+        return exact_products(device)(run)
 
 
 def _require_triton(device: torch.device) -> None:

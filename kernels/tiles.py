@@ -20,6 +20,11 @@ def panel_rows(columns: int, device: torch.device) -> int:
     return max(_MIN_ROWS, entries // columns)
 
 
+def block_columns(device: torch.device) -> int:
+    """Columns of a block where not all of them have to be in a panel: as many as leave it about a thousand rows."""
+    return max(_MIN_ROWS, _PANEL_ENTRIES.get(device.type, _PANEL_ENTRIES["cpu"]) // 1024)
+
+
 def kept_rows(columns: int, device: torch.device) -> int:
     """Rows whose scores an iteration may keep: a number of whole panels."""
     return _KEPT_PANELS.get(device.type, 0) * panel_rows(columns, device)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from kernel_cases import unit
 
-from cae.kernels import cosine_sinkhorn, counterparts, dispatch, fuse, nearest, retrieve
+from cae.kernels import AndersonAcceleration, cosine_sinkhorn, counterparts, dispatch, fuse, nearest, retrieve
 
 X, U = unit(6, 8, seed=1), unit(4, 8, seed=2)
 NAN = X.clone()
@@ -138,8 +138,17 @@ def test_a_backend_that_cannot_run_says_what_to_do(monkeypatch):
 
 
 def test_auto_goes_by_device():
-    assert dispatch.resolve("auto", torch.device("cpu")) == "torch"
-    assert dispatch.resolve("auto", torch.device("mps")) == "torch"
+    backends = dispatch.Backends(lambda: "reference", lambda: "torch", lambda: lambda: "triton")
+    for device, expected in (("cpu", "torch"), ("mps", "torch"), ("cuda", "triton")):
+        assert backends.choose("auto", torch.device(device)).__wrapped__() == expected
+    with pytest.raises(ValueError, match="backend: expected one of"):
+        backends.choose("cuda", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("options", [{"memory": 0}, {"patience": 1.5}, {"start": -1}, {"slack": 0.5}, {"backoff": 0}])
+def test_options_of_the_acceleration(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
+        AndersonAcceleration(**options)
 
 
 @pytest.mark.parametrize("kind", [Fraction, np.float32, torch.tensor, lambda value: torch.tensor([value])])

@@ -119,6 +119,7 @@ def launch_all(D: int, dtype: torch.dtype) -> None:
     nearest.nearest(x, u, k=5, bias=None)
     shared.SoftmaxPanel(x, u, dtype=None).fill(slice(0, 256), scale=1.0, bias=bias, log_z=torch.zeros(256))
     fuse.fuse((x, x, x), gamma=0.1)
+    fuse.fuse_gradient(x, torch.zeros(256, 3), (x, x, x), gamma=0.1)
 
 
 def source(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSource:

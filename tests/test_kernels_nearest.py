@@ -4,7 +4,7 @@ import pytest
 import torch
 from kernel_cases import BACKENDS, DEVICE, DTYPES, GEOMETRIES, SHAPES, pair, poison, unit  # noqa: F401
 
-from cae.kernels import nearest
+from cae.kernels import nearest, tiles
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -32,6 +32,24 @@ def test_geometries(backend, geometry):
     similarity = nearest(x, centroids, k=5, backend=backend).similarity
     expected = nearest(x, centroids, k=5, backend="reference").similarity
     torch.testing.assert_close(similarity.double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("k", [1, 7, 40])
+@pytest.mark.parametrize("order", ["random", "rising", "falling", "tied"])
+def test_blocks_of_columns_in_any_order(monkeypatch, order, k):
+    """Blocks of 16 columns: more, fewer and as many as k; none, some or all of a block among the largest."""
+    monkeypatch.setattr(tiles, "_PANEL_ENTRIES", {DEVICE.type: 2**14})
+    x, centroids = unit(70, 32, seed=1), unit(131, 32, seed=2)
+    if order == "tied":
+        x, centroids = (10 * x).round(), (2 * centroids[torch.arange(131) % 7]).round()
+    elif order != "random":
+        x = x[:1].expand(70, 32) + 1e-3 * x
+        centroids = centroids[(centroids @ x[0]).argsort(descending=order == "falling")]
+    found = nearest(x, centroids, k=k, bias=centroids[:, 0], backend="torch")
+    expected = nearest(x, centroids, k=k, bias=centroids[:, 0], backend="reference")
+    assert tiles.block_columns(DEVICE) == 16
+    assert found.labels.tolist() == expected.labels.tolist()
+    torch.testing.assert_close(found.similarity.double(), expected.similarity, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])

@@ -11,6 +11,8 @@ triton = pytest.importorskip("triton")
 tl = triton.language
 
 from cae.kernels import cosine_sinkhorn, counterparts, fuse, launch, nearest, retrieve  # noqa: E402
+from cae.kernels.fuse import triton as fuse_kernels  # noqa: E402
+from cae.kernels.fuse.gradient import fuse_gradient  # noqa: E402
 from cae.kernels.sinkhorn.triton import TritonSweep  # noqa: E402
 from cae.kernels.triton import _ROWS, SoftmaxPanel, product  # noqa: E402
 
@@ -217,6 +219,19 @@ def test_fuse(N, D, m, dtype):
     assert fused.dtype == dtype
     torch.testing.assert_close(fused.double(), reference, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
     torch.testing.assert_close(beta.double(), reference_beta, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "D", "m"), [(1, 3, 1), (129, 64, 2), (15, 384, 3), (2, 1280, 4), (5, 512, 5)])
+def test_fuse_gradient(N, D, m, dtype):
+    parts = [(1 + i) * unit(N, D, seed=i).to(dtype) for i in range(m)]
+    parts[0][0] = 0
+    grad_z, grad_beta = unit(N, D, dtype, seed=8), unit(N, m, seed=9)
+    found = fuse_kernels.fuse_gradient(grad_z, grad_beta, parts, gamma=0.1)
+    expected = fuse_gradient(grad_z.double(), grad_beta.double(), [part.double() for part in parts], gamma=0.1)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == dtype
+        assert relative_error(ours, theirs) < TOLERANCE[dtype]
 
 
 def test_inputs_need_not_be_contiguous():

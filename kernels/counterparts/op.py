@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from cae.kernels import checks
-from cae.kernels.counterparts.operator import apply, check_values
-from cae.kernels.dispatch import Backend, implementation
+from cae.kernels.counterparts.operator import BACKENDS, check_values, operator
+from cae.kernels.dispatch import Backend
 
 
 def counterparts(
@@ -64,7 +64,7 @@ def counterparts(
         g = u.new_zeros(u.shape[0], dtype=torch.float32)
     checks.vector("g", g, u.shape[0], "u", u)
     if backend != "reference":
-        return apply(x, u, g, epsilon, normalize, similarity_weight, backend)
+        return operator(x, u, g, epsilon, normalize, similarity_weight, backend)
     check_values(x, u, g)
-    run = implementation("counterparts", "counterparts", backend, x.device)
+    run = BACKENDS.choose(backend, x.device)
     return run(x, u, g, epsilon=epsilon, normalize=normalize, similarity_weight=similarity_weight)

@@ -1,4 +1,4 @@
-"""The derivative of `fuse`, one panel of rows at a time on any device."""
+"""The derivative of `fuse`, streaming: one panel of rows at a time on any device."""
 
 from collections.abc import Sequence
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from cae.kernels import checks
-from cae.kernels.dispatch import Backend, implementation
-from cae.kernels.fuse.operator import apply, check_values
+from cae.kernels.dispatch import Backend
+from cae.kernels.fuse.operator import BACKENDS, check_values, operator
 
 
 def fuse(parts: Sequence[Tensor], *, gamma: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
@@ -54,7 +54,6 @@ def fuse(parts: Sequence[Tensor], *, gamma: float, backend: Backend = "auto") ->
             )
     gamma = checks.positive("gamma", gamma)
     if backend != "reference":
-        return apply(list(parts), gamma, backend)
+        return operator(list(parts), gamma, backend)
     check_values(parts)
-    fused, beta = implementation("fuse", "fuse", backend, parts[0].device)(parts, gamma=gamma)
-    return fused, beta
+    return BACKENDS.choose(backend, parts[0].device)(parts, gamma=gamma)

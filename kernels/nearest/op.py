@@ -7,8 +7,7 @@ from torch import Tensor
 
 from cae.kernels import checks
 from cae.kernels.dispatch import Backend
-from cae.kernels.nearest.operator import operator, run_checked
-from cae.kernels.tracing import is_traced
+from cae.kernels.nearest.operator import operator
 
 
 class Nearest(NamedTuple):
@@ -62,6 +61,5 @@ def nearest(
         raise ValueError(f"k: expected at most the number of centroids, {C}, got {k}")
     if bias is not None:
         checks.vector("bias", bias, C, "centroids", centroids)
-    run = operator if is_traced(x) else run_checked
-    labels, similarity = run(x, centroids, k, bias, backend)
+    labels, similarity = operator(x, centroids, k, bias, backend)
     return Nearest(labels[:, 0], similarity[:, 0]) if k == 1 else Nearest(labels, similarity)

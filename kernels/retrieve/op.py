@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from cae.kernels import checks
-from cae.kernels.dispatch import Backend, implementation
+from cae.kernels.dispatch import Backend
+from cae.kernels.retrieve.operator import operator
 
 Mode = Literal["all", "assigned"]
 
@@ -18,7 +19,8 @@ def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: Mode = "all", 
         log p(p_j | u_i) = u_i·p_j - logsumexp_l(u_i·p_l)    (Eq. 2)
 
     Probabilities are ranked by their float32 logarithm: in half precision they tie by the hundred. Equal ones are
-    ranked by index. The texts are streamed, so their number is bound by storage alone.
+    ranked by index. The texts are streamed, so their number is bound by storage alone. It can be compiled and exported;
+    the number of indices is then an unbacked symbol.
 
     Args:
         texts: (T, D) text embeddings; float32, float16 or bfloat16, converted panel by panel.
@@ -46,10 +48,7 @@ def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: Mode = "all", 
     checks.matrix("texts", texts)
     checks.matrix("centers", centers)
     checks.alike("texts", texts, "centers", centers, dtype=False)
-    checks.finite("texts", texts)
-    checks.finite("centers", centers)
     top_k = checks.count("top_k", top_k)
     if mode not in get_args(Mode):
         raise ValueError(f"mode: expected one of {get_args(Mode)}, got {mode!r}")
-    run = implementation("retrieve", "retrieve", backend, texts.device)
-    return run(texts, centers, top_k=min(top_k, texts.shape[0]), mode=mode)
+    return operator(texts, centers, top_k, mode, backend)

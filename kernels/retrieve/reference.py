@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor
 
-from cae.kernels.retrieve.op import Mode
 
-
-def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: Mode) -> Tensor:
+def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: str) -> Tensor:
     """The public op on a (T, n) matrix."""
     log_p = torch.log_softmax(texts.double() @ centers.double().T, dim=1)
     if mode == "assigned":

@@ -3,30 +3,21 @@
 import torch
 from torch import Tensor
 
-from cae.kernels.ranking import largest
-from cae.kernels.retrieve.op import Mode
+from cae.kernels.ranking import RunningLargest
 from cae.kernels.tiles import panels
 
 
-def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: Mode) -> Tensor:
+def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: str) -> Tensor:
     """The public op; arguments as checked there."""
     return {"all": _all, "assigned": _assigned}[mode](texts, centers, top_k)
 
 
 def _all(texts: Tensor, centers: Tensor, top_k: int) -> Tensor:
-    n = centers.shape[0]
-    centers = centers.float()
-    scores = centers.new_empty(n, 0)
-    indices = torch.empty(n, 0, dtype=torch.int64, device=texts.device)
-    for rows in panels(texts.shape[0], n, texts.device):
+    centers, best = centers.float(), RunningLargest(top_k)
+    for rows in panels(texts.shape[0], centers.shape[0], texts.device):
         s = centers @ texts[rows].float().T
-        s -= torch.logsumexp(s, dim=0)
-        new, columns = largest(s, min(top_k, s.shape[1]))
-        # The kept texts stand first, so that a tie between a kept and a new one goes to the lower index.
-        scores, indices = torch.cat([scores, new], dim=1), torch.cat([indices, columns + rows.start], dim=1)
-        scores, columns = largest(scores, min(top_k, scores.shape[1]))
-        indices = indices.gather(1, columns)
-    return indices.unique()
+        best.add(s.sub_(torch.logsumexp(s, dim=0)), rows.start)
+    return best.result()[1].unique()
 
 
 def _assigned(texts: Tensor, centers: Tensor, top_k: int) -> Tensor:

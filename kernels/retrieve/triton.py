@@ -4,12 +4,11 @@ import torch
 from torch import Tensor
 
 from cae.kernels.nearest.triton import nearest
-from cae.kernels.retrieve.op import Mode
 from cae.kernels.retrieve.torch import leaders
 from cae.kernels.triton import SoftmaxPanel
 
 
-def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: Mode) -> Tensor:
+def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: str) -> Tensor:
     """The public op; arguments as checked there."""
     if len(centers) == 1:  # all probabilities are 1, and rounding is not to rank them
         return torch.arange(top_k, device=texts.device)

@@ -2,14 +2,19 @@
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cae.kernels import checks
-from cae.kernels.dispatch import Backend, implementation
-from cae.kernels.sinkhorn.solver import ConvergenceWarning, SinkhornResult, total
+from cae.kernels.dispatch import Backend
+from cae.kernels.operators import is_traced
+from cae.kernels.sinkhorn.acceleration import AndersonAcceleration
+from cae.kernels.sinkhorn.marginals import marginal
+from cae.kernels.sinkhorn.operator import potentials, solve
+from cae.kernels.sinkhorn.solver import ConvergenceWarning, SinkhornResult
 from cae.kernels.sinkhorn.value import transport_value
 
 
@@ -24,7 +29,7 @@ def cosine_sinkhorn(
     max_iter: int = 1000,
     tol: float = 1e-3,
     balance: float = 1.0,
-    acceleration: bool = True,
+    acceleration: bool | AndersonAcceleration = True,
     group: ProcessGroup | None = None,
     callback: Callable[[int, float], None] | None = None,
     backend: Backend = "auto",
@@ -45,13 +50,18 @@ def cosine_sinkhorn(
     factor in every iteration, also where clusters lie too far apart for mass to move between them.
 
     The iteration is Sinkhorn's (Cuturi 2013) on one product x·u per step, with Anderson acceleration of log v = g /
-    epsilon (Walker & Ni 2011). Potentials are detached, results the same from run to run on one device. Scratch is
-    bounded whatever N, but for the reference's (N, M) arrays.
+    epsilon (Walker & Ni 2011). Results are the same from run to run on one device. Scratch is bounded whatever N, but
+    for the reference's (N, M) arrays.
 
-    `value` is differentiable once in x, u and the weights, backward mode only and in bounded scratch. By the envelope
-    theorem, the potentials being at their optimum, its gradient is -P u in x, -P^T x in u, f in the row weights and,
-    for balanced transport, g - epsilon·log b in the column weights, both up to a constant since they sum to 1. What it
-    lacks is of the order of the marginal error: ask for a smaller `tol`.
+    f, g and `value` are differentiable once in x, u and the weights, backward mode only and in bounded scratch; no
+    iteration is unrolled. For the potentials the implicit function theorem leaves a linear system in M numbers, which
+    conjugate gradients solve with one product x·u a step. For `value` there is none, by the envelope theorem: the
+    potentials being at their optimum, its gradient is -P u in x, -P^T x in u, f in the row weights and, for balanced
+    transport, g - epsilon·log b in the column weights. Gradients in weights are up to a constant, since these sum to 1.
+    What a gradient lacks is of the order of the marginal error: ask for a smaller `tol`.
+
+    It can be compiled and exported: marginal_error, n_iter and converged are then tensors, an error that only values
+    show comes when the graph runs, and there is no warning.
 
     Args:
         x: (N, D) image embeddings with unit rows; float32, float16 or bfloat16.
@@ -63,10 +73,13 @@ def cosine_sinkhorn(
         max_iter: the most iterations, each of one product x·u or less.
         tol: stop at this L1 error of the column sums.
         balance: how firmly the columns are held to their weights, in (0, 1]; 1 is balanced transport.
-        acceleration: Anderson's; False gives the plain iteration, one exact Sinkhorn update a step.
+        acceleration: Anderson's, with options if they are given; False gives the plain iteration, one exact Sinkhorn
+            update a step.
         group: process group whose ranks each hold a shard of the rows and all columns; column sums are reduced over
-            it, and every rank gets the same g. None: this process holds all rows.
-        callback: hears of each iteration: its number, from 1 on, and the L1 error of the column sums it found.
+            it, and every rank gets the same g. f and g are detached then. None: this process holds all rows, as it
+            has to in a graph.
+        callback: hears of each iteration: its number, from 1 on, and the L1 error of the column sums it found; not in a
+            graph.
         backend: "reference" (dense float64, plain iteration), "torch", "triton", or "auto" by device.
 
     Returns:
@@ -79,7 +92,8 @@ def cosine_sinkhorn(
         RuntimeError: a backend that cannot run here.
 
     Warns:
-        ConvergenceWarning: the error is above `tol` after `max_iter` products.
+        ConvergenceWarning: the error is above `tol` after `max_iter` products; or, in the backward pass of f and g, the
+            linear system is not solved to 1e-5 after 1000.
 
     Examples:
         >>> import torch
@@ -94,72 +108,71 @@ def cosine_sinkhorn(
         >>> cosine_sinkhorn(x.requires_grad_(), u, epsilon=0.5, tol=1e-6).value.backward()
         >>> torch.allclose(x.grad, -P @ u, atol=1e-4)
         True
+        >>> cosine_sinkhorn(x, u, epsilon=0.5).g[0].backward()  # adds the potential's own gradient
+        >>> x.grad.isfinite().all()
+        tensor(True)
     """
+    epsilon, tol, balance = checks.positive("epsilon", epsilon), checks.positive("tol", tol), _checked_balance(balance)
+    max_iter = checks.count("max_iter", max_iter)
+    _check_shapes(x, u, row_weights, col_weights, init)
+    problem = (x, u, row_weights, col_weights, init, epsilon, max_iter, tol, balance, _numbers(acceleration), backend)
+    with torch.no_grad():
+        if is_traced(*problem):
+            _refuse_in_graph(group=group, callback=callback)
+            f, g, error, n_iter = solve(*problem)
+            result = SinkhornResult(f, g, error, n_iter, error <= tol)
+        else:
+            f, g, error, n_iter = solve(*problem, group, callback)
+            result = SinkhornResult(f, g, float(error), int(n_iter), float(error) <= tol)
+            if not result.converged:
+                warnings.warn(_not_converged(result, tol), ConvergenceWarning, stacklevel=2)
+    a, b = marginal(row_weights, x, group), marginal(col_weights, u)
+    value = transport_value(x, u, (f, g), (a, b), epsilon=epsilon, balance=balance, group=group)
+    if group is None:
+        f, g = potentials(x, u, a, b, f, g, epsilon, balance)
+    return result._replace(f=f, g=g, value=value)
+
+
+def _check_shapes(
+    x: Tensor, u: Tensor, row_weights: Tensor | None, col_weights: Tensor | None, init: Tensor | None
+) -> None:
     checks.matrix("x", x)
     checks.matrix("u", u)
     checks.alike("x", x, "u", u)
-    for name, matrix in (("x", x), ("u", u)):
-        checks.finite(name, matrix)
-        checks.unit_rows(name, matrix)
-    epsilon = checks.positive("epsilon", epsilon)
-    tol = checks.positive("tol", tol)
+    for name, vector, points_name, points in (
+        ("row_weights", row_weights, "x", x),
+        ("col_weights", col_weights, "u", u),
+        ("init", init, "u", u),
+    ):
+        if vector is not None:
+            checks.vector(name, vector, len(points), points_name, points)
+
+
+def _checked_balance(balance: float) -> float:
     balance = checks.positive("balance", balance)
     if balance > 1:
         raise ValueError(f"balance: expected a number in (0, 1], got {balance!r}")
-    max_iter = checks.count("max_iter", max_iter)
-    N, M = x.shape[0], u.shape[0]
-    solve = implementation("sinkhorn", "cosine_sinkhorn", backend, x.device)
-    # Weights are float64 and summed to 1 again, so that no rounding of theirs is left over as a marginal error.
-    if row_weights is None:
-        row_weights = x.new_ones(N, dtype=torch.float64)
-        row_weights /= total(row_weights.sum(), group)
-    else:
-        checks.vector("row_weights", row_weights, N, "x", x)
-        checks.non_negative("row_weights", row_weights)
-        row_weights = row_weights.double()
-        mass = total(row_weights.detach().sum(), group)
-        checks.sums_to_one("row_weights", mass)
-        row_weights = row_weights / mass
-    if col_weights is None:
-        col_weights = u.new_full((M,), 1 / M, dtype=torch.float64)
-    else:
-        checks.vector("col_weights", col_weights, M, "u", u)
-        checks.non_negative("col_weights", col_weights)
-        col_weights = col_weights.double()
-        mass = float(col_weights.detach().sum())
-        checks.sums_to_one("col_weights", mass)
-        col_weights = col_weights / mass
-    if init is not None:
-        checks.vector("init", init, M, "u", u)
-    # A text of weight 0 takes no part: the backends see only the others.
-    active = col_weights > 0
-    if not active.all():
-        u, col_weights, init = u[active], col_weights[active], None if init is None else init[active]
-    if init is not None:
-        checks.finite("init", init)
-    with torch.no_grad():
-        result = solve(
-            x.detach(),
-            u.detach(),
-            epsilon=epsilon,
-            row_weights=row_weights.detach(),
-            col_weights=col_weights.detach(),
-            init=None if init is None else init.detach(),
-            max_iter=max_iter,
-            tol=tol,
-            balance=balance,
-            acceleration=acceleration,
-            group=group,
-            callback=callback,
-        )
-    potentials, weights = (result.f, result.g), (row_weights, col_weights)
-    value = transport_value(x, u, potentials, weights, epsilon=epsilon, balance=balance, group=group)
-    if not result.converged:
-        warnings.warn(
-            f"cosine_sinkhorn: marginal error {result.marginal_error:.3g} is above tol={tol:g} after {result.n_iter} "
-            f"iterations; raise max_iter, tol or epsilon",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
-    g = result.g.new_full((M,), -torch.inf).masked_scatter(active, result.g)
-    return result._replace(g=g, value=value)
+    return balance
+
+
+def _numbers(acceleration: bool | AndersonAcceleration) -> list[float]:
+    """Of the acceleration's options, none for the plain iteration."""
+    if isinstance(acceleration, AndersonAcceleration):
+        return acceleration.numbers
+    return _DEFAULT.numbers if acceleration else []
+
+
+def _refuse_in_graph(**options: Any) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{name}: expected None inside a graph; call cosine_sinkhorn outside of it")
+
+
+def _not_converged(result: SinkhornResult, tol: float) -> str:
+    return (
+        f"cosine_sinkhorn: marginal error {result.marginal_error:.3g} is above tol={tol:g} after {result.n_iter} "
+        "iterations; raise max_iter, tol or epsilon"
+    )
+
+
+_DEFAULT = AndersonAcceleration()

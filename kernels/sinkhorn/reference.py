@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from cae.kernels.sinkhorn.acceleration import AndersonAcceleration
 from cae.kernels.sinkhorn.solver import SinkhornResult
 
 
@@ -20,7 +21,7 @@ def cosine_sinkhorn(
     max_iter: int,
     tol: float,
     balance: float,
-    acceleration: bool,
+    acceleration: AndersonAcceleration | None,
     group: ProcessGroup | None,
     callback: Callable[[int, float], None] | None,
 ) -> SinkhornResult:
@@ -35,7 +36,7 @@ def cosine_sinkhorn(
         f = -epsilon * torch.logsumexp((g - cost) / epsilon, dim=1)
         log_columns = torch.logsumexp((f[:, None] + g - cost) / epsilon + log_a[:, None], dim=0)
         log_target = log_b - (1 - balance) / balance * g / epsilon
-        error = float((log_columns.exp() - log_target.exp()).abs().sum())
+        error = float((log_columns.exp() - log_target.exp()).detach().abs().sum())
         if callback:
             callback(n_iter, error)
         if error <= tol or n_iter == max_iter:

@@ -1,13 +1,13 @@
 """The iteration on the M numbers log v, shared by the streaming backends: each gives it one sweep over its rows."""
 
-import math
-from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, all_reduce
+
+from cae.kernels.sinkhorn.acceleration import AndersonAcceleration, FixedPoint
 
 
 class SinkhornResult(NamedTuple):
@@ -47,13 +47,6 @@ class Sweep(Protocol):
         """
 
 
-def total(value: Tensor, group: ProcessGroup | None) -> float:
-    """A float64 scalar summed over the group."""
-    if group is not None:
-        all_reduce(value, group=group)
-    return float(value)
-
-
 def solve(
     sweep: Sweep,
     *,
@@ -63,7 +56,7 @@ def solve(
     max_iter: int,
     tol: float,
     balance: float,
-    acceleration: bool,
+    acceleration: AndersonAcceleration | None,
     group: ProcessGroup | None,
     callback: Callable[[int, float], None] | None,
 ) -> SinkhornResult:
@@ -77,47 +70,30 @@ def solve(
         max_iter: the most sweeps.
         tol: L1 error to stop at.
         balance: lambda in (0, 1]; below 1 the columns are held to `target`, which gives way as g grows.
-        acceleration: whether Anderson's step replaces the plain one.
+        acceleration: Anderson's options; None gives the plain iteration.
         group: ranks to sum the column sums over.
         callback: hears of each iteration and its error.
     """
     b = col_weights.double().cpu()
     # Without its mean, so that the first target sums to about 1 below balance 1; at 1 a constant makes no difference.
     log_v = b.log() - b.log().mean() if init is None else init.double().cpu() / epsilon
-    anderson = Anderson(b)
-    lowest = math.inf
-    trial = 0  # steps since Anderson's first from the best potentials; 0 while plain steps alone lead on from them
-    plain, penalty = 0, 1  # plain steps to take now, and at the next rejection
+    iteration = FixedPoint(log_v, b, acceleration)
     for n_iter in range(1, max_iter + 1):
-        log_u, columns = sweep(log_v)
+        log_u, columns = sweep(iteration.h)
         if group is not None:
             all_reduce(columns, group=group)
         columns = columns.cpu()
-        target = b * torch.exp((balance - 1) / balance * log_v)
+        target = b * torch.exp((balance - 1) / balance * iteration.h)
         error = float((columns - target).abs().sum())
         if callback:
             callback(n_iter, error)
-        residual = balance * (target.log() - columns.clamp_min(_TINY).log())
-        # A plain step from the best potentials never raises the error, but may leave it where it was for long (a
-        # cluster's mass cannot get out): it is progress all the same.
-        if error < lowest or not trial:
-            lowest, best, best_residual, trial = error, log_v, residual, 0
+        iteration.evaluate(error, balance * (target.log() - columns.clamp_min(_TINY).log()))
         if error <= tol or n_iter == max_iter:
             break
-        plain = max(plain - 1, 0)
-        if trial and (error > min(_SLACK * lowest, _START) or trial > _PATIENCE):
-            # Judged before anything else: no step, plain or not, goes on from potentials that led astray. Back to the
-            # best ones, and on from there with more plain steps each time.
-            anderson.forget()
-            log_v, trial = best + best_residual, 0
-            plain, penalty = penalty, 4 * penalty
-        elif plain or not acceleration or lowest > _START or columns.min() <= _TINY:
-            log_v = log_v + residual
-            trial += bool(trial)
-        else:
-            trial += bool(trial or anderson.history)  # its first step is a plain one
-            log_v = anderson.step(log_v, residual)
-    if best is not log_v:
+        # The residual of a clamped column is a constant.
+        iteration.step(linear=bool(columns.min() > _TINY))
+    best, lowest = iteration.best, iteration.lowest
+    if best is not iteration.h:
         log_u, _ = sweep(best)
     shift = b @ best
     g = (epsilon * (best - shift)).to(log_u.device, torch.float32)
@@ -126,42 +102,6 @@ def solve(
     return SinkhornResult(f, g, lowest, n_iter, lowest <= tol)
 
 
-class Anderson:
-    """Anderson acceleration (type II) of a fixed point h = h + r(h) in M numbers (Walker & Ni 2011).
-
-    The next h is the plain step from that combination of the last few h whose residual, taken as linear, is least. For
-    Sinkhorn r = log b - log(column sums), so the norm weighted by b is the one that the marginal error lives in.
-    """
-
-    def __init__(self, weights: Tensor) -> None:
-        self.scale = weights.sqrt()[:, None]
-        self.forget()
-
-    def forget(self) -> None:
-        """Start anew, with a plain step."""
-        self.history: deque[tuple[Tensor, Tensor]] = deque(maxlen=_MEMORY + 1)
-
-    def step(self, h: Tensor, residual: Tensor) -> Tensor:
-        """The next h, given the residual at this one."""
-        self.history.append((h, residual))
-        if len(self.history) == 1:
-            return h + residual
-        # (M, m) differences of consecutive iterates and of their residuals.
-        dh, dr = (torch.stack(column, dim=1).diff(dim=1) for column in zip(*self.history, strict=True))
-        # gelsd copes with differences that are linearly dependent, as they are once rounding is all that is left.
-        gamma = torch.linalg.lstsq(self.scale * dr, self.scale * residual[:, None], driver="gelsd").solution
-        return h + residual - ((dh + dr) @ gamma)[:, 0]
-
-
-# Steps that Anderson's combination reaches back, and how far above the lowest error so far it may go before it is
-# rejected. A strict safeguard (1) rejects steps that pay off later, none (inf) can diverge. Figures: kernels/README.md.
-_MEMORY = 5
-_SLACK = 2.0
-# Steps of a trial without a new lowest error before the same happens.
-_PATIENCE = 10
-# The marginal error, 2 at most, from which on steps are accelerated: while most of the mass is in the wrong place the
-# residual is nothing like linear. Nor is it where a column sum was clamped.
-_START = 1.0
 # The least column sum taken at its word. A text far from every image can get less than float32 holds: it then climbs
 # by at most log(b / tiny), about 80, a step, which is less than the exact update and so never overshoots.
 _TINY = torch.finfo(torch.float32).tiny

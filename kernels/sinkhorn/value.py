@@ -1,14 +1,10 @@
-"""What a plan costs, and the derivative of that: by the envelope theorem, so that no iteration is unrolled."""
-
-from typing import Any
+"""What a plan costs, differentiable by the envelope theorem: no iteration is unrolled and no linear system solved."""
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, all_reduce
 
-from cae.kernels.exact import exact_products
-from cae.kernels.gradients import first_derivative
-from cae.kernels.tiles import panels
+from cae.kernels.sinkhorn.operator import row_potentials
 
 
 def transport_value(
@@ -28,9 +24,9 @@ def transport_value(
 
     Args:
         x: (N, D).
-        u: (M, D), of positive weight.
-        potentials: f (N,) and g (M,), detached.
-        weights: a (N,) and b (M,), float64.
+        u: (M, D).
+        potentials: f (N,) and g (M,), detached; g is -inf where b is 0.
+        weights: a (N,) and b (M,), float64. A column of weight 0 takes no part.
         epsilon: as given to the op.
         balance: as given to the op.
         group: as given to the op. Each rank gets the whole value and the gradient of its own rows' share.
@@ -39,67 +35,17 @@ def transport_value(
         A float64 scalar.
     """
     (f, g), (a, b) = potentials, weights
-    f = _RowPotentials.apply(x, u, f, g, epsilon)
+    f = row_potentials(x, u, f, g, epsilon)
     rows = a @ f.double()
     if group is not None:
         everywhere = rows.detach().clone()
         all_reduce(everywhere, group=group)
         rows = rows + (everywhere - rows.detach())
-    g = g.double()
+    active = b > 0
+    g, log_b = g.double().where(active, 0), b.where(active, 1).log()
     if balance < 1:
         rho = epsilon * balance / (1 - balance)
-        columns = -rho * torch.logsumexp(b.log() - g / rho, dim=0)
+        columns = -rho * torch.logsumexp((log_b - g / rho).where(active, -torch.inf), dim=0)
     else:
         columns = b @ g
-    return rows + columns - epsilon * (b @ b.log())
-
-
-def row_gradient(grad: Tensor, x: Tensor, u: Tensor, f: Tensor, g: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Gradients in x and u of sum_i grad_i f_i, where f_i = 1 - epsilon logsumexp_j((x_i·u_j + g_j) / epsilon).
-
-    With R_ij = grad_i t_ij they are -R u and -R^T x; a panel of t at a time, from the potentials that are known.
-
-    Args:
-        grad: (N,).
-        x: (N, D).
-        u: (M, D).
-        f: (N,), the row update for g.
-        g: (M,), finite.
-        epsilon: as given to the op.
-
-    Returns:
-        (N, D) and (M, D) in the dtypes of x and u; summed in float32, in float64 for such inputs.
-    """
-    kind = torch.promote_types(x.dtype, torch.float32)
-    texts, log_v = u.to(kind), g.to(kind) / epsilon
-    grad_x, grad_u = torch.empty_like(x), torch.zeros_like(texts)
-    log_u = (f.to(kind) - 1) / epsilon
-    with exact_products(x.device):
-        for rows in panels(x.shape[0], u.shape[0], x.device):
-            images = x[rows].to(kind)
-            t = torch.addmm(log_v, images, texts.T, alpha=1 / epsilon).add_(log_u[rows, None]).exp_()
-            t.mul_(-grad[rows, None].to(kind))
-            grad_x[rows] = t @ texts
-            grad_u.addmm_(t.T, images)
-    return grad_x, grad_u.to(u.dtype)
-
-
-class _RowPotentials(torch.autograd.Function):
-    """f as it is, with its derivative in x and u."""
-
-    @staticmethod
-    def forward(x: Tensor, u: Tensor, f: Tensor, g: Tensor, epsilon: float) -> Tensor:
-        """A copy: a Function's input must not be its output."""
-        return f.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep what the plan is made of."""
-        ctx.save_for_backward(*inputs[:4])
-        ctx.epsilon = inputs[4]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients in x and u; g is at its optimum."""
-        args = (grad, *ctx.saved_tensors, ctx.epsilon)
-        return *first_derivative(row_gradient, "cosine_sinkhorn", *args), None, None, None
+    return rows + columns - epsilon * (b @ log_b)

@@ -1,4 +1,4 @@
-"""What kernels.py compares the kernels with: the plain iteration and the counterparts as others compute them.
+"""What the kernels are compared with: the plain iteration and the counterparts as others compute them.
 
 flash-sinkhorn 0.4 takes squared Euclidean distances. With `cost_scale` 1/2 its cost is c'_ij = (|x_i|² + |u_j|²) / 2 -
 x_i·u_j: ours but for the rounding of unit rows, which its potentials take up.
