@@ -100,6 +100,7 @@ setup(
         "safetensors>=0.4.3",
         "scikit-learn>=1.6",
         "scipy>=1.13",
+        "tifffile>=2024.8",
         "timm>=1.0",
         "torch>=2.11,<3",
         "torchmetrics>=1.4",

@@ -1,6 +1,6 @@
 """A fit on more embeddings than fit in memory: `python benchmarks/scale.py` writes results/scale_<rows>.{json,md}.
 
-Synthetic embeddings go to a store on disk (`cae.models.embedding_store`), block by block. Then processes of their own,
+Synthetic embeddings go to a store on disk (`cae.data.embedding_store`), block by block. Then processes of their own,
 1 and more by `--ranks`, open it, fit (`cae.method.pipeline.fit`) and say how much memory they had at most, how long
 each stage took, how many bytes they handed to collective operations, and whether all counts of processes gave the same
 labels. Memory is the resident set; `anonymous` is what a process cannot give back, the rest is the mapped store and
@@ -33,10 +33,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae.config import CAEConfig
+from cae.data.embedding_store import EmbeddingStore
 from cae.kernels.sinkhorn import solver
 from cae.method import pipeline
 from cae.metrics import clustering_scores
-from cae.models.embedding_store import EmbeddingStore
 from cae.text import Corpus, TextBank
 from cae.utils.progress import stopwatch
 

@@ -25,6 +25,7 @@ from cae.callbacks.sources import METHOD_HINT, EmbeddingSource
 from cae.config import CAEConfig, Preset
 from cae.encoders import Encoder
 from cae.models.estimator import text_banks
+from cae.models.signature import spell_out_settings
 from cae.text import TextBank
 from cae.text.vectors import Source, limit_modalities, text_sources
 
@@ -45,6 +46,7 @@ RESTARTS = 5
 """Default restarts of k-means: fewer than in a final fit, since this runs in every epoch."""
 
 
+@spell_out_settings
 class ClusteringCallback(Callback):
     """Clusters embeddings at the end of a validation run and logs how good the clusters are.
 
@@ -84,8 +86,7 @@ class ClusteringCallback(Callback):
             to TensorBoard, a table to W&B.
         strict: raise `ClusteringError` in place of the warning.
         preset: preset of `cae.config.CAEConfig`; `default` keeps one rule for all epochs, `auto` may choose again.
-        settings: any field of `CAEConfig`, such as `seed`; `n_init` is 5 unless given. In the YAML of a LightningCLI
-            they stand under `dict_kwargs`, beside `init_args`.
+        settings: any field of `CAEConfig`, such as `seed`; `n_init` is 5 unless given.
 
     Raises:
         ValueError: a setting is unknown or out of range, or settings exclude each other.
@@ -139,7 +140,8 @@ class ClusteringCallback(Callback):
     ) -> None:
         if n_clusters != "auto" and (not isinstance(n_clusters, Integral) or n_clusters < 2):
             raise ValueError(f"n_clusters must be a whole number of at least 2, or auto, got {n_clusters!r}")
-        settings = {"n_init": RESTARTS, **settings}
+        # A LightningCLI passes None for what its YAML does not have.
+        settings = {"n_init": RESTARTS, **{name: value for name, value in settings.items() if value is not None}}
         self.config = CAEConfig.from_preset(preset, n_clusters, **settings)
         if banks is None and "modalities" not in settings:
             self.config = limit_modalities(self.config, text_sources(nouns, captions))
@@ -226,7 +228,7 @@ class ClusteringCallback(Callback):
             rank_zero_warn(
                 "ClusteringCallback clusters at the end of validation runs, and this fit has none; it needs a "
                 "validation loader (trainer.fit(model, train, val)) and a `validation_step`. Where that returns no "
-                f"embeddings, {METHOD_HINT}",
+                f"embeddings, {METHOD_HINT}; then `def validation_step(self, batch, batch_idx): pass` is enough",
                 category=RuntimeWarning,
             )
 

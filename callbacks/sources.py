@@ -75,7 +75,8 @@ class EmbeddingSource:
             raise LookupError(f"{error}; return it there, or {METHOD_HINT}") from error
         name = f"embedding {self.embedding!r} of {owner}" if self.embedding else f"the result of {owner}"
         if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
-            raise ValueError(f"{name} must be a tensor of floats (B, D), got {describe(x)}")
+            hint = "; pool it, or add .flatten(1)" if isinstance(x, Tensor) and x.ndim > 2 else ""
+            raise ValueError(f"{name} must be a tensor of floats (B, D), got {describe(x)}{hint}")
         if width not in (None, x.shape[1]):
             raise ValueError(f"{name} has shape {tuple(x.shape)}, but width {width} in the batches before")
         return x

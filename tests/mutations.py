@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 from PIL import Image
 
 ROOM = 2 << 30
@@ -40,6 +41,17 @@ def seeds() -> dict[str, bytes]:
             with warnings.catch_warnings(action="ignore"):  # some formats are on their way out
                 image.copy().save(buffer, name.split()[0], **options)  # Pillow leaves settings of a format in an image
             made[name] = buffer.getvalue()
+    return {**made, **tiffs_beyond_pillow()}
+
+
+def tiffs_beyond_pillow() -> dict[str, bytes]:
+    """What `cae.data.tiff` reads."""
+    made = {}
+    wide = np.arange(21 * 33).reshape(21, 33) / 3
+    for name, bands in (("tiff double", wide), ("tiff bands", np.stack([wide] * 5, axis=-1).astype(np.float16))):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, bands, photometric="minisblack", planarconfig=1, compression="deflate", metadata=None)
+        made[name] = buffer.getvalue()
     return made
 
 

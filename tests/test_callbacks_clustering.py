@@ -11,7 +11,7 @@ import torch
 from callback_cases import Classifier, D, K, fit, loader, samples, trainer, validate
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from cae.callbacks import ClusteringCallback, ClusteringError
 from cae.callbacks.clustering import LOWEST
@@ -314,6 +314,38 @@ def test_a_module_without_embeddings_is_told_the_line_to_add():
         fit(trainer(ClusteringCallback(K)), Classifier(lambda z, y: None))
     with pytest.warns(RuntimeWarning, match="clusters at the end of validation runs, and this fit has none.*" + hint):
         fit(trainer(ClusteringCallback(K), limit_val_batches=0))
+
+
+@pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
+def test_a_module_of_others_needs_one_line_and_an_empty_validation_step():
+    """As in lightly's examples: a training step alone, and a backbone whose pooled outputs are (B, D, 1, 1)."""
+
+    class Others(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.backbone = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.AdaptiveAvgPool2d(1))
+
+        def training_step(self, batch, batch_idx):
+            return self.backbone(batch[0]).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    class Validated(Others):
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    images = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(images, torch.arange(12) % 3), batch_size=6)
+    flat = ClusteringCallback(3, method=lambda module, batch: module.backbone(batch[0]).flatten(1), label="1")
+    with pytest.warns(RuntimeWarning, match=r"`def validation_step\(self, batch, batch_idx\): pass` is enough"):
+        trainer(flat).fit(Others(), loader, loader)
+    trainer(flat).fit(Validated(), loader, loader)
+    assert len(flat.clustering.labels) == 12
+    assert flat.clustering.scores["acc"] > 0.3
+    pooled = ClusteringCallback(3, method=lambda module, batch: module.backbone(batch[0]))
+    with pytest.warns(RuntimeWarning, match=r"shape \(6, 4, 1, 1\); pool it, or add \.flatten\(1\)"):
+        trainer(pooled).fit(Validated(), loader, loader)
 
 
 def test_a_run_resumed_in_the_middle_of_an_epoch_goes_on_clustering(tmp_path):

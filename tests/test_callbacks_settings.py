@@ -142,7 +142,7 @@ def test_lightning_cli_makes_the_callback(tmp_path, monkeypatch):
     config = tmp_path / "config.yaml"
     config.write_text(
         "trainer: {logger: false, accelerator: cpu, callbacks: [{class_path: cae.callbacks.ClusteringCallback, "
-        "init_args: {n_clusters: auto, method: forward}, dict_kwargs: {seed: 3, epsilon: 0.5}}]}"
+        "init_args: {n_clusters: auto, method: forward, seed: 3, epsilon: 0.5}}]}"
     )
     made = LightningCLI(
         BoringModel, args=["--config", str(config)], run=False, seed_everything_default=False, save_config_callback=None

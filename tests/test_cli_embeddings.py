@@ -232,7 +232,22 @@ def written_by_the_prediction_writer(folder, nouns):
     return folder / "predictions.parquet"
 
 
-@pytest.mark.parametrize("write", [written_by_a_result, written_by_the_prediction_writer])
+def written_by_a_module_with_a_store(folder, nouns):
+    module = CAE(K, nouns=nouns, n_init=2, store=folder / "store")
+    Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).predict(
+        module, EmbeddingData(X, num_workers=0), return_predictions=False
+    )
+    return folder / "store"
+
+
+WRITERS = [
+    written_by_a_result,
+    written_by_the_prediction_writer,
+    written_by_a_module_with_a_store,
+]
+
+
+@pytest.mark.parametrize("write", WRITERS)
 def test_what_cae_writes_every_door_reads(run, nouns, tmp_path, write):
     file = write(tmp_path, nouns)
     x, _ = read_embeddings(file)

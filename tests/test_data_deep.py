@@ -6,10 +6,12 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from cae.data import read_image
 from cae.data.deep import in_8_bits, value_range
+from cae.data.images import ImageError, image_size
 
 
 def scene(height=48, width=64) -> np.ndarray:
@@ -74,6 +76,7 @@ def test_the_scene_is_seen_from_black_to_white(tmp_path, name, ending):
     assert found.mean() == pytest.approx(GREY.mean(), abs=0.12)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", HOLES)
 def test_what_stands_for_no_value_leaves_the_scene_its_range(tmp_path, name):
     Image.fromarray(HOLES[name].astype(np.float32)).save(tmp_path / "holes.tiff")
@@ -203,3 +206,72 @@ def test_ppm_of_more_than_8_bits_is_brought_to_its_range(maximum, bits):
     header = b"P6\n%d %d\n%d\n" % (GREY.shape[1], GREY.shape[0], maximum)
     found = np.asarray(read_image(io.BytesIO(header + data))) / 255
     np.testing.assert_allclose(found, colours, atol=0.03)
+
+
+@pytest.mark.parametrize("values", [(GREY * 255 - 128).astype(np.int8), (GREY * 100 - 50).astype(np.int8)])
+def test_bytes_with_a_sign_are_read_as_such(tmp_path, values):
+    tifffile.imwrite(tmp_path / "signed.tiff", values)
+    assert np.corrcoef(shades(read_image(tmp_path / "signed.tiff")).ravel(), GREY.ravel())[0, 1] > 0.995
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+def test_where_white_is_zero_the_scene_is_turned_over(tmp_path, dtype):
+    values = (GREY * (255 if dtype != np.uint16 else 65535)).astype(dtype)
+    tifffile.imwrite(tmp_path / "negative.tiff", values, photometric="miniswhite")
+    assert np.corrcoef(shades(read_image(tmp_path / "negative.tiff")).ravel(), GREY.ravel())[0, 1] < -0.995
+
+
+BEYOND_PILLOW = {
+    "floats of 16 bits": GREY.astype(np.float16),
+    "floats of 64 bits": GREY * 1e-9,
+    "heights of 64 bits": 1200 + GREY * 300,
+    "whole numbers of 64 bits": (GREY * 1e18).astype(np.uint64),
+    "64 bits with a sign": (GREY * 1000 - 500).astype(np.int64),
+    "two bands": np.stack([GREY, 1 - GREY], axis=-1).astype(np.float32),
+    "four bands of 16 bits": (np.stack([GREY] * 4, axis=-1) * 4095).astype(np.uint16),
+    "nine bands": (np.stack([GREY] * 9, axis=-1) * 255).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND_PILLOW)
+@pytest.mark.parametrize("options", [{}, {"byteorder": ">"}, {"bigtiff": True}, {"tile": (16, 16)}, {"compression": 8}])
+def test_tiffs_that_pillow_does_not_read(tmp_path, name, options):
+    tifffile.imwrite(tmp_path / "deep.tiff", BEYOND_PILLOW[name], photometric="minisblack", planarconfig=1, **options)
+    found = shades(read_image(tmp_path / "deep.tiff"))
+    assert np.corrcoef(found.ravel(), GREY.ravel())[0, 1] > 0.995
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint32])
+@pytest.mark.parametrize("planar", [1, 2])
+def test_colours_of_more_than_16_bits(tmp_path, dtype, planar):
+    colours = np.stack([GREY, GREY[::-1], 1 - GREY])
+    values = (colours * (2**32 - 1 if dtype == np.uint32 else 1)).astype(dtype)
+    values = values if planar == 2 else np.ascontiguousarray(np.moveaxis(values, 0, -1))
+    tifffile.imwrite(tmp_path / "colours.tiff", values, photometric="rgb", planarconfig=planar)
+    np.testing.assert_allclose(
+        np.asarray(read_image(tmp_path / "colours.tiff")) / 255, np.moveaxis(colours, 0, -1), atol=0.01
+    )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_such_tiffs_are_turned_as_all_others(tmp_path, orientation):
+    tag = (274, 3, 1, orientation, False)
+    tifffile.imwrite(tmp_path / "deep.tiff", GREY, extratags=[tag])
+    tifffile.imwrite(tmp_path / "plain.tiff", (GREY * 255).astype(np.uint8), extratags=[tag])
+    found, plain = (np.asarray(read_image(tmp_path / f"{name}.tiff")).astype(int) for name in ("deep", "plain"))
+    assert found.shape == plain.shape
+    assert abs(found - plain).max() <= 5  # the highest thousandth is white
+
+
+def test_values_that_are_no_shades_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "phases.tiff", GREY.astype(np.complex64))
+    with pytest.raises(ImageError, match="a TIFF of complex64"):
+        read_image(tmp_path / "phases.tiff")
+
+
+def test_the_memory_that_many_bands_take_is_told_before_it_is_taken(tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "bands.tiff", np.zeros((64, 64, 200)), photometric="minisblack", planarconfig=1)
+    monkeypatch.setattr("cae.data.images.most_memory", lambda: 64 * 64 * 200 * 8)
+    with pytest.raises(ImageError, match="GB of memory"):
+        read_image(tmp_path / "bands.tiff")
+    assert image_size(tmp_path / "bands.tiff") == (64, 64)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import shutil
 
 import numpy as np
@@ -218,3 +219,20 @@ def test_reports_and_hidden_files_are_passed_over(tmp_path):
     shutil.copy(tmp_path / "1.png", tmp_path / "report/report_files/kept.safetensors")
     assert names(tmp_path)[0] == "1.png"
     assert all("thumbnails" not in name for name in names(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "ending", ["tga", "pcx", "sgi", "dds", "ico", "icns", "jp2", "ppm", "dib", "blp", "msp", "xbm"]
+)
+def test_what_pillow_writes_is_read_under_its_ending(tmp_path, ending):
+    mode = {"blp": "P", "msp": "1", "xbm": "1"}.get(ending, "RGB")
+    Image.new("RGB", (32, 32), (250, 250, 250)).convert(mode).save(tmp_path / f"image.{ending}")
+    assert names(tmp_path) == [f"image.{ending}"]
+    assert np.asarray(read_image(tmp_path / f"image.{ending}")).mean() > 200
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_bytes_are_no_image_under_any_ending(tmp_path, seed):
+    (tmp_path / "noise.jpg").write_bytes(random.Random(seed).randbytes(5000))
+    with pytest.raises(ImageError, match="not a picture in any format"):
+        read_image(tmp_path / "noise.jpg")

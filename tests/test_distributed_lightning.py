@@ -17,7 +17,7 @@ import torch
 from conftest import FakeEncoder
 from torch.nn.functional import normalize
 
-import cae.models.embedding_store
+import cae.data.embedding_store
 from cae import CAE, ImageFolderData
 from cae.data import EmbeddingData
 
@@ -138,7 +138,7 @@ def _store(rank, world, port, folder, texts, store, out, killed):
     """A fit with a store on disk, in which the last rank is killed once each has blocks of 6 images."""
     _join(rank, world, port)
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
-    cae.models.embedding_store.BLOCK = 6
+    cae.data.embedding_store.BLOCK = 6
 
     def end():
         blocks = [store / f"{other}-of-{world}/blocks.jsonl" for other in range(world)]

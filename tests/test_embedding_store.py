@@ -2,18 +2,21 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from cae.data import list_images, read_image
-from cae.models import embedding_store as store_module
-from cae.models.embedding_store import EmbeddingStore, StoreError
+from cae.data import EmbeddingError, list_images, read_image
+from cae.data import embedding_store as store_module
+from cae.data.embedding_store import EmbeddingStore, StoreError
+from cae.data.vector_files import read_vectors
 
 DIM = 6
 IDENTITY = {"data": "a", "encoder": "b"}
@@ -134,19 +137,19 @@ def add_unfinished_block(folder):
         file.write(b"torn")
 
 
-@pytest.mark.parametrize(
-    ("damage", "left"),
-    [
-        (damage_rows, 10),
-        (damage_index, 10),
-        (cut_rows, 10),
-        (lose_rows, 0),
-        (tear_journal, 10),
-        (lose_journal, 0),
-        (lie_about_rows, 0),
-        (add_unfinished_block, 35),
-    ],
-)
+DAMAGES = [
+    (damage_rows, 10),
+    (damage_index, 10),
+    (cut_rows, 10),
+    (lose_rows, 0),
+    (tear_journal, 10),
+    (lose_journal, 0),
+    (lie_about_rows, 0),
+    (add_unfinished_block, 35),
+]
+
+
+@pytest.mark.parametrize(("damage", "left"), DAMAGES)
 def test_goes_on_from_the_last_block_that_is_whole(tmp_path, damage, left):
     filled(tmp_path)
     damage(tmp_path)
@@ -154,6 +157,30 @@ def test_goes_on_from_the_last_block_that_is_whole(tmp_path, damage, left):
     assert torch.equal(store.rows, rows(left) if left else torch.empty(0, DIM))
     store.close()
     assert torch.equal(filled(tmp_path).rows, rows(35))
+
+
+@pytest.mark.parametrize(("damage", "left"), DAMAGES)
+def test_what_is_whole_can_be_read_without_a_change(tmp_path, damage, left):
+    filled(tmp_path).close()
+    damage(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    if left:
+        np.testing.assert_array_equal(read_vectors(tmp_path).x, rows(left))
+    else:
+        with pytest.raises(EmbeddingError, match=re.escape(str(tmp_path))):
+            read_vectors(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_stores_of_several_processes_are_read_as_one(tmp_path):
+    for rank, numbers in enumerate(([0, 2, 4], [1, 3, 0])):  # the sampler repeats the first to even them out
+        store = EmbeddingStore(DIM, folder=tmp_path / f"{rank}-of-2")
+        store.append(torch.tensor(numbers), rows(5)[numbers])
+        store.close()
+    np.testing.assert_array_equal(read_vectors(tmp_path).x, rows(5))
+    EmbeddingStore(DIM, folder=tmp_path / "0-of-1").close()
+    with pytest.raises(EmbeddingError, match="holds 0-of-1, 0-of-2, 1-of-2: name one of them"):
+        read_vectors(tmp_path)
 
 
 @pytest.mark.parametrize("on_disk", [True, False])
@@ -175,7 +202,7 @@ def test_rows_beyond_a_number_can_be_dropped(tmp_path, on_disk, last):
 
 def test_a_second_run_waits_for_the_first(tmp_path, caplog):
     first = EmbeddingStore(DIM, folder=tmp_path, identity=IDENTITY)
-    script = "import sys; from cae.models.embedding_store import EmbeddingStore; EmbeddingStore(6, folder=sys.argv[1])"
+    script = "import sys; from cae.data.embedding_store import EmbeddingStore; EmbeddingStore(6, folder=sys.argv[1])"
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.PIPE, text=True) as second:
         assert "waiting for it" in second.stderr.readline()
         first.close()
@@ -189,7 +216,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 KILLED = """
-import sys, cae.models.embedding_store
+import sys, cae.data.embedding_store
 from cae.models.embedder import Embedder
 from cae.data import ImageFolderData
 from conftest import FakeEncoder
@@ -200,7 +227,7 @@ class Told(FakeEncoder):
         print("batch", flush=True)
         return super().encode_images(images)
 
-cae.models.embedding_store.BLOCK = 6
+cae.data.embedding_store.BLOCK = 6
 trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
                      enable_progress_bar=False, enable_model_summary=False)
 trainer.fit(Embedder(Told(), store=sys.argv[2]), datamodule=ImageFolderData(sys.argv[1], batch_size=2, num_workers=0))

@@ -46,3 +46,14 @@ def test_peak_memory_is_flat_in_n(backend, op):
 
 def test_the_measure_sees_a_dense_matrix():
     assert peak_bytes(lambda: torch.ones(8 * 4096, M, device=DEVICE)) > 300 * 2**20
+
+
+def test_the_measure_sees_what_fits_into_freed_memory():
+    if CUDA:
+        pytest.skip("CUDA counts what is allocated, not what is resident")
+    for _ in range(2):  # glibc takes blocks of this size from its heap once one of them was freed
+        blocks = [torch.ones(30 * 2**18) for _ in range(15)]
+        kept = torch.ones(1000)  # above them on the heap, so that nothing is given back
+        del blocks
+    assert peak_bytes(lambda: torch.ones(8 * 4096, M)) > 300 * 2**20
+    assert len(kept)

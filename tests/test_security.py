@@ -20,9 +20,9 @@ from conftest import FakeEncoder
 
 from cae import CAE
 from cae.data import EmbeddingData, EmbeddingError, ImageError, read_image
+from cae.data.embedding_store import EmbeddingStore
 from cae.encoders import EncoderError
 from cae.encoders.open_clip import OpenCLIPEncoder
-from cae.models.embedding_store import EmbeddingStore
 from cae.models.trained import load_pretrained
 from cae.report import write_report
 from cae.results.export import ExportError, export

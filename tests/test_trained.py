@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import FakeEncoder
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LearningRateFinder
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -77,6 +77,18 @@ def make(request, fake_encoder, text_files):
 @pytest.fixture
 def tac(fake_encoder, text_files):
     return lambda **options: TRAINED["tac-heads"](K, **{"encoder": fake_encoder, **text_files, **options})
+
+
+def test_lightnings_learning_rate_finder_sets_the_rate_that_is_trained_with(tac, tmp_path):
+    """Its early stop takes a loss below zero, which TAC's is, for one that explodes: a user has to turn that off."""
+    x, labels = toy(900)
+    module = tac(batch_size=60)
+    finder = LearningRateFinder(1e-4, 0.1, num_training_steps=40, early_stop_threshold=None)
+    runner = fit(module, EmbeddingData(x, batch_size=300), callbacks=[finder], max_epochs=10, default_root_dir=tmp_path)
+    assert len(finder.optimal_lr.results["loss"]) == 40
+    assert module.hparams["learning_rate"] == finder.optimal_lr.suggestion()
+    assert runner.optimizers[0].param_groups[0]["lr"] == finder.optimal_lr.suggestion()
+    assert clustering_scores(predict(module, EmbeddingData(x)), labels)["acc"] > 95
 
 
 def test_fit_on_embeddings_finds_the_groups(make):

@@ -25,11 +25,13 @@ _SAMPLE = 1 << 18
 """Number of values, evenly spaced over the image, from which the range is taken."""
 _HOT = 1000
 """One value in this many is left out of the range at either end."""
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+"""Tags of a TIFF: bits of a sample; 0 where white is zero; 1 for numbers without a sign, 2 with one, 3 for floats."""
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an image is of one channel of more than 8 bits."""
-    return image.mode.startswith("I") or image.mode == "F"
+    """Whether an image is of one channel of more than 8 bits, or of 8 bits with a sign."""
+    return image.mode.startswith("I") or image.mode == "F" or _is_signed_byte(image)
 
 
 def grey_in_8_bits(image: Image.Image) -> Image.Image:
@@ -37,7 +39,10 @@ def grey_in_8_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if values.dtype == np.int32 and _is_unsigned(image):
         values = values.view(np.uint32)
-    return Image.fromarray(in_8_bits(values))
+    elif _is_signed_byte(image):
+        values = values.view(np.int8)
+    shades = in_8_bits(values)
+    return Image.fromarray(255 - shades if _begins_white(image) else shades)
 
 
 def other_byte(rawmode: str) -> str | None:
@@ -71,8 +76,9 @@ def in_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     # A float of four bytes holds 24 bits exactly; of numbers with more, the range may be the last few.
     wide = values.dtype.itemsize > 2 and values.dtype.newbyteorder("=") != np.float32
     found: NDArray[np.floating[Any]] = values.astype(np.float64 if wide else np.float32)
-    found -= low  # in place from here on: images may be large
-    found *= 255 / (high - low)
+    with np.errstate(over="ignore"):  # of what stands for no value, as the least float
+        found -= low  # in place from here on: images may be large
+        found *= 255 / (high - low)
     np.nan_to_num(found, copy=False, posinf=0.0, neginf=0.0)
     return np.clip(found, 0, 255, out=found).astype(np.uint8)
 
@@ -108,5 +114,14 @@ def _without_outliers(sample: NDArray[np.float64]) -> NDArray[np.float64]:
 def _is_unsigned(image: Image.Image) -> bool:
     """Whether whole numbers of 32 bits are unsigned, as only TIFF says; Pillow reads them as signed."""
     tags = getattr(image, "tag_v2", {})
-    sample_format, bits = 339, 258
-    return 32 in tags.get(bits, ()) and 1 in tags.get(sample_format, (1,))
+    return 32 in tags.get(_BITS, ()) and 1 in tags.get(_SAMPLE_FORMAT, (1,))
+
+
+def _is_signed_byte(image: Image.Image) -> bool:
+    """Whether greys of 8 bits have a sign; Pillow reads them as if they had none. TIFF alone says so."""
+    return image.mode == "L" and 2 in getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ())
+
+
+def _begins_white(image: Image.Image) -> bool:
+    """Whether white is zero, which Pillow heeds in bytes alone. TIFF alone says so."""
+    return getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0

@@ -13,7 +13,7 @@ import pi_heif
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from cae.data import deep, raw
+from cae.data import deep, raw, tiff
 
 PAPER_WHITE = (255, 255, 255)
 
@@ -40,7 +40,7 @@ _REDUCIBLE = ("L", "RGB", "RGBA", "CMYK")
 """Modes that `Image.reduce` makes smaller."""
 _START = 16
 """Bytes by which Pillow tells formats apart."""
-READING = 2
+READING = 3
 """Raise this when files are read differently than before: cached embeddings are then made again."""
 _ORIENTATION = 0x0112
 _TURNED = {
@@ -84,6 +84,11 @@ def _begins_as(name: str, start: bytes) -> bool:
     return accept is not None and bool(accept(start))
 
 
+def _has_magic(name: str) -> bool:
+    """Whether the first bytes tell a format; TGA and a few others have to be read to know."""
+    return Image.OPEN[name][1] is not None
+
+
 def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None) -> Image.Image:
     """An image as people see it: upright, 8-bit RGB, transparency on white, the first frame of an animation.
 
@@ -110,7 +115,7 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None
         with path.open("rb") as file:
             inside = _preview(path, file)
             if inside is None:
-                return _read(file, side, name=os.fspath(path))
+                return _read(file, side)
             return _read(inside, side, orientation=raw.orientation(file))
     except ImageError:
         raise
@@ -119,9 +124,9 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None
         raise ImageError(reason or str(error) or type(error).__name__) from error
 
 
-def _read(file: IO[bytes], side: int | None, *, name: str = "", orientation: int = 1) -> Image.Image:
+def _read(file: IO[bytes], side: int | None, *, orientation: int = 1) -> Image.Image:
     """`read_image` of an open file; `orientation` holds where the file says none."""
-    with _open(file, name) as image:
+    with _open(file) as image:
         full = image.width * image.height
         if side is not None:
             image.draft("RGB", (2 * side, 2 * side))
@@ -144,25 +149,30 @@ def _preview(path: Path, file: IO[bytes]) -> IO[bytes] | None:
     return raw.preview(file) if path.suffix.lower() in raw.ENDINGS else None
 
 
-def _open(file: IO[bytes], name: str = "") -> Image.Image:
+def _open(file: IO[bytes]) -> Image.Image:
     """`Image.open` without its limit of pixels, which a large photograph exceeds as a decompression bomb does.
 
     Args:
-        file: an open file, read from its beginning.
-        name: path of the file, if Pillow may map it into memory.
+        file: an open file, read from its beginning. Pillow is not told its name: it would map an uncompressed TIFF into
+            memory with its sides exchanged where the camera was held upright.
 
     Raises:
         ImageError: none of the formats.
     """
     file.seek(0)
     start = file.read(_START)
+    if not start:
+        raise ImageError("an empty file")
     for format_name in _formats():
-        if _begins_as(format_name, start):
+        if _begins_as(format_name, start) or not _has_magic(format_name):
             file.seek(0)
             try:
-                return _without_decoder(Image.OPEN[format_name][0](file, name))
+                return _without_decoder(Image.OPEN[format_name][0](file, ""))
             except (SyntaxError, IndexError, TypeError, struct.error):  # what Pillow takes for: another format
                 continue
+    if start.startswith(tiff.MAGICS):
+        file.seek(0)
+        return tiff.TiffImage(file, "")
     raise ImageError(f"not a picture in any format that Pillow reads, without {' and '.join(PROGRAMS)}")
 
 
@@ -208,7 +218,11 @@ def _check_size(image: Image.Image, full: int, side: int | None) -> None:
         if full > limit:
             raise ImageError(f"over the limit of {limit:,} pixels: it has {full:,}; allow more with --max-pixels")
     # Nearly all are so small that no closer look is needed.
-    elif full * _MOST_PER_PIXEL > most_memory() < (needed := _bytes_needed(image, full, side)):
+    elif (
+        full * getattr(image, "bytes_per_pixel", _MOST_PER_PIXEL)
+        > most_memory()
+        < (needed := _bytes_needed(image, full, side))
+    ):
         raise ImageError(
             f"over the limit of {most_memory() / 2**30:.1f} GB of memory: its {full:,} pixels take "
             f"{needed / 2**30:.1f} GB; allow them with --max-pixels"
@@ -218,6 +232,8 @@ def _check_size(image: Image.Image, full: int, side: int | None) -> None:
 def _bytes_needed(image: Image.Image, full: int, side: int | None) -> int:
     """About as much memory as decoding takes."""
     pixels = image.width * image.height
+    if isinstance(image, tiff.TiffImage):
+        return pixels * image.bytes_per_pixel
     stored = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
     # In other modes, or at full size, it is converted as a whole.
     converted = 0 if side is not None and image.mode in _REDUCIBLE else 8
@@ -309,10 +325,10 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """What Pillow may take a file for, the common ones first; the ending says nothing."""
+    """What Pillow may take a file for: the common ones first, last those without a magic; the ending says nothing."""
     Image.init()
     pi_heif.register_heif_opener()
-    return tuple(sorted(set(Image.OPEN) - set(PROGRAMS), key=lambda name: (name not in _COMMON, name)))
+    return tuple(sorted(set(Image.OPEN) - set(PROGRAMS), key=lambda n: (n not in _COMMON, not _has_magic(n), n)))
 
 
 def _less_oblong(image: Image.Image) -> Image.Image:

@@ -6,6 +6,7 @@
 | .safetensors          | a tensor of `NAMES`              | a tensor `labels`; texts as a JSON list in metadata  |
 | .parquet, data frames | a column of `NAMES`              | columns of `LABELS`, `PATHS`, `TEXTS`                |
 | clip-retrieval folder | img_emb/*.npy or text_emb/*.npy  | columns of metadata/*.parquet                        |
+| `store=` folder       | in the order of their images     |                                                      |
 
 Several sources are one: their rows follow each other.
 """
@@ -29,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cae.data.embedding_store import is_store, read_store
 from cae.data.labels import as_classes
 
 Of = Literal["images", "texts"]
@@ -118,9 +120,11 @@ def refuse_broken_rows(rows: Tensor, place: Callable[[int], str]) -> None:
 
 
 def holds_vectors(source: str | os.PathLike[str], of: Of) -> bool:
-    """Whether a source is called like a file of vectors, or is a folder of clip-retrieval; it may still be damaged."""
+    """Whether a source is called like a file of vectors, or is a folder of some; they may still be damaged."""
     path = Path(source)
-    return path.suffix in READERS or any((path / CLIP_RETRIEVAL[of]).glob("*.npy"))
+    if path.suffix in READERS or any((path / CLIP_RETRIEVAL[of]).glob("*.npy")):
+        return True
+    return of == "images" and is_store(path)
 
 
 def read_vectors(source: Any, of: Of = "images", *, labels: Path | None = None) -> Vectors:
@@ -332,7 +336,19 @@ def _matrix(column: pa.ChunkedArray, called: str, name: str) -> np.ndarray:
 
 
 def _read_folder(folder: Path, of: Of) -> Vectors:
-    """A folder that clip-retrieval wrote: shards of vectors, and of tables that say what they are of."""
+    """A folder that clip-retrieval wrote, or that we did."""
+    if of == "images" and is_store(folder):
+        return _checked(lambda: _store(folder), str(folder))
+    return _clip_retrieval(folder, of)
+
+
+def _store(folder: Path) -> Vectors:
+    rows, _ = read_store(folder)
+    return Vectors(rows.numpy(), None, None, None, ((str(folder), len(rows)),))
+
+
+def _clip_retrieval(folder: Path, of: Of) -> Vectors:
+    """Shards of vectors, and of tables that say what they are of."""
     place = folder / CLIP_RETRIEVAL[of]
     if not place.is_dir():
         raise EmbeddingError(

@@ -23,10 +23,10 @@ from torch.utils.data import DistributedSampler
 from torchvision.transforms.functional import to_pil_image
 
 from cae.config import DEFAULT_ENCODER
+from cae.data.embedding_store import EmbeddingStore
 from cae.encoders import Encoder, load_encoder
 from cae.encoders.deferred import maker
 from cae.models.batches import images_of, unprepared
-from cae.models.embedding_store import EmbeddingStore
 from cae.utils.cache import cache_dir
 from cae.utils.checksums import json_hash
 from cae.utils.distributed import all_reduce_min

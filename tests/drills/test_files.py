@@ -20,8 +20,8 @@ from conftest import FakeEncoder
 from mutations import DAMAGES
 
 from cae import CAE
+from cae.data.embedding_store import EmbeddingStore
 from cae.method.fitted import FittedCAE, ModelError
-from cae.models.embedding_store import EmbeddingStore
 from cae.report import write_report
 from cae.results.edits import EditError, Rename
 from cae.results.edits_file import save_edits
@@ -252,7 +252,7 @@ def test_partial_text_bank(isolated_cache, caplog, monkeypatch):
 
 @pytest.mark.parametrize("file", ["embeddings.bin", "index.bin", "blocks.jsonl"])
 def test_embedding_store(tmp_path, caplog, monkeypatch, file):
-    monkeypatch.setattr("cae.models.embedding_store.BLOCK", 10)
+    monkeypatch.setattr("cae.data.embedding_store.BLOCK", 10)
     rows = torch.randn(35, 6, generator=torch.Generator().manual_seed(0))
 
     def read():
@@ -266,7 +266,7 @@ def test_embedding_store(tmp_path, caplog, monkeypatch, file):
 
     expected = read()
     # A warning is not enough here: what was lost is embedded again.
-    monkeypatch.setattr("cae.models.embedding_store.logger.warning", lambda *_: None)
+    monkeypatch.setattr("cae.data.embedding_store.logger.warning", lambda *_: None)
     drill(
         f"read-store-{file}",
         tmp_path / "store" / file,

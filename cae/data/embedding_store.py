@@ -28,6 +28,7 @@ from cae.utils.files import hold, replacing
 
 logger = logging.getLogger(__name__)
 
+JOURNAL = "blocks.jsonl"
 FORMAT = 1
 """Version of the files. Change it with their layout."""
 
@@ -174,7 +175,7 @@ class EmbeddingStore:
 
     def _write_journal(self, lines: list[dict[str, object]]) -> None:
         assert self.folder is not None
-        with replacing(self.folder / "blocks.jsonl") as journal:
+        with replacing(self.folder / JOURNAL) as journal:
             journal.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     def _cut(self, rows: int) -> None:
@@ -192,7 +193,7 @@ class EmbeddingStore:
         """The journal up to a line that was torn, empty where there is none."""
         assert self.folder is not None
         try:
-            text = (self.folder / "blocks.jsonl").read_text(encoding="utf-8")
+            text = (self.folder / JOURNAL).read_text(encoding="utf-8")
         except (FileNotFoundError, UnicodeDecodeError):
             return []
         lines = []
@@ -228,7 +229,7 @@ class EmbeddingStore:
         rows, index = (torch.cat(column).numpy().tobytes() for column in (blocks, numbers))
         line = json.dumps({"rows": self._waiting, "crc32": _checksum(rows, index)}) + "\n"
         (rows_file, _), (index_file, _) = self._files()
-        files = {rows_file: rows, index_file: index, self.folder / "blocks.jsonl": line.encode()}
+        files = {rows_file: rows, index_file: index, self.folder / JOURNAL: line.encode()}
         try:
             for path, content in files.items():
                 with path.open("ab") as file:
@@ -248,6 +249,68 @@ class EmbeddingStore:
         if n:
             dtype = np.float16 if self.dtype == torch.float16 else np.float32
             self._rows = torch.from_numpy(np.memmap(rows, dtype=dtype, mode="c", shape=(n, self.dim)))
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a store, or the `store=` of a module, which has one for each process."""
+    return bool(_stores(folder))
+
+
+def read_store(folder: Path) -> tuple[Tensor, Tensor]:
+    """What a store or all stores of a module hold, whoever writes to them; nothing is held or changed.
+
+    Args:
+        folder: a folder for which `is_store` holds.
+
+    Returns:
+        (N, D) rows, each image once and in the images' order, and (N,) int64 numbers of the images. The rows of one
+        store that was filled in that order stay on the disk and are mapped.
+
+    Raises:
+        StoreError: damaged, unreadable, or of runs with several numbers of processes.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> store = EmbeddingStore(2, folder=folder)
+        >>> store.append(torch.tensor([4, 3]), torch.eye(2))
+        >>> store.close()
+        >>> read_store(folder)
+        (tensor([[0., 1.],
+                [1., 0.]]), tensor([3, 4]))
+    """
+    stores = _stores(folder)
+    if len({store.name.rpartition("-of-")[2] for store in stores}) > 1:
+        raise StoreError(f"{folder} holds {', '.join(store.name for store in stores)}: name one of them")
+    parts = [_read(store) for store in stores]
+    rows, index = parts[0] if len(parts) == 1 else (torch.cat(column) for column in zip(*parts, strict=True))
+    if bool((index.diff() > 0).all()):
+        return rows, index
+    numbers, first = np.unique(index.numpy(), return_index=True)  # a sampler may have dealt an image to two processes
+    return rows[torch.from_numpy(first)], torch.from_numpy(numbers)
+
+
+def _stores(folder: Path) -> list[Path]:
+    """The folder itself, or those of the processes in it."""
+    return sorted(journal.parent for journal in (*folder.glob(JOURNAL), *folder.glob(f"*-of-*/{JOURNAL}")))
+
+
+def _read(folder: Path) -> tuple[Tensor, Tensor]:
+    try:
+        store = EmbeddingStore(1)
+        store.folder = folder  # without opening it, which would repair it
+        header, *blocks = store._lines() or [{}]
+        dtypes = {str(dtype): dtype for dtype in (torch.float32, torch.float16)}
+        if header.get("format") != FORMAT or header.get("dtype") not in dtypes or not isinstance(header["dim"], int):
+            raise StoreError(f"{folder / JOURNAL} does not begin as version {FORMAT} of these files does")
+        store.dim, store.dtype = header["dim"], dtypes[str(header["dtype"])]
+        n = sum(int(str(block["rows"])) for block in blocks[: store._whole(blocks)])
+        store._map()
+    except StoreError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be read: {error}") from error
+    return store.rows[:n], store.index[:n]
 
 
 def _checksum(rows: bytes, index: bytes) -> int:
