@@ -20,7 +20,7 @@ from torch import Tensor
 from cae.config import DEFAULT_ENCODER, Preset
 from cae.results.compare import Comparison, compare
 from cae.results.edits import Edit, EditError, Merge, Move, Pin, Rename, Split
-from cae.results.edits_file import load_edits, save_edits
+from cae.results.edits_file import load_edits, load_history, save_edits
 from cae.results.layout import MODEL_FOLDER
 from cae.results.make_edits import anchors_of, check_name, find_cluster, find_images, split_into
 from cae.results.saved import SavedResult
@@ -432,7 +432,22 @@ class Result:
         with self._changed():
             if not self.saved.edits:
                 raise EditError(f"there are no edits in {self.folder}, and so nothing to take back")
-            save_edits(self.saved.edits[:-1], self.folder)
+            *edits, last = self.saved.edits
+            save_edits(edits, self.folder, undone=(last, *load_history(self.folder).undone))
+        self._reload()
+        return self
+
+    def redo(self) -> Self:
+        """Make the edit again that was taken back last.
+
+        Raises:
+            EditError: none was, or another edit was made since.
+        """
+        with self._changed():
+            edits, undone = load_history(self.folder)
+            if not undone:
+                raise EditError(f"no edit in {self.folder} was taken back last, and so there is none to make again")
+            save_edits([*edits, undone[0]], self.folder, undone=undone[1:])
         self._reload()
         return self
 

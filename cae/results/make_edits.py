@@ -7,38 +7,57 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from cae.kernels import nearest
 from cae.method.kmeans import kmeans
-from cae.results.edits import N_ANCHORS, Anchors, Assigned, EditedView, EditError
+from cae.results.edits import N_ANCHORS, Anchors, Assigned, EditedView, EditError, Pin, Rows
 
 
-def anchors_of(result: Assigned, id: int, *, every: bool = False) -> Anchors:
+def anchors_of(result: Assigned | EditedView, id: int, *, every: bool = False) -> Anchors:
     """How a further edit knows a cluster.
 
     Args:
-        result: the view that the edit changes: `SavedResult.edited`.
+        result: what the edit changes: `SavedResult.edited`, or a view that edits were applied to.
         id: id of the cluster.
         every: list every picture, for a pin.
 
     Raises:
         EditError: none of its pictures has a hash.
     """
-    view = EditedView(result)
+    view = _view(result)
     return view.anchors(view.most_typical(view.members(id)), view.clusters[id]["name"], None if every else N_ANCHORS)
 
 
-def split_into(result: Assigned, id: int, n: int) -> tuple[Anchors, ...]:
+def pins_of(view: EditedView, rows: Rows) -> list[Pin]:
+    """Edits that keep some pictures together, those of each cluster under its name, with those pinned there before.
+
+    Raises:
+        EditError: no row, or none of a cluster's has a hash.
+    """
+    if not len(rows):
+        raise EditError("no picture is chosen: choose those that are to stay together")
+    pins = []
+    for id in dict.fromkeys(view.labels[rows].tolist()):
+        # Two sets that are pinned apart from each other would be two clusters from then on.
+        before = view.rows(view.pinned.get(id, ()))
+        together = np.concatenate([rows, before])
+        pins.append(Pin(view.anchors(together[view.labels[together] == id], view.clusters[id]["name"], None)))
+    return pins
+
+
+def split_into(result: Assigned | EditedView, id: int, n: int) -> tuple[Anchors, ...]:
     """Parts of a cluster by k-means on the image embeddings, the largest first, each called after a noun of its own.
 
     Args:
-        result: the view that the edit changes: `SavedResult.edited`.
+        result: what the edit changes, as in `anchors_of`.
         id: id of the cluster.
         n: number of parts, at least 2.
 
     Raises:
         EditError: fewer different pictures than parts.
     """
-    view = EditedView(result)
+    view = _view(result)
     members = view.members(id)
     x = view.x[members]
     different = len(x.unique(dim=0))
@@ -52,6 +71,10 @@ def split_into(result: Assigned, id: int, n: int) -> tuple[Anchors, ...]:
         view.anchors(view.most_typical(part), name)
         for part, name in zip(parts, view.part_names(id, parts), strict=True)
     )
+
+
+def _view(result: Assigned | EditedView) -> EditedView:
+    return result if isinstance(result, EditedView) else EditedView(result)
 
 
 def find_cluster(result: Assigned, text: str) -> int:
