@@ -86,8 +86,8 @@ def test_the_command_line_takes_back_and_makes_again_what_the_editor_made(editor
     assert result.redo().clusters[0]["name"] == "boats"
     with pytest.raises(EditError, match="none to make again"):
         result.redo()
-    editor.refresh()
-    assert seen(editor.result) == seen(result.saved.edited)
+    with editor.looking():
+        assert seen(editor.result) == seen(result.saved.edited)
 
 
 def test_a_change_on_an_old_revision_is_refused_and_writes_nothing(editor, result_folder):
@@ -188,8 +188,8 @@ def test_a_new_result_in_the_folder_is_noticed(editor, result_folder):
     fit = editor.fit
     run = json.loads((result_folder / "run.json").read_text())
     (result_folder / "run.json").write_text(json.dumps({**run, "seconds": 1}))
-    editor.refresh()
-    assert editor.fit != fit
+    with editor.looking():
+        assert editor.fit != fit
 
 
 def test_a_folder_that_is_no_result_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from cae.cli import terminal
 from cae.cli.edit import Redraw, edit_app, redraw
+from cae.cli.open import open_result
 from cae.config import DEFAULT_ENCODER
 from cae.utils.words import counted
 
@@ -56,6 +57,7 @@ app = typer.Typer(
 texts_app = typer.Typer(help="Text banks: nouns and captions, embedded once and cached.", no_args_is_help=True)
 app.add_typer(texts_app, name="texts")
 app.add_typer(edit_app, name="edit")
+app.command("open")(open_result)
 
 
 def _allow_pixels(n: int | None) -> int | None:

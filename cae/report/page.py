@@ -7,7 +7,6 @@ REPORT/report_files/    style, scripts, `data.js` with the columns of all images
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import secrets
@@ -23,7 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from numpy.typing import NDArray
 
 from cae.data.listing import left_out_lines
-from cae.report.data import ClusterSection, columns, describe_groups, fused
+from cae.report.data import ClusterSection, columns, describe_groups, fused, packed
 from cae.report.kept import THUMBNAILS, ReportCache, fingerprint, stamps_of
 from cae.report.map import lay_among, lay_out
 from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
@@ -38,8 +37,9 @@ from cae.utils.words import counted
 REPORT_FOLDER = "report"
 """Of a result."""
 PAGE = "index.html"
-_FILES = "report_files"
-_TYPES = ("uint8", "int8", "uint16", "int16", "int32")
+PAGE_FILES = "report_files"
+STATE_SCRIPT = "state.js"
+"""Of the page's files: says that nobody serves the page. Who serves it answers with another, see `state_script`."""
 _REASONS = 5
 """How many lines about files that were left out stand at the top of the page."""
 _MOVES = 200
@@ -93,8 +93,8 @@ def write_report(
     z = fused(result)
     groups, order = describe_groups(result, z)
     with committing(out) as draft:
-        folder = draft / _FILES
-        thumbnails, position, stamps = _draw(result, z.numpy(), order, folder, out / _FILES, kept, reporter)
+        folder = draft / PAGE_FILES
+        thumbnails, position, stamps = _draw(result, z.numpy(), order, folder, out / PAGE_FILES, kept, reporter)
         compared = None if comparison is None else comparison.a
         mark, side = fingerprint(result, len(order)), thumbnail_side(len(order))
         ReportCache(mark, side, position, thumbnails, stamps, result.root, compared).save(folder)
@@ -111,14 +111,15 @@ def write_report(
             "count": len(order),
             "groups": [{"name": group.name, "first": group.first, "size": group.size} for group in groups],
             "movedFrom": [move.a.name for move in comparison.moves] if comparison else [],
-            "sheet": {"columns": COLUMNS, "places": PER_SHEET, "folder": f"{_FILES}/{THUMBNAILS}/"},
+            "sheet": {"columns": COLUMNS, "places": PER_SHEET, "folder": f"{PAGE_FILES}/{THUMBNAILS}/"},
             "roots": _roots(result.root, out),
             "links": _links([result.image_paths[row] for row in order], facts["path"]),
-            "columns": {name: _packed(column) for name, column in facts.items()},
+            "columns": {name: packed(column) for name, column in facts.items()},
             "tree": (tree := _tree(result, order)),
         }
         # ASCII, so that no character can end the line of the script.
         (folder / "data.js").write_text(f"const DATA = {json.dumps(data, separators=(',', ':'))};\n", encoding="ascii")
+        (folder / STATE_SCRIPT).write_text(state_script(None), encoding="ascii")
         for static in files("cae.report").joinpath("static").iterdir():
             (folder / static.name).write_bytes(static.read_bytes())
         try:
@@ -138,7 +139,7 @@ def write_report(
             ) from error
         (draft / PAGE).write_text(html, encoding="utf-8")
         drawn = {path.relative_to(draft) for path in folder.rglob("*")}
-    for path in (out / _FILES).rglob("*"):
+    for path in (out / PAGE_FILES).rglob("*"):
         if path.is_file() and path.relative_to(out) not in drawn:  # of an earlier report, with more images
             path.unlink()
     return page
@@ -166,7 +167,7 @@ def redraw_report(result_folder: Path, reporter: Reporter = silent, *, images: P
         return None
     out = result_folder / REPORT_FOLDER
     tidy(out)
-    kept, comparison, notes = ReportCache.load(out / _FILES), None, []
+    kept, comparison, notes = ReportCache.load(out / PAGE_FILES), None, []
     if kept is not None and images is None and kept.root.is_dir():
         images = kept.root
     result = SavedResult.load(result_folder, images=images)
@@ -193,6 +194,20 @@ def _is_report(page: Path) -> bool:
         return False
     with page.open("rb") as file:
         return _GENERATOR in file.read(_HEAD)
+
+
+def state_script(state: dict[str, Any] | None) -> str:
+    r"""The script that tells the page what may be done with it.
+
+    Args:
+        state: what `describe_edited` says, and more; None for a page that is read from disk.
+
+    Examples:
+        >>> state_script(None)
+        'const STATE = null;\n'
+    """
+    # ASCII, so that no character can end the line of the script.
+    return f"const STATE = {json.dumps(state, separators=(',', ':'))};\n"
 
 
 def _draw(
@@ -238,7 +253,7 @@ def _tree(result: SavedResult, order: NDArray[np.int64]) -> dict[str, Any] | Non
         "leaves": fitted.hierarchy.leaves,
         "names": [node.name for node in fitted.nodes],
         "glosses": [node.gloss for node in fitted.nodes],
-        "leaf": _packed(result.leaves.numpy()[order]),
+        "leaf": packed(result.leaves.numpy()[order]),
     }
 
 
@@ -260,16 +275,6 @@ def _links(paths: Sequence[Path | None], shown: Sequence[str]) -> dict[int, str]
         for number, (path, name) in enumerate(zip(paths, shown, strict=True))
         if path is not None and ("\ufffd" in name or PurePath(name).is_absolute())
     }
-
-
-def _packed(column: Any) -> Any:
-    """A list of strings as it is; an array as the smallest type that holds it, little-endian in base64."""
-    if isinstance(column, list):
-        return column
-    low, high = column.min(initial=0), column.max(initial=0)
-    smallest = next(name for name in _TYPES if np.iinfo(name).min <= low and high <= np.iinfo(name).max)
-    packed = np.ascontiguousarray(column, dtype=np.dtype(smallest).newbyteorder("<"))
-    return {"type": smallest, "base64": base64.b64encode(packed.tobytes()).decode("ascii")}
 
 
 def _notes(result: SavedResult, unmatched_edits: Sequence[str], unshown: int) -> list[str]:

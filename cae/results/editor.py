@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,12 +102,14 @@ class Editor:
         """How many images of a cluster are pinned."""
         return len(self._view.pinned.get(cluster, ()))
 
-    def refresh(self) -> None:
-        """Take in what other programs have changed since."""
+    @contextmanager
+    def looking(self) -> Iterator[Self]:
+        """The result as it is on disk, with what other programs have changed since; no thread changes it meanwhile."""
         with self._lock:
             if self._stamps() != self._read_at:
                 with changing(self.folder):
                     self._load()
+            yield self
 
     @contextmanager
     def changing(self, revision: str) -> Iterator[None]:
