@@ -2,15 +2,13 @@
 
 import http.client
 import json
-import threading
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-import uvicorn
-from conftest import FakeEncoder
+from conftest import FakeEncoder, serving
 
-from cae.app import OpenResult, serve
+from cae.app import OpenResult
 from cae.results.edits_file import load_history
 from cae.results.saved import SavedResult
 
@@ -63,30 +61,15 @@ class Client:
 @pytest.fixture
 def client(result_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("cae.encoders.load_encoder", lambda *_, **__: FakeEncoder())
-    servers = []
-    server = uvicorn.Server
-    monkeypatch.setattr(uvicorn, "Server", lambda config: servers.append(server(config)) or servers[-1])
     opened = OpenResult(result_folder, tmp_path / "exports")
-    addresses, ready = [], threading.Event()
-
-    def announce(address):
-        addresses.append(address)
-        ready.set()
-
-    thread = threading.Thread(
-        target=serve, args=(opened,), kwargs={"browser": False, "announce": announce, "progress": False}
-    )
-    thread.start()
-    assert ready.wait(60)
-    yield Client(addresses[0], opened)
-    servers[0].should_exit = True
-    thread.join(60)
-    assert not thread.is_alive()
+    with serving(opened) as address:
+        yield Client(address, opened)
 
 
 def test_the_printed_address_lets_a_browser_in(client):
     status, headers, body = client.get(f"/?token={client.token}", Cookie=None, Origin=None)
-    assert (status, body, headers["Refresh"]) == (200, b"", "0; url=/")
+    assert (status, headers["Refresh"]) == (200, "0; url=/")
+    assert b"cae report" not in body
     cookie, *attributes = headers["Set-Cookie"].split("; ")
     assert {each.lower() for each in attributes} >= {"httponly", "samesite=strict"}
     status, headers, body = client.get("/", Cookie=cookie, Origin=None)

@@ -20,6 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOST = "127.0.0.1"
+_DOOR = '<!doctype html><html lang="en"><title>cae</title><link rel="icon" href="data:,">'
 _POLICY = "; ".join(
     [
         "default-src 'none'",
@@ -89,7 +90,7 @@ class Guard:
         if request.url.path != "/" or not self._is_token(request.query_params.get("token", "")):
             return None
         # An empty page that goes on to the real one: a redirect would count as coming from wherever the link was.
-        answer = Response(headers={"Refresh": "0; url=/"}, media_type="text/html")
+        answer = Response(_DOOR, headers={"Refresh": "0; url=/"}, media_type="text/html")
         answer.set_cookie(self.cookie, self.token, httponly=True, samesite="strict")
         return answer
 
