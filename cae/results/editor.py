@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +28,8 @@ from cae.results.saved import SavedResult
 from cae.results.writing import changing
 
 _WATCHED = (RUN, EDITS_FILE)
+_KEPT = 30
+"""Views before the last edits that are kept: 1 MB each for 100,000 images. Further back, edits are applied anew."""
 
 
 class StaleError(Exception):
@@ -76,6 +79,7 @@ class Editor:
         self._edited: SavedResult | None
         self._last_split: tuple[tuple[str, int, int], Split] | None
         self.unmatched: list[str]
+        self._earlier: deque[tuple[EditedView, int]] = deque(maxlen=_KEPT)  # and how many were unmatched
         with changing(self.folder):
             self._load()
 
@@ -189,7 +193,11 @@ class Editor:
         if not self._edits:
             raise EditError(f"there are no edits in {self.folder}, and so nothing to take back")
         self._save(self._edits[:-1], (self._edits[-1], *self._undone))
-        self._replay()
+        if self._earlier:
+            self._view, unmatched = self._earlier.pop()
+            del self.unmatched[unmatched:]
+        else:
+            self._replay()
 
     def redo(self) -> None:
         """Make the edit again that was taken back last.
@@ -201,7 +209,7 @@ class Editor:
             raise EditError(f"no edit in {self.folder} was taken back last, and so there is none to make again")
         edit, *undone = self._undone
         self._save((*self._edits, edit), tuple(undone))
-        self._apply([edit])
+        self._go_on([edit])
 
     # At any time.
 
@@ -239,13 +247,20 @@ class Editor:
 
     def _make(self, *edits: Edit) -> None:
         self._save((*self._edits, *edits), ())
-        self._apply(edits)
+        self._go_on(edits)
 
     def _save(self, edits: tuple[Edit, ...], undone: tuple[Edit, ...]) -> None:
         """To disk; only then is anything else as if it had been made."""
         save_edits(edits, self.folder, undone)
         self._edits, self._undone, self._edited = edits, undone, None
         self._note_files()
+
+    def _go_on(self, edits: Sequence[Edit]) -> None:
+        """Apply edits, each to a view of its own, so that it is soon taken back."""
+        for edit in edits:
+            self._earlier.append((self._view, len(self.unmatched)))
+            self._view = self._view.branch()
+            self._apply([edit])
 
     def _apply(self, edits: Sequence[Edit]) -> None:
         for edit in edits:
@@ -265,6 +280,7 @@ class Editor:
         self.saved = replace(SavedResult.load(self.folder, images=self._images), edits=())
         self._view = EditedView(self.saved)
         self._edited = self._last_split = None
+        self._earlier.clear()
         self._replay()
 
     def _note_files(self) -> None:

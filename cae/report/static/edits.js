@@ -126,7 +126,7 @@ const split = {
     find("#split-into").max = Math.min(groupOf(id).size, 100);
     find("#split-into").value = 2;
     find("#split").showModal();
-    this.preview();
+    return this.preview();
   },
 
   async preview() {
