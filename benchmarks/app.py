@@ -14,18 +14,16 @@ import argparse
 import hashlib
 import shutil
 import tempfile
-import threading
 import time
 from pathlib import Path
 from statistics import median
 
 import pyarrow as pa
 import torch
-import uvicorn
 from playwright.sync_api import Page, sync_playwright
 from torch.nn.functional import normalize
 
-from cae.app import OpenResult, serve
+from cae.app import OpenResult, serving
 from cae.evaluation.study import machine
 from cae.results.edits import Rename
 from cae.results.edits_file import save_edits
@@ -115,28 +113,13 @@ def measure(folder: Path, exports: Path) -> None:
     opened.page()
     print(f"| draw the page, as at the start | {time.perf_counter() - start:.1f} s | |")
     Searcher.encoder = RandomTexts(opened.editor.saved.embeddings.shape[1])  # type: ignore[assignment]
-    servers: list[uvicorn.Server] = []
-
-    class Server(uvicorn.Server):
-        def __init__(self, config: uvicorn.Config) -> None:
-            super().__init__(config)
-            servers.append(self)
-
-    uvicorn.Server = Server  # type: ignore[misc]
-    addresses: list[str] = []
-    options = {"browser": False, "announce": addresses.append, "progress": False}
-    thread = threading.Thread(target=serve, args=(opened,), kwargs=options)
-    thread.start()
-    while not addresses:
-        time.sleep(0.05)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        act(browser.new_page(viewport={"width": 1280, "height": 900}), addresses[0])
+        with serving(opened, progress=False) as address:
+            act(browser.new_page(viewport={"width": 1280, "height": 900}), address)
+            start = time.perf_counter()
+        print(f"| end it, and draw the page again | {time.perf_counter() - start:.1f} s | |")
         browser.close()
-    servers[0].should_exit = True
-    start = time.perf_counter()
-    thread.join()
-    print(f"| draw it again, as at the end | {time.perf_counter() - start:.1f} s | |")
 
 
 def act(page: Page, address: str) -> None:

@@ -5,9 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy
@@ -157,39 +155,6 @@ def browser():
         chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield chromium
         chromium.close()
-
-
-@contextmanager
-def serving(opened):
-    """`cae open` in a thread of this process; gives the address with the token."""
-    import uvicorn
-
-    from cae.app import server
-
-    servers, addresses, ready = [], [], threading.Event()
-
-    def announce(address):
-        addresses.append(address)
-        ready.set()
-
-    class Server(uvicorn.Server):
-        def __init__(self, config):
-            super().__init__(config)
-            servers.append(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(server.uvicorn, "Server", Server)
-        options = {"browser": False, "announce": announce, "progress": False}
-        thread = threading.Thread(target=server.serve, args=(opened,), kwargs=options)
-        thread.start()
-        try:
-            assert ready.wait(60)
-            yield addresses[0]
-        finally:
-            for each in servers:
-                each.should_exit = True
-            thread.join(60)
-            assert not thread.is_alive()
 
 
 def run_cae(monkeypatch, capfd, *arguments):

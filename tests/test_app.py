@@ -2,13 +2,17 @@
 
 import http.client
 import json
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from conftest import FakeEncoder, serving
+from conftest import FakeEncoder, run_cae
 
-from cae.app import OpenResult
+from cae.app import OpenResult, serving
 from cae.results.edits_file import load_history
 from cae.results.saved import SavedResult
 
@@ -62,7 +66,7 @@ class Client:
 def client(result_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("cae.encoders.load_encoder", lambda *_, **__: FakeEncoder())
     opened = OpenResult(result_folder, tmp_path / "exports")
-    with serving(opened) as address:
+    with serving(opened, progress=False) as address:
         yield Client(address, opened)
 
 
@@ -366,3 +370,51 @@ def test_the_page_on_disk_shows_the_edits_once_the_server_has_ended(client, resu
     assert "boats" not in page.read_text()
     client.opened.page(with_edits=True)  # as `serve` does at its end
     assert "boats" in page.read_text()
+
+
+# ---- the command ----
+
+
+def test_the_command_says_where_and_ends_with_ctrl_c(result_folder):
+    command = [sys.executable, "-m", "cae", "open", result_folder, "--no-browser"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    address = process.stdout.readline().strip()
+    client = Client(address, None)
+    assert client.edit("rename", group=0, name="boats")[0] == 200
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (0, "")
+    assert "Ctrl-C ends it" in stderr
+    assert "Traceback" not in stderr
+    assert "boats" in (result_folder / "report/index.html").read_text()
+
+
+def test_the_command_opens_the_browser(result_folder, monkeypatch, capfd):
+    opened = []
+
+    def browse(address):
+        opened.append(address)
+        raise KeyboardInterrupt  # as Ctrl-C
+
+    monkeypatch.setattr("webbrowser.open", browse)
+    code, stdout, _ = run_cae(monkeypatch, capfd, "open", result_folder, "--quiet")
+    assert (code, opened) == (0, [stdout.strip()])
+
+
+def test_without_the_extra_the_command_says_what_to_install(result_folder, monkeypatch, capfd):
+    for name in [name for name in sys.modules if name.startswith("cae.app")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, _, stderr = run_cae(monkeypatch, capfd, "open", result_folder)
+    assert code == 1
+    assert "pip install 'cae-clustering[app]'" in stderr
+
+
+def test_the_command_refuses_what_it_cannot_open(result_folder, tmp_path, monkeypatch, capfd):
+    code, _, stderr = run_cae(monkeypatch, capfd, "open", tmp_path / "nothing")
+    assert (code, "no such folder" in stderr) == (1, True)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        code, _, stderr = run_cae(monkeypatch, capfd, "open", result_folder, "--port", taken.getsockname()[1])
+    assert (code, "give another with --port" in stderr) == (1, True)

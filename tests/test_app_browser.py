@@ -6,11 +6,11 @@ from functools import partial
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import FakeEncoder, run_cae, serving
+from conftest import FakeEncoder, run_cae
 from playwright.sync_api import expect
 
 from cae.api import Result
-from cae.app import OpenResult
+from cae.app import OpenResult, serving
 from cae.results.edits_file import load_edits
 from cae.results.saved import SavedResult
 
@@ -36,7 +36,7 @@ def opened(result_folder, tmp_path):
 @pytest.fixture
 def served(opened):
     Result(opened.editor.folder).rename(0, "harbour").rename(1, "meadow").rename(2, "desert")
-    with serving(opened) as address:
+    with serving(opened, progress=False) as address:
         yield address
 
 
@@ -119,7 +119,7 @@ def test_groups_are_merged_by_choice_and_by_dragging(view, served, opened):
     n = size(page, "harbour") + size(page, "desert")
     for name in ("harbour", "desert"):
         page.get_by_label(f"Choose {name} to merge it").check()
-    expect(page.locator("#chosen-groups")).to_contain_text("2 groups as harbour")
+    expect(page.locator("#chosen-groups")).to_contain_text("2 groups to merge as harbour")
     page.locator("#merge").click()
     expect(said(page)).to_have_text("Saved: desert now part of harbour.")
     assert (names(page), size(page, "harbour")) == (["harbour", "meadow"], n)
@@ -253,7 +253,7 @@ def test_without_an_encoder_the_search_in_names_goes_on(view, served, monkeypatc
 
 def test_duplicates_are_looked_for_chosen_and_listed(view, result_folder, picture_folder, opened, tmp_path):
     (picture_folder / "red/1.png").write_bytes((picture_folder / "red/0.png").read_bytes())
-    with serving(opened) as address:
+    with serving(opened, progress=False) as address:
         page = view(address)
         page.get_by_role("button", name="Look for duplicates").click()
         found = opened.duplicates()
@@ -323,7 +323,7 @@ def test_another_fit_in_the_folder_loads_the_page_again(view, served, opened, re
 
 
 def test_after_the_end_of_the_server_nothing_is_saved_and_that_is_said(view, opened):
-    with serving(opened) as address:
+    with serving(opened, progress=False) as address:
         page = view(address, expect_failures=True)
     name = page.locator(".card h3").first.inner_text()
     card(page, name).get_by_role("button", name="Rename").click()
@@ -367,7 +367,7 @@ def test_everything_is_done_by_keyboard(view, served, opened):
 
 def test_other_levels_are_looked_at_and_not_changed(view, tree_folder, tmp_path):
     opened = OpenResult(tree_folder, tmp_path / "exports")
-    with serving(opened) as address:
+    with serving(opened, progress=False) as address:
         page = view(address)
         level = page.locator("#level")
         own = level.input_value()
@@ -436,7 +436,7 @@ def test_edits_outlive_the_next_clustering(view, monkeypatch, capfd, picture_fol
     texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
     cluster = ["cluster", picture_folder, "-k", 3, "--out", out, "--workers", 0, "--quiet", *texts]
     assert run(*cluster)[0] == 0
-    with serving(OpenResult(out, tmp_path / "exports")) as address:
+    with serving(OpenResult(out, tmp_path / "exports"), progress=False) as address:
         page = view(address)
         first = page.locator(".card h3").first.inner_text()
         card(page, first).get_by_role("button", name="Rename").click()
@@ -455,7 +455,7 @@ def test_edits_outlive_the_next_clustering(view, monkeypatch, capfd, picture_fol
         page.context.close()
     assert "my pictures" in (out / "report/index.html").read_text(encoding="utf-8")
     assert run(*cluster, "--seed", 3)[0] == 0
-    with serving(OpenResult(out, tmp_path / "exports")) as address:
+    with serving(OpenResult(out, tmp_path / "exports"), progress=False) as address:
         page = view(address)
         page.locator("#query").fill(moved)
         expect(page.locator("#found")).to_have_text("1 picture")

@@ -10,6 +10,6 @@ The extra `app` brings starlette and uvicorn, which this room needs.
 """
 
 from cae.app.opened import OpenResult
-from cae.app.server import serve
+from cae.app.server import serve, serving
 
-__all__ = ["OpenResult", "serve"]
+__all__ = ["OpenResult", "serve", "serving"]

@@ -90,21 +90,19 @@ class OpenResult:
         """
         with self._drawing:
             with self.editor.looking() as editor:
-                fit, revision = editor.fit, editor.revision
+                fit, revision, z = editor.fit, editor.revision, self._fused(editor)
             if fit != self._drawn_fit or (with_edits and revision != self._drawn_revision):
                 folder = self.editor.folder
-                if not redraw_report(folder, reporter, images=self._images):
+                if not redraw_report(folder, reporter, images=self._images, z=z):
                     saved = SavedResult.load(folder, images=self._images)
-                    write_report(saved, folder / REPORT_FOLDER, reporter)
+                    write_report(saved, folder / REPORT_FOLDER, reporter, z=z)
                 self._drawn_fit, self._drawn_revision = fit, revision
         return self.editor.folder / REPORT_FOLDER / PAGE
 
     def state(self) -> dict[str, Any]:
         """What the page shows that edits change, and what can be taken back and made again."""
         with self.editor.looking() as editor:
-            if self._vectors is None or self._vectors[0] != editor.fit:
-                self._vectors = editor.fit, fused(editor.saved)
-            state = describe_edited(editor.result, self._vectors[1], self._arranged)
+            state = describe_edited(editor.result, self._fused(editor), self._arranged)
             for group in state["groups"]:
                 group["pinned"] = editor.pinned(group["id"])
             edits, undone = editor.history
@@ -117,6 +115,12 @@ class OpenResult:
                 "unmatched": editor.unmatched,
                 "exports": shown_path(self.exports.absolute()),
             }
+
+    def _fused(self, editor: Editor) -> Tensor:
+        """What was clustered of each image; it takes seconds for 100,000, and follows from the fit alone."""
+        if self._vectors is None or self._vectors[0] != editor.fit:
+            self._vectors = editor.fit, fused(editor.saved)
+        return self._vectors[1]
 
     def picture(self, row: int) -> Path | None:
         """Where the image of a row lies; None if there is no such row, or no file any more."""

@@ -1,12 +1,13 @@
-"""`serve`: the page of a result on a port of this machine, until Ctrl-C."""
+"""The page of a result on a port of this machine: `serve` until Ctrl-C, `serving` for a block of Python."""
 
 from __future__ import annotations
 
 import secrets
 import socket
+import threading
 import webbrowser
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import uvicorn
 
@@ -44,6 +45,43 @@ def serve(
         >>> serve(OpenResult("cae-result"))  # doctest: +SKIP
         http://127.0.0.1:43117/?token=...
     """
+    with _listening(opened, port, progress) as (server, listener, address), suppress(KeyboardInterrupt):
+        announce(address)
+        if browser:
+            webbrowser.open(address)
+        server.run(sockets=[listener])  # which raises KeyboardInterrupt once it has ended
+
+
+@contextmanager
+def serving(opened: OpenResult, *, port: int = 0, progress: bool = True) -> Iterator[str]:
+    """Serve the page from a thread, as in a notebook, until the block ends; gives its address.
+
+    Args:
+        opened: the result.
+        port: as in `serve`.
+        progress: as in `serve`.
+
+    Raises:
+        OutputError, ResultError, OSError: as `serve`.
+
+    Examples:
+        >>> with serving(OpenResult("cae-result"), progress=False) as address:
+        ...     print(address)
+        http://127.0.0.1:.../?token=...
+    """
+    with _listening(opened, port, progress) as (server, listener, address):
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield address
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def _listening(opened: OpenResult, port: int, progress: bool) -> Iterator[tuple[uvicorn.Server, socket.socket, str]]:
+    """A server that has not begun, its socket and its address. The page is drawn before, and with the edits after."""
     with socket.socket() as listener:
         try:
             listener.bind((HOST, port))
@@ -51,25 +89,18 @@ def serve(
             raise OSError(f"port {port} cannot be had ({error.strerror}): give another with --port") from error
         _draw(opened, progress)
         token, port = secrets.token_urlsafe(32), listener.getsockname()[1]
-        server = uvicorn.Server(
-            uvicorn.Config(
-                Guard(create_app(opened), token=token, port=port),
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=_SECONDS_TO_FINISH,
-            )
+        config = uvicorn.Config(
+            Guard(create_app(opened), token=token, port=port),
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=_SECONDS_TO_FINISH,
         )
         listener.listen()
-        address = f"http://{HOST}:{port}/?token={token}"
-        with suppress(KeyboardInterrupt):  # which the server raises again once it has ended
-            announce(address)
-            if browser:
-                webbrowser.open(address)
-            server.run(sockets=[listener])
+        yield uvicorn.Server(config), listener, f"http://{HOST}:{port}/?token={token}"
     _draw(opened, progress)
 
 

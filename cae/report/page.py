@@ -20,6 +20,7 @@ from urllib.parse import quote
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cae.data.listing import left_out_lines
 from cae.report.data import ClusterSection, columns, describe_groups, fused, packed
@@ -57,6 +58,7 @@ def write_report(
     comparison: Comparison | None = None,
     kept: ReportCache | None = None,
     notes: Sequence[str] = (),
+    z: Tensor | None = None,
 ) -> Path:
     """Write the report of a result.
 
@@ -67,6 +69,7 @@ def write_report(
         comparison: comparison of another result with this one; the page says what lies elsewhere there.
         kept: the cache of the earlier report in `out`: thumbnails and places on the map that need not be made again.
         notes: lines to show at the top of the page, besides what is to be said of every result.
+        z: what `cae.report.data.fused` gives for the result, if it is known.
 
     Returns:
         The page to open.
@@ -90,7 +93,7 @@ def write_report(
     if page.exists() and not _is_report(page):
         raise OutputError(f"{page} is not a report of cae and would be overwritten; choose another folder with --out")
     result, unmatched = result.edited, result.unmatched_edits
-    z = fused(result)
+    z = fused(result) if z is None else z
     groups, order = describe_groups(result, z)
     with committing(out) as draft:
         folder = draft / PAGE_FILES
@@ -145,13 +148,16 @@ def write_report(
     return page
 
 
-def redraw_report(result_folder: Path, reporter: Reporter = silent, *, images: Path | None = None) -> Path | None:
+def redraw_report(
+    result_folder: Path, reporter: Reporter = silent, *, images: Path | None = None, z: Tensor | None = None
+) -> Path | None:
     """Draw the page beside a result again, after an edit or an update: what has not changed is kept.
 
     Args:
         result_folder: folder that `cae cluster` wrote.
         reporter: makes the progress callback of each step.
         images: folder that the images lie in now, if they have moved.
+        z: as in `write_report`.
 
     Returns:
         The page; None if there is none to draw again.
@@ -176,7 +182,7 @@ def redraw_report(result_folder: Path, reporter: Reporter = silent, *, images: P
             comparison = compare(SavedResult.load(kept.compared), result)
         except ValueError as error:
             notes = [f"No longer compared with another result: {error}"]
-    return write_report(result, out, reporter, comparison=comparison, kept=kept, notes=notes)
+    return write_report(result, out, reporter, comparison=comparison, kept=kept, notes=notes, z=z)
 
 
 def has_report(result_folder: Path) -> bool:

@@ -81,7 +81,7 @@ function showChosenGroups() {
   for (const id of chosenGroups) if (!groupOf(id)) chosenGroups.delete(id);
   const names = [...chosenGroups].map((id) => groupOf(id).name);
   find("#chosen-groups").hidden = !names.length;
-  find("#chosen-groups-said").textContent = names.length < 2 ? `${names.join()}: choose another group to merge it with` : `${count(names.length, "group")} as ${names[0]}`;
+  find("#chosen-groups-said").textContent = names.length < 2 ? `${names.join()}: choose another group to merge it with` : `${count(names.length, "group")} to merge as ${names[0]}`;
   find("#merge").disabled = names.length < 2;
 }
 
