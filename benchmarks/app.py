@@ -46,9 +46,9 @@ ACTIONS = {
     "redo": "await stepBack('redo')",
     "choose a picture": "picks.set(0, true)",
     "choose 120 more": "picks.set(page.state.found[120], true, true)",
+    "pin what is chosen": "await server.edit('pin', { pictures: picks.rows }, '')",
     "move what is chosen": "find('#move-to').value = pictures.groups.at(-1).id; await move()",
     "choose all pictures": "picks.add(page.state.found)",
-    "pin all of them": "await server.edit('pin', { pictures: picks.rows }, '')",
     "choose none": "picks.clear()",
     "a line around half the map": "const { width: w, height: h } = page.map; "
     "lasso.choose(Array.from({ length: 200 }, (_, i) => [i < 100 ? (w * i) / 99 : (w * (199 - i)) / 99, "

@@ -5,90 +5,18 @@ import re
 from functools import partial
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
+from app_page import SAVED, card, edits, names, said, size
 from conftest import FakeEncoder, run_cae
 from playwright.sync_api import expect
 
-from cae.api import Result
 from cae.app import OpenResult, serving
-from cae.results.edits_file import load_edits
 from cae.results.saved import SavedResult
 
 pytestmark = pytest.mark.browser
 
-DESK = {"width": 1280, "height": 900}
-PHONE = {"width": 390, "height": 844}
-NASTY = "<script>alert(1)</script>\"'&amp;<img src=x onerror=alert(1)>"
-SAVED = re.compile("^Saved: ")
 
-
-@pytest.fixture(autouse=True)
-def encoder(monkeypatch):
-    for home in ("cae.models.embedder", "cae.encoders"):
-        monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: FakeEncoder())
-
-
-@pytest.fixture
-def opened(result_folder, tmp_path):
-    return OpenResult(result_folder, tmp_path / "exports")
-
-
-@pytest.fixture
-def served(opened):
-    Result(opened.editor.folder).rename(0, "harbour").rename(1, "meadow").rename(2, "desert")
-    with serving(opened, progress=False) as address:
-        yield address
-
-
-@pytest.fixture
-def view(browser):
-    """Open an address; the test fails if the page complains, loads from anywhere else, or asks something."""
-    complaints, contexts = [], []
-
-    def view(address, viewport=DESK, expect_failures=False, context=None, **options):
-        if context is None:
-            context = browser.new_context(viewport=viewport, reduced_motion="reduce", **options)
-            contexts.append(context)
-        page = context.new_page()
-        host = address.partition("?")[0]
-        if not expect_failures:
-            page.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: request.url.startswith((host, "data:")) or complaints.append(request.url))
-        page.goto(address)
-        page.wait_for_url(host)
-        expect(page.locator("#dock")).to_be_visible()
-        return page
-
-    yield view
-    for context in contexts:
-        context.close()
-    assert complaints == []
-
-
-def card(page, name):
-    return page.locator(".card", has=page.locator("h3", has_text=re.compile(f"^{re.escape(name)}$")))
-
-
-def names(page):
-    return sorted(page.locator(".card h3").all_text_contents())
-
-
-def said(page):
-    return page.locator("#said")
-
-
-def size(page, name):
-    return int(card(page, name).locator(".facts-line span").first.text_content().split()[0])
-
-
-def edits(opened):
-    return [str(edit) for edit in load_edits(opened.editor.folder)[3:]]  # after those that named the groups
-
-
-def test_a_group_is_renamed_in_place(view, served, opened):
-    page = view(served, expect_failures=True)
+def test_a_group_is_renamed_in_place(visit, served, opened):
+    page = visit(served, expect_failures=True)
     card(page, "meadow").get_by_role("button", name="Rename meadow", exact=True).click()
     box = page.get_by_label("New name of meadow")
     expect(box).to_be_focused()
@@ -114,8 +42,8 @@ def test_a_group_is_renamed_in_place(view, served, opened):
     expect(page.locator(".rename input")).to_have_value("desert")  # what was typed is not lost
 
 
-def test_groups_are_merged_by_choice_and_by_dragging(view, served, opened):
-    page = view(served)
+def test_groups_are_merged_by_choice_and_by_dragging(visit, served, opened):
+    page = visit(served)
     n = size(page, "harbour") + size(page, "desert")
     for name in ("harbour", "desert"):
         page.get_by_label(f"Choose {name} to merge it").check()
@@ -131,8 +59,8 @@ def test_groups_are_merged_by_choice_and_by_dragging(view, served, opened):
     assert edits(opened) == ["merge harbour and desert as harbour", "merge harbour and meadow as harbour"]
 
 
-def test_a_split_is_looked_at_before_it_is_made(view, served, opened):
-    page = view(served)
+def test_a_split_is_looked_at_before_it_is_made(visit, served, opened):
+    page = visit(served)
     page.get_by_role("button", name="Split meadow", exact=True).click()
     dialog = page.locator("#split")
     expect(dialog.locator("#parts > li")).to_have_count(2)
@@ -156,8 +84,8 @@ def test_a_split_is_looked_at_before_it_is_made(view, served, opened):
     assert names(page) == ["desert", "harbour", "meadow"]
 
 
-def test_pictures_are_chosen_moved_and_moved_back(view, served, opened):
-    page = view(served)
+def test_pictures_are_chosen_moved_and_moved_back(visit, served, opened):
+    page = visit(served)
     page.locator("#order").select_option("path")
     before = size(page, "harbour")
     boxes = page.locator("#gallery .pick")
@@ -191,8 +119,8 @@ def test_pictures_are_chosen_moved_and_moved_back(view, served, opened):
     expect(page.get_by_role("button", name=f"Pinned: {to}")).to_be_disabled()
 
 
-def test_pictures_are_chosen_on_the_map(view, served):
-    page = view(served)
+def test_pictures_are_chosen_on_the_map(visit, served):
+    page = visit(served)
     page.locator("#canvas").evaluate("canvas => canvas.scrollIntoView({ block: 'center' })")
     page.wait_for_function("page.map.width > 300")
     page.get_by_role("button", name="Choose with a lasso").click()
@@ -215,87 +143,9 @@ def test_pictures_are_chosen_on_the_map(view, served):
     expect(page.locator("#picked")).to_be_hidden()
 
 
-def test_pictures_are_searched_by_what_they_show_and_by_what_they_are_like(view, served, opened):
-    page = view(served)
-    page.get_by_label("What they show").fill("red car on snow")
-    page.keyboard.press("Enter")
-    expect(page.locator("#ranked-said")).to_have_text("The pictures nearest to “red car on snow”, the best first")
-    expect(said(page)).to_have_text("30 pictures found, the best first.")
-    expected = [hit.row for hit in opened.search("red car on snow", None)]
-    rows = "() => [...page.state.found].map((i) => pictures.row[i])"
-    assert page.evaluate(rows) == expected
-    page.locator("#gallery .picture").first.click()
-    page.get_by_role("button", name="More like this").click()
-    expect(page.locator("#panel")).to_be_hidden()
-    expect(page.locator("#ranked-said")).to_contain_text("The pictures most like")
-    assert page.evaluate(rows) == [hit.row for hit in opened.search(None, expected[0])]
-    page.locator("#query").fill("red/")  # the search in names goes on among them
-    expect(page.locator("#found")).to_have_text(re.compile("^(9|10) pictures$"))
-    page.get_by_role("button", name="Back to all pictures").click()
-    expect(page.locator("#found")).to_have_text("30 pictures")
-    expect(page.get_by_label("What they show")).to_be_focused()
-
-
-def test_without_an_encoder_the_search_in_names_goes_on(view, served, monkeypatch):
-    from cae.encoders.base import EncoderError
-
-    def fail(*_, **__):
-        raise EncoderError("no hub can be reached")
-
-    monkeypatch.setattr("cae.encoders.load_encoder", fail)
-    page = view(served, expect_failures=True)
-    page.get_by_label("What they show").fill("red car on snow")
-    page.get_by_role("button", name="Find").click()
-    expect(said(page)).to_contain_text("no hub can be reached")
-    page.locator("#query").fill("red/3")
-    expect(page.locator("#found")).to_have_text("1 picture")
-
-
-def test_duplicates_are_looked_for_chosen_and_listed(view, result_folder, picture_folder, opened, tmp_path):
-    (picture_folder / "red/1.png").write_bytes((picture_folder / "red/0.png").read_bytes())
-    with serving(opened, progress=False) as address:
-        page = view(address)
-        page.get_by_role("button", name="Look for duplicates").click()
-        found = opened.duplicates()
-        expect(page.locator("#copies-list > li")).to_have_count(min(len(found.groups), 20))
-        page.get_by_role("button", name="Choose all but the best").click()
-        expect(page.locator("#picked-said")).to_have_text(re.compile(f"^{len(found.rows)} picture"))
-        page.get_by_role("button", name="Write a list").click()
-        expect(said(page)).to_have_text(f"Written: {tmp_path}/exports/duplicates.csv")
-    assert (picture_folder / "red/1.png").exists()
-
-
-def test_a_group_a_selection_and_a_search_are_taken_away(view, served, tmp_path):
-    page = view(served)
-    n = size(page, "meadow")
-    page.get_by_role("button", name="Take away meadow").click()
-    dialog = page.locator("#take")
-    dialog.get_by_role("button", name="Take away").click()
-    expect(dialog.locator(".said")).to_have_text(f"{n} files in {tmp_path}/exports/meadow folders.")
-    assert len(list((tmp_path / "exports/meadow folders/meadow").iterdir())) == n
-    dialog.get_by_role("button", name="Close").click()
-    page.locator("#gallery .pick").first.check()
-    page.locator("#picked [data-take]").click()
-    expect(dialog.get_by_label("What")).to_have_value("picks")
-    dialog.get_by_label("As").select_option("json")
-    dialog.get_by_role("button", name="Take away").click()
-    expect(dialog.locator(".said")).to_have_text(f"1 file in {tmp_path}/exports/chosen json.")
-    taken = json.loads((tmp_path / "exports/chosen json/result.json").read_text())
-    assert len(taken["pictures"] if "pictures" in taken else taken["images"]) == 1
-    page.keyboard.press("Escape")
-    page.locator("#query").fill("red/")
-    expect(page.locator("#found")).to_have_text("10 pictures")
-    page.locator(".dock-line [data-take='all']").click()
-    dialog.get_by_label("What").select_option("found")
-    dialog.get_by_label("As").select_option("folders")
-    dialog.get_by_label("Pictures get there by").select_option("symlink")
-    dialog.get_by_role("button", name="Take away").click()
-    expect(dialog.locator(".said")).to_contain_text("10 files in ")
-
-
-def test_two_tabs_do_not_overwrite_each_other(view, served, opened):
-    one = view(served, expect_failures=True)
-    two = view(served, expect_failures=True, context=one.context)
+def test_two_tabs_do_not_overwrite_each_other(visit, served, opened):
+    one = visit(served, expect_failures=True)
+    two = visit(served, expect_failures=True, context=one.context)
     card(one, "meadow").get_by_role("button", name="Rename").click()
     one.get_by_label("New name of meadow").fill("first")
     one.keyboard.press("Enter")
@@ -313,8 +163,8 @@ def test_two_tabs_do_not_overwrite_each_other(view, served, opened):
     expect(card(one, "second")).to_be_visible()
 
 
-def test_another_fit_in_the_folder_loads_the_page_again(view, served, opened, result_folder):
-    page = view(served)
+def test_another_fit_in_the_folder_loads_the_page_again(visit, served, opened, result_folder):
+    page = visit(served)
     run = json.loads((result_folder / "run.json").read_text())
     (result_folder / "run.json").write_text(json.dumps({**run, "beta_mean": {**run["beta_mean"], "image": 1.0}}))
     with page.expect_navigation():
@@ -322,9 +172,9 @@ def test_another_fit_in_the_folder_loads_the_page_again(view, served, opened, re
     expect(page.locator("#dock")).to_be_visible()
 
 
-def test_after_the_end_of_the_server_nothing_is_saved_and_that_is_said(view, opened):
+def test_after_the_end_of_the_server_nothing_is_saved_and_that_is_said(visit, opened):
     with serving(opened, progress=False) as address:
-        page = view(address, expect_failures=True)
+        page = visit(address, expect_failures=True)
     name = page.locator(".card h3").first.inner_text()
     card(page, name).get_by_role("button", name="Rename").click()
     page.locator(".rename input").fill("lost?")
@@ -333,8 +183,8 @@ def test_after_the_end_of_the_server_nothing_is_saved_and_that_is_said(view, ope
     expect(page.locator(".rename input")).to_have_value("lost?")
 
 
-def test_everything_is_done_by_keyboard(view, served, opened):
-    page = view(served)
+def test_everything_is_done_by_keyboard(visit, served, opened):
+    page = visit(served)
     page.get_by_label("Choose harbour to merge it").focus()
     page.keyboard.press("Space")
     page.get_by_label("Choose desert to merge it").focus()
@@ -365,79 +215,15 @@ def test_everything_is_done_by_keyboard(view, served, opened):
     assert len(edits(opened)) < 3
 
 
-def test_other_levels_are_looked_at_and_not_changed(view, tree_folder, tmp_path):
-    opened = OpenResult(tree_folder, tmp_path / "exports")
-    with serving(opened, progress=False) as address:
-        page = view(address)
-        level = page.locator("#level")
-        own = level.input_value()
-        level.fill(level.get_attribute("min"))
-        expect(page.locator(".card")).to_have_count(int(level.get_attribute("min")))
-        expect(page.locator(".card [data-do]")).to_have_count(0)
-        level.fill(own)
-        expect(page.locator(".card [data-do='rename']")).to_have_count(int(own))
-
-
-def test_names_that_look_like_markup_are_text(view, served):
-    page = view(served, expect_failures=True)
-    card(page, "meadow").get_by_role("button", name="Rename").click()
-    page.locator(".rename input").fill(NASTY)
-    page.keyboard.press("Enter")
-    expect(said(page)).to_have_text(f"Saved: the group is called {NASTY}.")
-    page.get_by_label("What they show").fill(NASTY)
-    page.keyboard.press("Enter")
-    expect(page.locator("#ranked-said")).to_contain_text(NASTY)
-    page.get_by_role("button", name=f"Split {NASTY}").click()
-    expect(page.locator("#split-title")).to_have_text(f"Split {NASTY}")
-    page.keyboard.press("Escape")
-    page.reload()
-    expect(card(page, NASTY)).to_be_visible()
-    assert page.locator("img[src='x'], .card script").count() == 0
-
-
-@pytest.mark.parametrize(("viewport", "scheme"), [(DESK, "light"), (PHONE, "dark")])
-def test_axe_finds_nothing_and_nothing_is_cut_off(view, served, viewport, scheme):
-    page = view(served, viewport, color_scheme=scheme)
-    page.locator("#gallery .pick").first.check()
-    page.get_by_label("Choose harbour to merge it").check()
-    page.get_by_role("button", name="Look for duplicates").click()
-    page.get_by_role("button", name="Rename meadow", exact=True).click()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-    def violations(part):
-        found = Axe().run(page, options={"preload": False}).response["violations"]
-        return [f"{part}: {each['id']}: {each['nodes'][0]['html']}" for each in found]
-
-    found = violations("page")
-    page.keyboard.press("Escape")
-    page.get_by_role("button", name="Split meadow", exact=True).click()
-    expect(page.locator("#parts > li")).to_have_count(2)
-    found += violations("split")
-    page.keyboard.press("Escape")
-    page.locator(".dock-line [data-take='all']").click()
-    found += violations("take")
-    page.keyboard.press("Escape")
-    page.locator("#gallery .picture").first.click()
-    found += violations("panel")
-    assert found == []
-
-
-def test_from_disk_nothing_can_be_changed(browser, served, opened):
-    page = browser.new_page()
-    page.goto(opened.page().as_uri())
-    expect(page.locator("#gallery .picture")).to_have_count(30)
-    expect(page.locator("[data-served]:visible, [data-do], .pick, .choose")).to_have_count(0)
-    page.close()
-
-
-def test_edits_outlive_the_next_clustering(view, monkeypatch, capfd, picture_folder, text_files, tmp_path):
+def test_edits_outlive_the_next_clustering(visit, monkeypatch, capfd, picture_folder, text_files, tmp_path):
     """Edit in the browser, close, `cae cluster` again, open: the edits hold."""
+    monkeypatch.setattr("cae.models.embedder.load_encoder", lambda *_, **__: FakeEncoder())
     run, out = partial(run_cae, monkeypatch, capfd), tmp_path / "clustered"
     texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
     cluster = ["cluster", picture_folder, "-k", 3, "--out", out, "--workers", 0, "--quiet", *texts]
     assert run(*cluster)[0] == 0
     with serving(OpenResult(out, tmp_path / "exports"), progress=False) as address:
-        page = view(address)
+        page = visit(address)
         first = page.locator(".card h3").first.inner_text()
         card(page, first).get_by_role("button", name="Rename").click()
         page.locator(".rename input").fill("my pictures")
@@ -456,7 +242,7 @@ def test_edits_outlive_the_next_clustering(view, monkeypatch, capfd, picture_fol
     assert "my pictures" in (out / "report/index.html").read_text(encoding="utf-8")
     assert run(*cluster, "--seed", 3)[0] == 0
     with serving(OpenResult(out, tmp_path / "exports"), progress=False) as address:
-        page = view(address)
+        page = visit(address)
         page.locator("#query").fill(moved)
         expect(page.locator("#found")).to_have_text("1 picture")
         assert page.evaluate("pictures.groups[pictures.group[page.state.found[0]]].name") == "my pictures"

@@ -1,6 +1,7 @@
 """A result held open: every edit as `cae edit` makes it, undone and made again, and never on a revision that is old."""
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -141,6 +142,8 @@ def test_pictures_pinned_one_after_the_other_stay_in_one_group(editor):
     change(editor, "pin", [second, third])
     assert editor.pinned(0) == 3
     assert len(editor.result.clusters) == 3
+    change(editor, "move", [first], 1)
+    assert editor.pinned(0) == 2
 
 
 def test_pins_in_several_groups_keep_each_where_it_is(editor):
@@ -161,7 +164,7 @@ def test_pins_in_several_groups_keep_each_where_it_is(editor):
         ("pin", ([],), "no picture is chosen"),
         ("pin", ([30],), "no picture 30"),
         ("move", ([-1], 0), "no picture -1"),
-        ("move", ([], 0), "has a hash"),
+        ("move", ([], 0), "no picture is chosen"),
         ("pin_cluster", (9,), "no group 9"),
     ],
 )
@@ -220,3 +223,22 @@ def test_what_was_acknowledged_outlives_a_kill(result_folder):
     assert len(edits) <= acknowledged + 2
     change(Editor(result_folder), "undo")
     assert not list(Path(result_folder).glob(".writing-*"))
+
+
+@pytest.mark.slow
+def test_thousands_of_edits_outlive_kills_at_any_moment(result_folder):
+    """Each life of the program goes on from what the last one has left."""
+    generator, known = random.Random(0), 0
+    for _ in range(30):
+        process = subprocess.Popen([sys.executable, "-c", KILLED, result_folder], stdout=subprocess.PIPE, text=True)
+        said = process.stdout.readline()
+        for _ in range(generator.randrange(250)):
+            said = process.stdout.readline() or said
+        process.send_signal(signal.SIGKILL)
+        rest, _ = process.communicate()
+        acknowledged = known + 1 + int((said + rest).split()[-1])
+        edits = load_history(result_folder).edits
+        assert acknowledged <= len(edits) <= acknowledged + 1
+        known = len(edits)
+    assert known > 3000
+    assert len(Editor(result_folder).history[0]) == known

@@ -104,7 +104,8 @@ class Editor:
 
     def pinned(self, cluster: int) -> int:
         """How many images of a cluster are pinned."""
-        return len(self._view.pinned.get(cluster, ()))
+        rows = self._view.rows(self._view.pinned.get(cluster, ()))
+        return int((self._view.labels[rows] == cluster).sum())
 
     @contextmanager
     def looking(self) -> Iterator[Self]:
@@ -232,6 +233,8 @@ class Editor:
         return anchors_of(self._view, cluster, every=every)
 
     def _checked(self, rows: Sequence[int]) -> NDArray[np.int64]:
+        if not rows:
+            raise EditError("no picture is chosen: choose one or more")
         n = len(self._view.labels)
         if outside := [row for row in rows if not 0 <= row < n]:
             raise EditError(f"there is no picture {outside[0]}: the result has {n}")

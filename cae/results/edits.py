@@ -17,8 +17,9 @@ split   The cluster falls into parts: a picture goes to the part that lists it, 
         have the most similar mean image embedding.
         After a new fit: the same for the cluster that its anchors went to.
 pin     Nothing changes.
-        After a new fit: all its pictures are together under its name, in the cluster that holds more than half of them
-        or else in one of their own. Pictures that the fit adds to that cluster stay.
+        After a new fit: its pictures, all of the cluster or those that were chosen, are together under its name, in the
+        cluster that holds more than half of them or else in one of their own. Pictures that the fit adds to that
+        cluster stay.
 move    The pictures are in that cluster.
         After a new fit: they are in the cluster that its anchors went to.
 

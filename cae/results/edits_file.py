@@ -9,7 +9,7 @@
      "undone": []}
 
 where C is `{"name": "harbor", "pictures": ["SHA-256", …]}`: a cluster's name when the edit was made, which messages
-show, and its anchors. For a part, `name` is what it will be called; for a pin, `pictures` are all its pictures.
+show, and its anchors. For a part, `name` is what it will be called; for a pin, `pictures` are all that stay.
 `undone`, which may be left out, holds edits that were taken back and can be made again, the next one first.
 """
 

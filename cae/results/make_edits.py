@@ -33,10 +33,8 @@ def pins_of(view: EditedView, rows: Rows) -> list[Pin]:
     """Edits that keep some pictures together, those of each cluster under its name, with those pinned there before.
 
     Raises:
-        EditError: no row, or none of a cluster's has a hash.
+        EditError: none of a cluster's has a hash.
     """
-    if not len(rows):
-        raise EditError("no picture is chosen: choose those that are to stay together")
     pins = []
     for id in dict.fromkeys(view.labels[rows].tolist()):
         # Two sets that are pinned apart from each other would be two clusters from then on.

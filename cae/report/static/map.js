@@ -3,6 +3,7 @@
 // graphics card helps, a call of the canvas for each would take longer than a frame for 10,000.
 
 const MAX_RADIUS = 9;
+const MAX_RINGS = 5000; // of chosen pictures: more take too long to draw
 
 class PictureMap {
   /** `open(i)` is called for a dot that is chosen, `said(i)` for one that the keyboard has reached. */
@@ -188,7 +189,7 @@ class PictureMap {
     context.putImageData(dots, -rim, -rim);
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     this.paintLabels();
-    this.paintRings(this.chosen, 1.5, 1.5);
+    if (this.chosen.length <= MAX_RINGS) this.paintRings(this.chosen, 1.5, 1.5);
     if (this.current >= 0) this.paintRings([this.current], 2, 4);
   }
 
