@@ -9,6 +9,7 @@ from app_page import SAVED, card, edits, names, said, size
 from conftest import FakeEncoder, run_cae
 from playwright.sync_api import expect
 
+from cae.api import Result
 from cae.app import OpenResult, serving
 from cae.results.saved import SavedResult
 
@@ -120,7 +121,7 @@ def test_pictures_are_chosen_moved_and_moved_back(visit, served, opened):
 
 
 def test_pictures_are_chosen_on_the_map(visit, served):
-    page = visit(served)
+    page = visit(served, {"width": 1280, "height": 1200})  # all of the map is in sight
     page.locator("#canvas").evaluate("canvas => canvas.scrollIntoView({ block: 'center' })")
     page.wait_for_function("page.map.width > 300")
     page.get_by_role("button", name="Choose with a lasso").click()
@@ -153,7 +154,7 @@ def test_two_tabs_do_not_overwrite_each_other(visit, served, opened):
     card(two, "meadow").get_by_role("button", name="Rename").click()
     two.get_by_label("New name of meadow").fill("second")
     two.keyboard.press("Enter")
-    expect(said(two)).to_contain_text("changed in another tab or by another program")
+    expect(said(two)).to_contain_text("in another tab or by another program. The page shows that now")
     expect(two.locator(".rename input")).to_have_value("second")
     assert edits(opened) == ["rename meadow to first"]
     two.keyboard.press("Enter")
@@ -161,6 +162,34 @@ def test_two_tabs_do_not_overwrite_each_other(visit, served, opened):
     assert edits(opened) == ["rename meadow to first", "rename first to second"]
     one.evaluate("dispatchEvent(new Event('focus'))")
     expect(card(one, "second")).to_be_visible()
+
+
+def test_what_is_being_typed_outlives_a_change_in_another_tab(visit, served, opened):
+    page = visit(served)
+    card(page, "meadow").get_by_role("button", name="Rename").click()
+    page.locator(".rename input").fill("half a na")
+    Result(opened.editor.folder).rename("meadow", "field")
+    page.evaluate("dispatchEvent(new Event('focus'))")
+    expect(page.get_by_label("New name of field")).to_have_value("half a na")
+    expect(page.get_by_label("New name of field")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Rename field")).to_be_focused()
+
+
+def test_the_keyboard_stays_where_it_was(visit, served):
+    page = visit(served)
+    page.get_by_role("button", name="Pin meadow").focus()
+    page.keyboard.press("Enter")
+    expect(said(page)).to_have_text("Saved: meadow keeps its pictures and its name.")
+    expect(page.get_by_role("button", name="Rename meadow")).to_be_focused()  # as Pinned can be pressed no more
+    page.get_by_role("button", name="Split meadow").press("Enter")
+    expect(page.locator("#parts > li")).to_have_count(2)
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Split meadow")).to_be_focused()
+    page.locator("#gallery .pick").first.press("Space")
+    page.get_by_label("Move to").select_option(label="meadow")
+    page.locator("#move").press("Enter")
+    expect(page.locator("#dock")).to_be_focused()
 
 
 def test_another_fit_in_the_folder_loads_the_page_again(visit, served, opened, result_folder):

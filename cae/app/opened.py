@@ -120,6 +120,7 @@ class OpenResult:
         """What was clustered of each image; it takes seconds for 100,000, and follows from the fit alone."""
         if self._vectors is None or self._vectors[0] != editor.fit:
             self._vectors = editor.fit, fused(editor.saved)
+            self._arranged.clear()
         return self._vectors[1]
 
     def picture(self, row: int) -> Path | None:

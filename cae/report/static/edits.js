@@ -2,15 +2,20 @@
 // Changing the groups: their names, merging, splitting, pinning, moving pictures, taking back. Only where the page is served.
 
 const chosenGroups = new Set(); // ids, in the order in which they were chosen
+let ownGroups = []; // of the level that can be changed, whichever is looked at
 
 function groupOf(id) {
-  return pictures.groups.find((group) => group.id === id);
+  return ownGroups.find((group) => group.id === id);
 }
 
 /** A card with what can be done to its group; of another level of the tree, nothing can. */
 function editableCard(group, at) {
+  const drawn = find(`#group-${at}`);
+  const shows = JSON.stringify(group);
+  if (drawn?.shows === shows) return drawn; // a new one would have to find its height again
   const card = groupCard(group, at);
   if (group.id === undefined) return card;
+  card.shows = shows;
   const { id, name, pinned, size } = group;
   const button = (what, text, label, more = {}) =>
     element("button", { type: "button", "data-do": what, "aria-label": `${label} ${name}`, ...more }, text);
@@ -37,6 +42,18 @@ function inCard(id, selector) {
   return find(`.card[data-id="${id}"] ${selector}`);
 }
 
+/** Remember where the keyboard is and what is being typed; returns what brings both back once the cards are drawn anew. */
+function keepPlace() {
+  const at = document.activeElement;
+  const form = find(".rename");
+  const [card, renamed] = [at, form].map((each) => Number(each?.closest(".card[data-id]")?.dataset.id ?? -1));
+  const selector = at?.dataset.do ? `[data-do="${at.dataset.do}"]` : ".choose";
+  return () => {
+    if (form && !form.isConnected && groupOf(renamed)) startRename(renamed, form.querySelector("input").value);
+    else if (!at.isConnected && card >= 0) (inCard(card, `${selector}:enabled`) ?? inCard(card, "[data-do]") ?? find("#dock")).focus({ preventScroll: true });
+  };
+}
+
 // ---- names ----
 
 function startRename(id, text = groupOf(id).name) {
@@ -56,10 +73,11 @@ function startRename(id, text = groupOf(id).name) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const name = input.value.trim();
-    if (name === groupOf(id)?.name) return stop();
+    const before = groupOf(id).name;
+    stop();
+    if (name === before) return;
     const saved = await server.edit("rename", { group: id, name }, `Saved: the group is called ${name}.`);
-    if (!saved && groupOf(id) && !inCard(id, ".rename")) startRename(id, name); // the card was drawn again
-    else if (saved) inCard(id, "[data-do='rename']")?.focus();
+    if (!saved && groupOf(id)) startRename(id, name);
   });
 }
 
@@ -68,7 +86,9 @@ function startRename(id, text = groupOf(id).name) {
 async function merge(ids) {
   const [first, ...others] = ids.map((id) => groupOf(id).name);
   const saved = await server.edit("merge", { groups: ids }, `Saved: ${others.join(", ")} now part of ${first}.`);
-  if (saved) inCard(ids[0], "[data-do='rename']")?.focus();
+  if (!saved) return;
+  clearGroups();
+  inCard(ids[0], "[data-do='rename']")?.focus();
 }
 
 function chooseGroup(id, on) {
@@ -135,6 +155,7 @@ const split = {
     say("Looking for parts …", "busy");
     try {
       const { parts } = await server.ask("api/split", { group: this.id, into });
+      if (into !== Number(find("#split-into").value)) return; // another number was asked for since
       find("#parts").replaceChildren(
         ...parts.map(({ name, size, typical }) =>
           element("li", {}, element("h3", {}, name, " ", element("span", { class: "soft" }, count(size, "picture"))), strip(`Pictures of ${name}`, typical.map((row) => pictures.numberOf(row)), "part")),
@@ -170,7 +191,7 @@ function showPicks() {
 
 function listGroups() {
   const { value } = find("#move-to");
-  const options = pictures.groups.map(({ id, name }) => element("option", { value: id }, name));
+  const options = ownGroups.map(({ id, name }) => element("option", { value: id }, name));
   find("#move-to").replaceChildren(element("option", { value: "" }, "choose a group"), ...options);
   find("#move-to").value = value && groupOf(Number(value)) ? value : "";
   find("#move").disabled = !find("#move-to").value;
@@ -179,7 +200,12 @@ function listGroups() {
 async function move() {
   const id = Number(find("#move-to").value);
   const n = picks.numbers.length;
-  if (await server.edit("move", { pictures: picks.rows, group: id }, `Saved: ${count(n, "picture")} now in ${groupOf(id).name}.`)) picks.clear();
+  if (await server.edit("move", { pictures: picks.rows, group: id }, `Saved: ${count(n, "picture")} now in ${groupOf(id).name}.`)) clearPicks();
+}
+
+function clearPicks() {
+  picks.clear();
+  find("#dock").focus();
 }
 
 // ---- what can be pressed ----
@@ -210,7 +236,7 @@ function listenToEdits() {
     if (event.target.matches(".choose")) chooseGroup(Number(event.target.closest(".card").dataset.id), event.target.checked);
   });
   listenToDrags(find(".cards"));
-  on("#merge", "click", () => merge([...chosenGroups]).then(() => clearGroups()));
+  on("#merge", "click", () => merge([...chosenGroups]));
   on("#clear-groups", "click", clearGroups);
   on("#split-into", "change", () => split.preview());
   on("#split-form", "submit", (event) => {
@@ -220,7 +246,7 @@ function listenToEdits() {
   on("#move-to", "change", (event) => (find("#move").disabled = !event.target.value));
   on("#move", "click", move);
   on("#pin", "click", () => server.edit("pin", { pictures: picks.rows }, `Saved: ${count(picks.numbers.length, "picture")} pinned where they are.`));
-  on("#clear-picks", "click", () => picks.clear());
+  on("#clear-picks", "click", clearPicks);
   on("#pick-all", "click", () => picks.add(page.state.found));
   on("#undo", "click", () => stepBack("undo"));
   on("#redo", "click", () => stepBack("redo"));
@@ -235,4 +261,5 @@ function clearGroups() {
   chosenGroups.clear();
   for (const box of all(".choose")) box.checked = false;
   showChosenGroups();
+  find("#dock").focus();
 }

@@ -14,6 +14,7 @@ if (STATE) {
   }
   document.addEventListener("pickschange", showPicks);
   document.addEventListener("edited", ({ detail }) => {
+    ownGroups = pictures.groups;
     showHistory(detail);
     showChosenGroups();
     listGroups();

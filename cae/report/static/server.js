@@ -36,8 +36,10 @@ const server = (() => {
   function take(state) {
     if (state.fit !== STATE.fit) return location.reload();
     revision = state.revision;
+    const goBack = keepPlace();
     page.showEdited(state);
     document.dispatchEvent(new CustomEvent("edited", { detail: state }));
+    goBack();
   }
 
   async function refresh() {
@@ -51,10 +53,8 @@ const server = (() => {
       say(done);
       return true;
     } catch (error) {
-      if (error.status === 409) {
-        await refresh();
-        say("Not saved: the result was changed in another tab or by another program. The page shows that now; try again.", "failed");
-      } else say(`Not saved: ${error.message}`, "failed");
+      say(`Not saved: ${error.message}`, "failed");
+      if (error.status === 409) await refresh().then(() => say(`Not saved: ${error.message}. The page shows that now; try again.`, "failed"), () => {});
       return false;
     }
   }
