@@ -1,6 +1,7 @@
 """The server of `cae open` as programs meet it, and the command."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -95,6 +96,15 @@ def test_without_an_encoder_the_search_says_what_to_do(client, monkeypatch):
     status, answer = client.post("/api/search", {"text": "red car on snow"})
     assert (status, "no hub can be reached" in answer["error"]) == (422, True)
     assert client.post("/api/search", {"like": 4})[0] == 200
+
+
+def test_a_folder_whose_name_is_no_utf_8_takes_exports(client, tmp_path):
+    client.opened.exports = tmp_path / os.fsdecode(b"caf\xe9")
+    assert client.post("/api/exports", exported())[1]["folder"] == f"{tmp_path}/caf\ufffd/all"
+    client.opened.exports.joinpath("all/.cae-export.json").write_text("{")
+    status, answer = client.post("/api/exports", exported())
+    assert (status, "is damaged" in answer["error"]) == (422, True)
+    assert client.state()["exports"] == f"{tmp_path}/caf\ufffd"
 
 
 def test_duplicates_are_found_listed_and_left_out_of_an_export(client, tmp_path):

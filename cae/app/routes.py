@@ -17,6 +17,7 @@ from 400 on and `{error}`; a change that was decided on at an older revision wit
 
 from __future__ import annotations
 
+import json
 import mimetypes
 from collections.abc import Callable
 from typing import Any, get_args
@@ -24,12 +25,13 @@ from typing import Any, get_args
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from cae.app.fields import BadRequestError, Fields
 from cae.app.opened import OpenResult
+from cae.data.images import shown_path
 from cae.report.page import PAGE_FILES, STATE_SCRIPT, state_script
 from cae.results.editor import Editor, StaleError
 from cae.results.export import TARGETS, Placing
@@ -48,13 +50,13 @@ def create_app(opened: OpenResult) -> Starlette:
         return Response(state_script(opened.state()), media_type="text/javascript")
 
     def state(_request: Request) -> Response:
-        return JSONResponse(opened.state())
+        return _json(opened.state())
 
     def picture(request: Request) -> Response:
         row = request.path_params["row"]
         place = opened.picture(int(row)) if row.isascii() and row.isdecimal() and len(row) < 10 else None
         if place is None:
-            return JSONResponse({"error": "there is no such picture any more"}, 404)
+            return _json({"error": "there is no such picture any more"}, 404)
         kind, _ = mimetypes.guess_type(place.name)
         is_image = kind is not None and kind.startswith("image/") and "svg" not in kind
         return FileResponse(place, media_type=kind if is_image else "application/octet-stream")
@@ -62,7 +64,7 @@ def create_app(opened: OpenResult) -> Starlette:
     def post(path: str, answer: Callable[[OpenResult, Fields], dict[str, Any]]) -> Route:
         async def endpoint(request: Request) -> Response:
             fields = await Fields.read(request)
-            return JSONResponse(await run_in_threadpool(answer, opened, fields))
+            return _json(await run_in_threadpool(answer, opened, fields))
 
         return Route(path, endpoint, methods=["POST"])
 
@@ -86,10 +88,15 @@ _EXPECTED = (ValueError, OSError, RuntimeError)
 """Errors that say what to do, as on the command line."""
 
 
+def _json(value: Any, status: int = 200) -> Response:
+    """An answer in ASCII, as names and paths may hold halves of characters."""
+    return Response(json.dumps(value, separators=(",", ":")), status, media_type="application/json")
+
+
 def _refused(_request: Request, error: Exception) -> Response:
     """An error as an answer that the page can show."""
     status = 409 if isinstance(error, StaleError) else error.status if isinstance(error, BadRequestError) else 422
-    return JSONResponse({"error": str(error)}, status)
+    return _json({"error": str(error)}, status)
 
 
 _EDITS: dict[str, Callable[[Editor, Fields], None]] = {
@@ -158,7 +165,7 @@ def duplicates(opened: OpenResult, _fields: Fields) -> dict[str, Any]:
 
 def list_duplicates(opened: OpenResult, _fields: Fields) -> dict[str, Any]:
     """Write the list of duplicates to a file."""
-    return {"file": str(opened.list_duplicates().absolute())}
+    return {"file": shown_path(opened.list_duplicates().absolute())}
 
 
 def export(opened: OpenResult, fields: Fields) -> dict[str, Any]:
@@ -172,7 +179,7 @@ def export(opened: OpenResult, fields: Fields) -> dict[str, Any]:
         without_duplicates=fields.flag("without_duplicates"),
     )
     return {
-        "folder": str(place.absolute()),
+        "folder": shown_path(place.absolute()),
         "written": done.written,
         "removed": done.removed,
         "missing": len(done.missing),

@@ -1,8 +1,9 @@
 """The report's files.
 
 REPORT/index.html       overview and groups; opens from disk, loads nothing from anywhere else
-REPORT/report_files/    style, scripts, `data.js` with the columns of all images, the sheets of thumbnails, and what
-                        the next drawing can keep (`cae.report.kept`); the page itself does not need the last
+REPORT/report_files/    style, scripts, `data.js` with the columns of all images, `state.js`, which says that nobody
+                        serves the page, the sheets of thumbnails, and what the next drawing can keep
+                        (`cae.report.kept`); the page itself does not need the last
 """
 
 from __future__ import annotations

@@ -106,6 +106,7 @@ def _read_edit(record: Mapping[str, Any]) -> Edit:
 def _read_name(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"a name must be a text, got {value!r}")
+    value.encode()  # raises for halves of characters, which no other file could hold
     return value
 
 
