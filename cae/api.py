@@ -20,7 +20,7 @@ from cae.results import make_edits
 from cae.results.compare import Comparison, compare
 from cae.results.defaults import LIMIT, NEAR
 from cae.results.edits import Edit, EditError
-from cae.results.edits_file import load_edits, save_edits
+from cae.results.edits_file import load_edits, load_history, save_edits
 from cae.results.layout import MODEL_FOLDER
 from cae.results.saved import SavedResult
 from cae.results.update import Update, add_images, diff_folder, refit_reasons
@@ -384,7 +384,22 @@ class Result:
             self._reload()
             if not self.saved.edits:
                 raise EditError(f"there are no edits in {self.folder}, and so nothing to take back")
-            save_edits(self.saved.edits[:-1], self.folder)
+            *edits, last = self.saved.edits
+            save_edits(edits, self.folder, undone=(last, *load_history(self.folder).undone))
+        self._reload()
+        return self
+
+    def redo(self) -> Self:
+        """Make the edit again that was taken back last.
+
+        Raises:
+            EditError: none was, or another edit was made since.
+        """
+        with changing(self.folder):
+            edits, undone = load_history(self.folder)
+            if not undone:
+                raise EditError(f"no edit in {self.folder} was taken back last, and so there is none to make again")
+            save_edits([*edits, undone[0]], self.folder, undone=undone[1:])
         self._reload()
         return self
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -159,6 +160,81 @@ def clustered_folder(pictures: Path, n_clusters: int, texts: dict[str, str], out
     out.mkdir()
     write_result(result, out, {})
     return out
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
+        pytest.skip("no Chromium on this machine: install it (Debian: apt-get install chromium)")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(result_folder, tmp_path, monkeypatch):
+    """A result that `cae open` has open, with the fake encoder to search with."""
+    from cae.app import OpenResult
+
+    monkeypatch.setattr("cae.encoders.load_encoder", lambda *_, **__: FakeEncoder())
+    return OpenResult(result_folder, tmp_path / "exports")
+
+
+@pytest.fixture
+def client(opened):
+    """A program that speaks to its server."""
+    from app_client import Client
+
+    from cae.app import serving
+
+    with serving(opened, progress=False) as address:
+        yield Client(address, opened)
+
+
+@pytest.fixture
+def served(opened):
+    """The address of its page, whose groups are called harbour, meadow and desert."""
+    from cae.api import Result
+    from cae.app import serving
+
+    Result(opened.editor.folder).rename(0, "harbour").rename(1, "meadow").rename(2, "desert")
+    with serving(opened, progress=False) as address:
+        yield address
+
+
+@pytest.fixture
+def visit(browser):
+    """Open an address of `cae open`; the test fails if the page complains, loads from elsewhere, or asks something."""
+    from app_page import DESK
+    from playwright.sync_api import expect
+
+    complaints, contexts = [], []
+
+    def visit(address, viewport=DESK, expect_failures=False, context=None, **options):
+        if context is None:
+            context = browser.new_context(viewport=viewport, reduced_motion="reduce", **options)
+            contexts.append(context)
+        page = context.new_page()
+        host = address.partition("?")[0]
+        if not expect_failures:
+            page.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: request.url.startswith((host, "data:")) or complaints.append(request.url))
+        page.goto(address)
+        page.wait_for_url(host)
+        expect(page.locator("#dock")).to_be_visible()
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []
 
 
 def run_cae(monkeypatch, capfd, *arguments):

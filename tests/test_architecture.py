@@ -23,6 +23,7 @@ ROOMS = [
     "results",
     "report",
     "api",
+    "app",
     "evaluation",
     "cli",
 ]

@@ -51,6 +51,8 @@ def test_edits_are_shown_exported_and_outlive_the_next_run(clustered, run, pictu
     assert code == 0
     assert "taken back: pin warm" in stdout
     assert len(json.loads((out / "edits.json").read_text())["edits"]) == 3
+    code, stdout, _ = run("edit", out, "redo", "--no-report")
+    assert (code, "4. pin warm" in stdout) == (0, True)
 
 
 def test_the_page_follows_edits_unless_told_otherwise(clustered, run):
@@ -91,6 +93,7 @@ def test_split_makes_parts(clustered, run):
         (["split", "0", "--into", "29"], "too few different pictures"),
         (["move", "no/such.png", "--to", "0"], "not in the result: no/such.png"),
         (["undo"], "there are no edits"),
+        (["redo"], "there is none to make again"),
     ],
 )
 def test_edits_that_cannot_be_made_say_why(clustered, run, arguments, message):

@@ -45,7 +45,7 @@ def test_a_command_takes_its_options(line):
     if hasattr(command, "commands"):  # cae edit RESULT COMMAND …, cae texts COMMAND …
         words = words[1:] if name == "edit" else words
         command, words = command.commands[words[0]], words[1:]
-    options = {option for parameter in command.params for option in parameter.opts}
+    options = {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
     given = {word.partition("=")[0] for word in words if word.startswith("-")}
     assert given <= options
     # What is required is given, by any of its spellings.

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 import cae
 
-PUBLIC = ["cae", "cae.callbacks", "cae.data", "cae.encoders", "cae.evaluation", "cae.kernels", "cae.metrics"]
+PUBLIC = ["cae", "cae.app", "cae.callbacks", "cae.data", "cae.encoders", "cae.evaluation", "cae.kernels", "cae.metrics"]
 PUBLIC += ["cae.models", "cae.report", "cae.results", "cae.results.export", "cae.text"]
 
 MODULES = sorted(

@@ -264,6 +264,11 @@ C = {"name": "cat", "pictures": ["h1"]}
         (json.dumps({"format_version": 1, "edits": [{"edit": "merge", "clusters": [C], "name": "a"}]}), "at least two"),
         (json.dumps({"format_version": 1, "edits": [{"edit": "move", "cluster": C, "pictures": "h1"}]}), "list of"),
         (json.dumps({"format_version": 1, "edits": [{"edit": "pin", "cluster": 3}]}), "cannot be read"),
+        (
+            json.dumps({"format_version": 1, "edits": [{"edit": "rename", "cluster": C, "name": "\ud800"}]}),
+            "surrogates",
+        ),
+        (json.dumps({"format_version": 1, "edits": [], "undone": [{"edit": "explode"}]}), "unknown edit 'explode'"),
     ],
 )
 def test_damaged_edits_are_named(tmp_path, text, message):

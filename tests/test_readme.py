@@ -52,8 +52,9 @@ def at_home(tmp_path, monkeypatch, fake_encoder, picture_folder):
 def test_the_command_lines_run(at_home, monkeypatch, capfd, picture_folder, text_files):
     assert {words[0] for words in COMMANDS} == {
         "cluster", "report", "predict", "edit", "export", "update", "compare", "texts", "demo", "evaluate", "cut",
-        "search", "duplicates",
+        "search", "duplicates", "open",
     }  # fmt: skip
+    monkeypatch.setattr("cae.app.server.serve", lambda *_, **__: None)  # which ends with Ctrl-C
     # What would be downloaded, and the name of a group, which depends on the encoder.
     stand_ins = {"wordnet": text_files["nouns"], "flickr30k": text_files["captions"], "cifar10": str(picture_folder)}
     for words in COMMANDS:

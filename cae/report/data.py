@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -31,7 +31,7 @@ from cae.results.update import outliers
 
 N_DOUBTFUL = 4
 """Borderline images of a group, and odd ones out."""
-FILES = "report_files"
+PAGE_FILES = "report_files"
 """Folder beside the page."""
 _TYPES = ("uint8", "int8", "uint16", "int16", "int32")
 """Of packed columns, the smallest first."""
@@ -74,12 +74,31 @@ def fused(result: SavedResult) -> Tensor:
     return torch.cat([normalize(representations(block, result.fitted)["fused"], dim=1) for block in blocks])
 
 
-def describe_groups(result: SavedResult, z: Tensor) -> tuple[list[ClusterSection], NDArray[np.int64]]:
+class Arranged(NamedTuple):
+    """The images of a cluster in the order in which its section shows them.
+
+    Attributes:
+        members: (n,) rows, the most typical first.
+        cohesion: see `ClusterSection`.
+        borderline: positions in `members`; see `ClusterSection`.
+        odd: the same.
+    """
+
+    members: Tensor
+    cohesion: float
+    borderline: Tensor
+    odd: Tensor
+
+
+def describe_groups(
+    result: SavedResult, z: Tensor, known: dict[bytes, Arranged] | None = None
+) -> tuple[list[ClusterSection], NDArray[np.int64]]:
     """The groups, largest first, and the order in which the page numbers images.
 
     Args:
         result: N images; a cluster without images has no section.
         z: (N, D) unit rows from `fused`.
+        known: kept from one call to the next, spares what has not changed since.
 
     Returns:
         The groups; and (N,) the row of the assignments behind each number.
@@ -88,33 +107,82 @@ def describe_groups(result: SavedResult, z: Tensor) -> tuple[list[ClusterSection
     confidence = torch.from_numpy(result.assignments["confidence"].to_numpy().copy())
     groups: list[ClusterSection] = []
     order: list[Tensor] = []
+    known, before = {} if known is None else known, dict(known or {})
+    known.clear()
     members_of = {record["id"]: (labels == record["id"]).nonzero().squeeze(1) for record in result.clusters}
     for record in sorted(result.clusters, key=lambda record: -len(members_of[record["id"]])):
         members = members_of[record["id"]]
         if not len(members):
             continue
-        centrality = _cosine_to_mean(z[members])
-        members = members[centrality.argsort(descending=True, stable=True)]
+        key = members.numpy().tobytes()
+        known[key] = arranged = before.get(key) or _arrange(members, z, result.embeddings, confidence)
         first = sum(map(len, order))
-        order.append(members)
-        numbers = torch.arange(len(members))
-        doubtful = numbers[N_REPRESENTATIVES:]
-        borderline = doubtful[confidence[members[doubtful]].argsort(stable=True)[:N_DOUBTFUL]]
-        left = doubtful[~torch.isin(doubtful, borderline)]
-        likeness = _cosine_to_mean(normalize(result.embeddings[members].float(), dim=1))
-        odd = left[likeness[left].argsort(stable=True)[:N_DOUBTFUL]]
+        order.append(arranged.members)
         groups.append(
             ClusterSection(
                 **{field: record[field] for field in ("id", "name", "gloss", "nouns", "captions")},
                 size=len(members),
-                cohesion=float(centrality.mean()),
+                cohesion=arranged.cohesion,
                 first=first,
-                representatives=(first + numbers[:N_REPRESENTATIVES]).tolist(),
-                borderline=(first + borderline).tolist(),
-                odd=(first + odd).tolist(),
+                representatives=list(range(first, first + min(len(members), N_REPRESENTATIVES))),
+                borderline=(first + arranged.borderline).tolist(),
+                odd=(first + arranged.odd).tolist(),
             )
         )
     return groups, torch.cat(order).numpy()
+
+
+def _arrange(members: Tensor, z: Tensor, embeddings: Tensor, confidence: Tensor) -> Arranged:
+    centrality = _cosine_to_mean(z[members])
+    members = members[centrality.argsort(descending=True, stable=True)]
+    doubtful = torch.arange(len(members))[N_REPRESENTATIVES:]
+    borderline = doubtful[confidence[members[doubtful]].argsort(stable=True)[:N_DOUBTFUL]]
+    left = doubtful[~torch.isin(doubtful, borderline)]
+    likeness = _cosine_to_mean(normalize(embeddings[members].float(), dim=1))
+    odd = left[likeness[left].argsort(stable=True)[:N_DOUBTFUL]]
+    return Arranged(members, float(centrality.mean()), borderline, odd)
+
+
+def describe_edited(result: SavedResult, z: Tensor, known: dict[bytes, Arranged]) -> dict[str, Any]:
+    """What edits change on a page that is open: its groups, and for each row of the assignments where it is.
+
+    Args:
+        result: N images, with the edits applied.
+        z: (N, D) unit rows from `fused`.
+        known: as in `describe_groups`.
+
+    Returns:
+        `groups`: records with `id`, `name`, `gloss`, `size`, `nouns`, `captions`, `cohesion`, and rows for `typical`,
+        `borderline` and `odd`; `group` and `runnerUp`: by row, a position in `groups` (-1: none), packed.
+    """
+    groups, order = describe_groups(result, z, known)
+    position = {group.id: i for i, group in enumerate(groups)}
+    of_row = np.empty(len(order), dtype=np.int64)
+    of_row[order] = np.repeat(np.arange(len(groups)), [group.size for group in groups])
+    fields = ("id", "name", "gloss", "size", "nouns", "captions", "cohesion")
+    return {
+        "groups": [
+            {
+                **{field: getattr(group, field) for field in fields},
+                "typical": order[group.representatives].tolist(),
+                "borderline": order[group.borderline].tolist(),
+                "odd": order[group.odd].tolist(),
+            }
+            for group in groups
+        ],
+        "group": packed(of_row),
+        "runnerUp": packed(np.array([position.get(k, -1) for k in result.assignments["runner_up"].to_pylist()])),
+    }
+
+
+def packed(column: Any) -> Any:
+    """A list of strings as it is; an array as the smallest type that holds it, little-endian in base64."""
+    if isinstance(column, list):
+        return column
+    low, high = column.min(initial=0), column.max(initial=0)
+    smallest = next(name for name in _TYPES if np.iinfo(name).min <= low and high <= np.iinfo(name).max)
+    little = np.ascontiguousarray(column, dtype=np.dtype(smallest).newbyteorder("<"))
+    return {"type": smallest, "base64": base64.b64encode(little.tobytes()).decode("ascii")}
 
 
 def _cosine_to_mean(rows: Tensor) -> Tensor:
@@ -139,7 +207,8 @@ def columns(
     Returns:
         `path`; `group` and `runnerUp`, positions in `groups` (-1: none); `confidence` and `weights` (N, 3) of image,
         noun and caption in hundredths; `nounNames` and `nouns` (N, 3) into it, `captionTexts` and `caption` into it
-        (-1: none); `outlier`, 1 for images that fit no group; `move`, position in the comparison's moves (-1: none).
+        (-1: none); `outlier`, 1 for images that fit no group; `move`, position in the comparison's moves (-1: none);
+        `row`, of the assignments.
     """
     table = result.assignments.take(order)
     position = {group.id: i for i, group in enumerate(groups)}
@@ -162,6 +231,7 @@ def columns(
         "caption": caption_indices,
         "outlier": outliers(result)[order].astype(np.int64),
         "move": moves[order],
+        "row": order,
     }
 
 
@@ -199,7 +269,7 @@ def page_data(
         "count": len(order),
         "groups": [{"name": group.name, "first": group.first, "size": group.size} for group in groups],
         "movedFrom": [move.a.name for move in comparison.moves] if comparison else [],
-        "sheet": {"columns": COLUMNS, "places": PER_SHEET, "folder": f"{FILES}/{THUMBNAILS}/"},
+        "sheet": {"columns": COLUMNS, "places": PER_SHEET, "folder": f"{PAGE_FILES}/{THUMBNAILS}/"},
         "roots": _roots(result.root, out),
         "links": _links([result.image_paths[row] for row in order], facts["path"]),
         "columns": {name: packed(column) for name, column in facts.items()},
@@ -243,13 +313,3 @@ def _links(paths: Sequence[Path | None], shown: Sequence[str]) -> dict[int, str]
         for number, (path, name) in enumerate(zip(paths, shown, strict=True))
         if path is not None and ("\ufffd" in name or PurePath(name).is_absolute())
     }
-
-
-def packed(column: Any) -> Any:
-    """A list of strings as it is; an array as the smallest type that holds it, little-endian in base64."""
-    if isinstance(column, list):
-        return column
-    low, high = column.min(initial=0), column.max(initial=0)
-    smallest = next(name for name in _TYPES if np.iinfo(name).min <= low and high <= np.iinfo(name).max)
-    packed = np.ascontiguousarray(column, dtype=np.dtype(smallest).newbyteorder("<"))
-    return {"type": smallest, "base64": base64.b64encode(packed.tobytes()).decode("ascii")}

@@ -1,8 +1,9 @@
 """The report's files.
 
 REPORT/index.html       overview and groups; opens from disk, loads nothing from anywhere else
-REPORT/report_files/    style, scripts, `data.js` with the columns of all images, the sheets of thumbnails, and what
-                        the next drawing can keep (`cae.report.kept`); the page itself does not need the last
+REPORT/report_files/    style, scripts, `data.js` with the columns of all images, `state.js`, which says that nobody
+                        serves the page, the sheets of thumbnails, and what the next drawing can keep
+                        (`cae.report.kept`); the page itself does not need the last
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cae.data.listing import left_out_lines
-from cae.report.data import FILES, ClusterSection, columns, describe_groups, fused, page_data, tree_of
+from cae.report.data import PAGE_FILES, ClusterSection, columns, describe_groups, fused, page_data, tree_of
 from cae.report.kept import THUMBNAILS, ReportCache, fingerprint, stamps_of
 from cae.report.map import lay_among, lay_out
 from cae.report.thumbnails import Thumbnails, thumbnail_side, write_sheets
@@ -36,6 +38,8 @@ from cae.utils.words import counted
 REPORT_FOLDER = "report"
 """Of a result."""
 PAGE = "index.html"
+STATE_SCRIPT = "state.js"
+"""Of the page's files: says that nobody serves the page. Who serves it answers with another, see `state_script`."""
 _REASONS = 5
 """Most lines about files that were left out at the top of the page."""
 _MOVES = 200
@@ -53,6 +57,7 @@ def write_report(
     comparison: Comparison | None = None,
     kept: ReportCache | None = None,
     notes: Sequence[str] = (),
+    z: Tensor | None = None,
 ) -> Path:
     """Write the report of a result.
 
@@ -63,6 +68,7 @@ def write_report(
         comparison: comparison of another result with this one; the page says what lies elsewhere there.
         kept: the cache of the earlier report in `out`: thumbnails and places on the map that need not be made again.
         notes: lines to show at the top of the page, besides what is to be said of every result.
+        z: what `cae.report.data.fused` gives for the result, if it is known.
 
     Returns:
         The page to open.
@@ -78,11 +84,11 @@ def write_report(
     """
     _check_drawable(result, out)
     result, unmatched = result.edited, result.unmatched_edits
-    z = fused(result)
+    z = fused(result) if z is None else z
     groups, order = describe_groups(result, z)
     with committing(out) as draft:
-        folder = draft / FILES
-        drawing = _draw(result, z.numpy(), order, folder, out / FILES, kept, reporter)
+        folder = draft / PAGE_FILES
+        drawing = _draw(result, z.numpy(), order, folder, out / PAGE_FILES, kept, reporter)
         compared = None if comparison is None else comparison.a
         mark, side = fingerprint(result, len(order)), thumbnail_side(len(order))
         ReportCache(mark, side, drawing.position, drawing.thumbnails, drawing.stamps, result.root, compared).save(
@@ -110,7 +116,7 @@ def write_report(
         )
         (draft / PAGE).write_text(html, encoding="utf-8")
         drawn = {path.relative_to(draft) for path in folder.rglob("*")}
-    for path in (out / FILES).rglob("*"):
+    for path in (out / PAGE_FILES).rglob("*"):
         if path.is_file() and path.relative_to(out) not in drawn:  # of an earlier report, with more images
             path.unlink()
     return out / PAGE
@@ -128,13 +134,16 @@ def _check_drawable(result: SavedResult, out: Path) -> None:
         raise OutputError(f"{page} is not a report of cae and would be overwritten; choose another folder with --out")
 
 
-def redraw_report(result_folder: Path, reporter: Reporter = silent, *, images: Path | None = None) -> Path | None:
+def redraw_report(
+    result_folder: Path, reporter: Reporter = silent, *, images: Path | None = None, z: Tensor | None = None
+) -> Path | None:
     """Draw the page beside a result again, after an edit or an update: what has not changed is kept.
 
     Args:
         result_folder: folder that `cae cluster` wrote.
         reporter: makes the progress callback of each step.
         images: folder that the images lie in now, if they have moved.
+        z: as in `write_report`.
 
     Returns:
         The page; None if there is none to draw again.
@@ -150,7 +159,7 @@ def redraw_report(result_folder: Path, reporter: Reporter = silent, *, images: P
         return None
     out = result_folder / REPORT_FOLDER
     tidy(out)
-    kept, comparison, notes = ReportCache.load(out / FILES), None, []
+    kept, comparison, notes = ReportCache.load(out / PAGE_FILES), None, []
     if kept is not None and images is None and kept.root.is_dir():
         images = kept.root
     result = SavedResult.load(result_folder, images=images)
@@ -159,7 +168,7 @@ def redraw_report(result_folder: Path, reporter: Reporter = silent, *, images: P
             comparison = compare(SavedResult.load(kept.compared), result)
         except ValueError as error:
             notes = [f"No longer compared with another result: {error}"]
-    return write_report(result, out, reporter, comparison=comparison, kept=kept, notes=notes)
+    return write_report(result, out, reporter, comparison=comparison, kept=kept, notes=notes, z=z)
 
 
 def has_report(result_folder: Path) -> bool:
@@ -191,6 +200,20 @@ class _Drawing(NamedTuple):
     thumbnails: Thumbnails
     position: NDArray[np.float32]
     stamps: NDArray[np.int64]
+
+
+def state_script(state: dict[str, Any] | None) -> str:
+    r"""The script that tells the page what may be done with it.
+
+    Args:
+        state: what `describe_edited` says, and more; None for a page that is read from disk.
+
+    Examples:
+        >>> state_script(None)
+        'const STATE = null;\n'
+    """
+    # ASCII, so that no character can end the line of the script.
+    return f"const STATE = {json.dumps(state, separators=(',', ':'))};\n"
 
 
 def _draw(
@@ -233,6 +256,7 @@ def _write_scripts(folder: Path, data: dict[str, Any]) -> None:
     """Write `data.js`, and what does not change from page to page."""
     # ASCII, so that no character can end the line of the script.
     (folder / "data.js").write_text(f"const DATA = {json.dumps(data, separators=(',', ':'))};\n", encoding="ascii")
+    (folder / STATE_SCRIPT).write_text(state_script(None), encoding="ascii")
     for static in files("cae.report").joinpath("static").iterdir():
         (folder / static.name).write_bytes(static.read_bytes())
 

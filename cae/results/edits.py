@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -239,17 +240,30 @@ class EditedView:
 
     def __init__(self, result: Assigned) -> None:
         self.table = result.assignments
-        self.labels: Rows = self.table["cluster"].to_numpy().copy()
-        self.clusters = {record["id"]: dict(record) for record in result.clusters}
         self.x = normalize(result.embeddings.float(), dim=1)
-        self.pinned: dict[int, set[str]] = {}
-        self._merged: dict[int, int] = {}
-        self._changed: set[int] = set()
-        self._next_id = max(self.clusters, default=-1) + 1
         self._hashes = self.table["sha256"].to_pylist()
         self._rows: dict[str, list[int]] = {}
         for row, sha256 in enumerate(self._hashes):
             self._rows.setdefault(sha256, []).append(row)
+        self._records = result.clusters
+        self.reset()
+
+    def reset(self) -> None:
+        """Go back to the result without any edit."""
+        self.labels: Rows = self.table["cluster"].to_numpy().copy()
+        self.clusters = {record["id"]: dict(record) for record in self._records}
+        self.pinned: dict[int, set[str]] = {}
+        self._merged: dict[int, int] = {}
+        self._changed: set[int] = set()
+        self._next_id = max(self.clusters, default=-1) + 1
+
+    def branch(self) -> EditedView:
+        """The same as it is now, to try an edit on; what edits do not change is shared."""
+        other = copy(self)
+        other.labels, other._changed, other._merged = self.labels.copy(), set(self._changed), dict(self._merged)
+        other.clusters = {id: dict(record) for id, record in self.clusters.items()}
+        other.pinned = dict(self.pinned)
+        return other
 
     def rows(self, hashes: Iterable[str]) -> Rows:
         """All rows of the images with these hashes, copies included."""
@@ -361,7 +375,7 @@ class EditedView:
             if id in self._changed:
                 typical = self.most_typical(members)[:N_REPRESENTATIVES].tolist()
                 record = {**record, "size": len(members), "representatives": [paths[row] for row in typical]}
-            records.append(record)
+            records.append(dict(record))
         return records
 
     def _merged_into(self, cluster: int) -> int:

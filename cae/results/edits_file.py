@@ -5,26 +5,42 @@
                {"edit": "merge", "clusters": [C, C, …], "name": "boats"},
                {"edit": "split", "cluster": C, "parts": [C, C, …]},
                {"edit": "pin", "cluster": C},
-               {"edit": "move", "cluster": C, "pictures": ["SHA-256", …]}]}
+               {"edit": "move", "cluster": C, "pictures": ["SHA-256", …]}],
+     "undone": []}
 
 where C is `{"name": "harbor", "pictures": ["SHA-256", …]}`: a cluster's name when the edit was made, which messages
-show, and its anchors. For a part, `name` is what it will be called; for a pin, `pictures` are all its pictures.
+show, and its anchors. For a part, `name` is what it will be called; for a pin, `pictures` are all that stay.
+`undone`, which may be left out, holds edits that were taken back and can be made again, the next one first.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cae.results.edits import Anchors, Edit, EditError, Merge, Move, Pin, Rename, Split
 from cae.utils.checksums import load_json
-from cae.utils.files import write_json
+from cae.utils.files import replacing
 
 FORMAT_VERSION = 1
 EDITS_FILE = "edits.json"
 _KINDS: dict[str, type[Edit]] = {"rename": Rename, "merge": Merge, "split": Split, "pin": Pin, "move": Move}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
+
+
+class History(NamedTuple):
+    """The edits of a result, and those that were taken back.
+
+    Attributes:
+        edits: in the order in which they apply.
+        undone: what can be made again, the next one first.
+    """
+
+    edits: tuple[Edit, ...] = ()
+    undone: tuple[Edit, ...] = ()
 
 
 def load_edits(folder: Path) -> tuple[Edit, ...]:
@@ -33,27 +49,46 @@ def load_edits(folder: Path) -> tuple[Edit, ...]:
     Raises:
         EditError: damaged, or from a newer version.
     """
+    return load_history(folder).edits
+
+
+def load_history(folder: Path) -> History:
+    """The edits beside a result with those that were taken back; none without the file.
+
+    Raises:
+        EditError: damaged, or from a newer version.
+    """
     path = folder / EDITS_FILE
     if not path.exists():
-        return ()
+        return History()
     try:
         document = load_json(path)
         if not isinstance(document, dict) or not isinstance(document.get("format_version"), int):
             raise ValueError("it has no format_version")
         if document["format_version"] > FORMAT_VERSION:
             raise EditError(f"{path} has format {document['format_version']}, newer than this cae reads; upgrade cae")
-        return tuple(_read_edit(record) for record in document["edits"])
+        return History(
+            *(tuple(map(_read_edit, records)) for records in (document["edits"], document.get("undone", [])))
+        )
     except EditError:
         raise
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise EditError(f"{path} cannot be read ({error!r}); repair it, or remove it to go without edits") from error
 
 
-def save_edits(edits: Sequence[Edit], folder: Path) -> None:
-    """Write the edits beside a result, whole or not at all."""
-    kinds = {kind: name for name, kind in _KINDS.items()}
-    records = [{"edit": kinds[type(edit)], **asdict(edit)} for edit in edits]
-    write_json({"format_version": FORMAT_VERSION, "edits": records}, folder / EDITS_FILE)
+def save_edits(edits: Sequence[Edit], folder: Path, undone: Sequence[Edit] = ()) -> None:
+    """Write the edits beside a result, whole or not at all; without `undone`, nothing can be made again."""
+    # A line an edit: people can read it, and thousands are written fast enough to be so after every click.
+    listed = [",\n  ".join(map(_line, some)) for some in (edits, undone)]
+    with replacing(folder / EDITS_FILE) as target:
+        target.write_text(
+            f'{{"format_version": {FORMAT_VERSION},\n "edits": [\n  {listed[0]}\n ],\n "undone": [{listed[1]}]}}\n',
+            encoding="utf-8",
+        )
+
+
+def _line(edit: Edit) -> str:
+    return json.dumps({"edit": _NAMES[type(edit)], **vars(edit)}, default=vars, ensure_ascii=False)
 
 
 def _read_edit(record: Mapping[str, Any]) -> Edit:
@@ -71,6 +106,7 @@ def _read_edit(record: Mapping[str, Any]) -> Edit:
 def _read_name(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"a name must be a text, got {value!r}")
+    value.encode()  # raises for halves of characters, which no other file could hold
     return value
 
 

@@ -6,6 +6,8 @@ import difflib
 import os
 from collections.abc import Sequence
 
+import numpy as np
+
 from cae.config import CAEConfig
 from cae.kernels import nearest
 from cae.method.kmeans import kmeans
@@ -19,6 +21,7 @@ from cae.results.edits import (
     Move,
     Pin,
     Rename,
+    Rows,
     Split,
 )
 from cae.utils.files import absolute
@@ -81,33 +84,48 @@ def move(result: Assigned, paths: Sequence[str | os.PathLike[str]], to: str | in
     return Move(anchors_of(result, find_cluster(result, to)), images)
 
 
-def anchors_of(result: Assigned, id: int, *, every: bool = False) -> Anchors:
+def anchors_of(result: Assigned | EditedView, id: int, *, every: bool = False) -> Anchors:
     """The anchors by which an edit recognises a cluster.
 
     Args:
-        result: the view that the edit changes: `SavedResult.edited`.
+        result: what the edit changes: `SavedResult.edited`, or a view that edits were applied to.
         id: id of the cluster.
         every: whether every image is listed, as for a pin.
 
     Raises:
         EditError: none of its images has a hash.
     """
-    view = EditedView(result)
+    view = _view(result)
     return view.anchors(view.most_typical(view.members(id)), view.clusters[id]["name"], None if every else N_ANCHORS)
 
 
-def split_into(result: Assigned, id: int, n: int) -> tuple[Anchors, ...]:
+def pins_of(view: EditedView, rows: Rows) -> list[Pin]:
+    """Edits that keep some pictures together, those of each cluster under its name, with those pinned there before.
+
+    Raises:
+        EditError: none of a cluster's has a hash.
+    """
+    pins = []
+    for id in dict.fromkeys(view.labels[rows].tolist()):
+        # Two sets that are pinned apart from each other would be two clusters from then on.
+        before = view.rows(view.pinned.get(id, ()))
+        together = np.concatenate([rows, before])
+        pins.append(Pin(view.anchors(together[view.labels[together] == id], view.clusters[id]["name"], None)))
+    return pins
+
+
+def split_into(result: Assigned | EditedView, id: int, n: int) -> tuple[Anchors, ...]:
     """Parts of a cluster by k-means on the image embeddings, the largest first, each called after a noun of its own.
 
     Args:
-        result: the view that the edit changes: `SavedResult.edited`.
+        result: what the edit changes, as in `anchors_of`.
         id: id of the cluster.
         n: number of parts, at least 2.
 
     Raises:
         EditError: fewer different images than parts.
     """
-    view = EditedView(result)
+    view = _view(result)
     members = view.members(id)
     x = view.x[members]
     different = len(x.unique(dim=0))
@@ -123,6 +141,10 @@ def split_into(result: Assigned, id: int, n: int) -> tuple[Anchors, ...]:
         view.anchors(view.most_typical(part), name)
         for part, name in zip(parts, view.part_names(id, parts), strict=True)
     )
+
+
+def _view(result: Assigned | EditedView) -> EditedView:
+    return result if isinstance(result, EditedView) else EditedView(result)
 
 
 def find_cluster(result: Assigned, cluster: str | int) -> int:

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from cae.cli import terminal
 from cae.cli.commands import cluster, edit, evaluate, export, look, report, texts
+from cae.cli.commands.open import open_result
 
 # Whatever needs torch is imported inside the commands: `cae --help` answers at once.
 
@@ -65,6 +66,7 @@ for command in COMMANDS:
     app.command()(command)
 app.add_typer(texts.texts_app, name="texts")
 app.add_typer(edit.edit_app, name="edit")
+app.command("open")(open_result)
 
 
 def main() -> None:

@@ -100,6 +100,12 @@ def undo(context: typer.Context, report: Redraw = True) -> None:
     redraw(result.folder, report=report)
 
 
+@edit_app.command()
+def redo(context: typer.Context, report: Redraw = True) -> None:
+    """Make the edit again that was taken back last."""
+    _show(_open(context).redo(), report)
+
+
 def cut(
     result: ResultFolder,
     clusters: Annotated[int, typer.Option("--clusters", "-k", help="Number of groups.", metavar="N")],

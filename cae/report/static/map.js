@@ -3,6 +3,7 @@
 // graphics card helps, a call of the canvas for each would take longer than a frame for 10,000.
 
 const MAX_RADIUS = 9;
+const MAX_RINGS = 5000; // of chosen pictures: more take too long to draw
 
 class PictureMap {
   /** `open(i)` is called for a dot that is chosen, `said(i)` for one that the keyboard has reached. */
@@ -10,6 +11,7 @@ class PictureMap {
     Object.assign(this, { canvas, hover, open, said });
     this.context = canvas.getContext("2d");
     this.current = -1;
+    this.chosen = []; // numbers of pictures with a ring
     this.shown = null; // Uint8Array: 1 for pictures that the search and the group leave; null for all
     this.view = { scale: 1, x: 0, y: 0 };
     this.index = this.buildIndex();
@@ -149,7 +151,7 @@ class PictureMap {
     this.pixels = {
       paper: pixel(this.paper),
       faint: pixel(theme.dark ? "#3a4147" : "#d5d9d6"),
-      groups: Uint32Array.from(pictures.groups, (_, group) => pixel(groupColour(group, theme.dark))),
+      groups: Uint32Array.from(pictures.groups, ({ colour }, group) => pixel(groupColour(colour ?? group, theme.dark))),
     };
     this.draw();
   }
@@ -187,7 +189,8 @@ class PictureMap {
     context.putImageData(dots, -rim, -rim);
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     this.paintLabels();
-    this.paintCurrent();
+    if (this.chosen.length <= MAX_RINGS) this.paintRings(this.chosen, 1.5, 1.5);
+    if (this.current >= 0) this.paintRings([this.current], 2, 4);
   }
 
   /** How much of each pixel in a square around a dot's centre the dot covers, 0 … 256. */
@@ -255,14 +258,18 @@ class PictureMap {
     });
   }
 
-  paintCurrent() {
-    if (this.current < 0) return;
-    const [x, y] = this.at(this.current);
-    this.context.lineWidth = 2;
-    this.context.strokeStyle = this.ink;
-    this.context.beginPath();
-    this.context.arc(x, y, this.radius + 4, 0, 2 * Math.PI);
-    this.context.stroke();
+  paintRings(numbers, width, gap) {
+    const { context } = this;
+    const radius = this.radius + gap;
+    context.lineWidth = width;
+    context.strokeStyle = this.ink;
+    context.beginPath();
+    for (const i of numbers) {
+      const [x, y] = this.at(i);
+      context.moveTo(x + radius, y);
+      context.arc(x, y, radius, 0, 2 * Math.PI);
+    }
+    context.stroke();
   }
 
   // ---- pointer and keyboard ----

@@ -12,19 +12,43 @@ const pictures = (() => {
   const columns = Object.fromEntries(Object.entries(DATA.columns).map(([name, column]) => [name, unpack(column)]));
   const { columns: across, places, folder } = DATA.sheet;
   let lowerPaths; // for the search; made when it is first used
+  let numbers; // of the rows; the same
+  const colours = new Map(); // a group keeps its colour, whatever its place among the others
 
   return {
     count: DATA.count,
-    // These three change with the level of the tree.
+    // These three change with the level of the tree, and with edits.
     groups: DATA.groups,
     group: columns.group,
     runnerUp: columns.runnerUp,
     path: columns.path,
     confidence: columns.confidence,
     position: columns.position,
+    row: columns.row,
     outlier: (i) => columns.outlier[i] === 1,
     /** Where the result that this one is compared with has a picture that it has in another group; else undefined. */
     movedFrom: (i) => DATA.movedFrom[columns.move[i]],
+
+    /** The number of the picture that is in a row of the assignments. */
+    numberOf(row) {
+      if (!numbers) {
+        numbers = new Uint32Array(DATA.count);
+        columns.row.forEach((each, i) => (numbers[each] = i));
+      }
+      return numbers[row];
+    },
+
+    /** The groups of a state, which `describe_edited` in data.py has written, and where each picture is. */
+    read(state) {
+      const [group, runnerUp] = [state.group, state.runnerUp].map(unpack);
+      const known = (rows) => rows.map((row) => this.numberOf(row));
+      const groups = state.groups.map((each) => {
+        if (!colours.has(each.id)) colours.set(each.id, colours.size);
+        const { typical, borderline, odd } = each;
+        return { ...each, colour: colours.get(each.id), typical: known(typical), borderline: known(borderline), odd: known(odd) };
+      });
+      return { groups, group: Int32Array.from(columns.row, (row) => group[row]), runnerUp: Int32Array.from(columns.row, (row) => runnerUp[row]) };
+    },
 
     file: (i) => columns.path[i].slice(columns.path[i].lastIndexOf("/") + 1),
     weights: (i) => columns.weights.subarray(3 * i, 3 * i + 3),
@@ -34,6 +58,7 @@ const pictures = (() => {
 
     /** Where the original may lie: beside the report, or where it was when the report was made. */
     urls(i) {
+      if (STATE) return [`pictures/${columns.row[i]}`];
       if (DATA.links[i]) return [DATA.links[i]];
       const path = columns.path[i].split("/").map(encodeURIComponent).join("/");
       return DATA.roots.map((root) => root + path);
@@ -90,10 +115,11 @@ const pictures = (() => {
 })();
 
 /** The tree of groups: all its levels from coarse to fine follow from the leaf that each picture is in. Edits are part of the
- *  level that the result is cut at, and of no other. */
+ *  level that the result is cut at, its own, and of no other. */
 const levels = DATA.tree && (() => {
   const { roots, splits, leaves, names, glosses, cut, leaf } = DATA.tree;
-  const own = { groups: pictures.groups, group: pictures.group, runnerUp: pictures.runnerUp };
+  const drawn = { groups: pictures.groups, group: pictures.group, runnerUp: pictures.runnerUp };
+  let own = drawn;
   const leafOf = unpack(leaf);
   const parent = (node) => (node < roots ? -1 : splits[(node - roots) >> 1]);
   // The nodes of a level are those that its splits have made by then.
@@ -124,8 +150,8 @@ const levels = DATA.tree && (() => {
       });
       const order = [...members.keys()].sort((a, b) => members.get(b).length - members.get(a).length || a - b);
       const place = new Map(order.map((node, at) => [node, at]));
-      // Pictures are numbered from the most typical of their own group on.
-      const rank = (i) => i - own.groups[own.group[i]].first;
+      // Pictures are numbered from the most typical of the group on that they were drawn in.
+      const rank = (i) => i - drawn.groups[drawn.group[i]].first;
       const groups = order.map((node) => ({
         name: names[node],
         gloss: glosses[node],
@@ -137,8 +163,13 @@ const levels = DATA.tree && (() => {
       return { groups, group, runnerUp: new Int32Array(pictures.count).fill(-1) };
     },
 
+    /** Take edits in. */
+    edit(view) {
+      own = view;
+    },
+
     /** The names above a group of the result's own level, told by its most typical picture. */
-    aboveOwn: ({ first }) => above(nodesOf(cut)[leafOf[first]]),
+    aboveOwn: ({ first, typical: [i = first] = [] }) => above(nodesOf(cut)[leafOf[i]]),
   };
 })();
 

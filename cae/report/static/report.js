@@ -3,39 +3,8 @@
 
 const PAGE_SIZE = 120;
 
-/** Give everything that belongs to a group its colour. */
-function paintGroups(root) {
-  for (const each of root.querySelectorAll("[data-group]")) {
-    const group = Number(each.dataset.group);
-    each.style.setProperty("--group", `light-dark(${groupColour(group, false)}, ${groupColour(group, true)})`);
-  }
-}
-
-/** "animal › dog ›", for the top of a card; empty at the top of the tree. */
-function crumbs(names) {
-  return element("p", { class: "crumbs" }, ...(names.length ? [`${names.join(" › ")} ›`] : []));
-}
-
-/** The card of a group that the page did not come with. */
-function groupCard({ name, gloss, size, typical, above }, at) {
-  const counted = `${size.toLocaleString("en")} picture${size === 1 ? "" : "s"}`;
-  return element(
-    "article",
-    { class: "card", id: `group-${at}`, "data-group": at, "aria-labelledby": `name-${at}` },
-    crumbs(above),
-    element("header", {}, element("h3", { id: `name-${at}` }, name), element("p", { class: "facts-line" }, element("span", {}, counted))),
-    ...(gloss ? [element("p", { class: "gloss" }, gloss)] : []),
-    element("div", { class: "strip typical", role: "group", "aria-label": `Most typical pictures of ${name}` }, ...typical.map((i) => pictureButton(i))),
-    element("button", { type: "button", class: "all", "data-show": at }, `Show all ${counted}`),
-  );
-}
-
-(() => {
-  const find = (selector) => document.querySelector(selector);
-  const all = (selector) => [...document.querySelectorAll(selector)];
-  const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
-
-  const state = { query: "", group: -1, only: "all", order: "typical", page: 0, found: [] };
+const page = (() => {
+  const state = { query: "", group: -1, only: "all", order: "typical", ranking: null, page: 0, found: [] };
   const panel = new Panel(find("#panel"));
   const map = new PictureMap(find("#canvas"), find("#hover"), {
     open: (i) => panel.open(i, state.found),
@@ -55,10 +24,10 @@ function groupCard({ name, gloss, size, typical, above }, at) {
   };
   const sequences = {}; // all pictures in each order that was asked for
 
-  function update() {
-    const sequence = (sequences[state.order] ??= orders[state.order]());
+  function update(page = 0) {
+    const sequence = state.ranking ?? (sequences[state.order] ??= orders[state.order]());
     state.found = pictures.search(sequence, state.query, state.group, pictures.only(state.only));
-    state.page = 0;
+    state.page = page;
     showGroups();
     showOnMap();
     showPage();
@@ -86,7 +55,7 @@ function groupCard({ name, gloss, size, typical, above }, at) {
     state.page = Math.min(Math.max(state.page, 0), pages - 1);
     const start = state.page * PAGE_SIZE;
     const numbers = state.found.subarray(start, start + PAGE_SIZE);
-    find("#gallery").replaceChildren(...Array.from(numbers, (i) => pictureButton(i)));
+    find("#gallery").replaceChildren(...Array.from(numbers, (i) => (STATE ? picks.tile(i) : pictureButton(i))));
     find("#hits").textContent = count(state.found.length, "picture");
     find("#hits").hidden = !state.query;
     find("#found").textContent = state.found.length ? count(state.found.length, "picture") : "No picture fits. Search for another word, or look in all groups.";
@@ -104,17 +73,19 @@ function groupCard({ name, gloss, size, typical, above }, at) {
     jumpToPictures();
   }
 
-  function showGroup(group) {
+  function showGroup(group, page = 0) {
     state.group = group;
     find("#group").value = group;
     for (const button of all("#legend button")) button.setAttribute("aria-pressed", Number(button.dataset.group) === group);
-    update();
+    update(page);
   }
 
   /** One group, or one entry of the list "Show", and nothing else that would leave some of it out. */
-  function showAllOf({ group = -1, only = "all" }, focus) {
-    Object.assign(state, { query: "", only });
+  function showAllOf({ group = -1, only = "all", ranking = null }, focus) {
+    Object.assign(state, { query: "", only, ranking });
     find("#query").value = "";
+    find("#order").disabled = Boolean(ranking);
+    find("#ranked").hidden = !ranking;
     if (find("#only")) find("#only").value = only;
     showGroup(group);
     jumpToPictures();
@@ -123,41 +94,49 @@ function groupCard({ name, gloss, size, typical, above }, at) {
 
   // ---- levels of the tree ----
 
-  const lists = { ".cards": groupCard, ".sizes": groupSize, "#legend": groupLegend, "#group": groupOption };
+  const lists = { ".cards": STATE ? (group, at) => editableCard(group, at) : groupCard, ".sizes": groupSize, "#legend": groupLegend, "#group": groupOption };
   const written = {}; // what the page came with, for the level that it came with
 
-  function groupSize({ name, size }, at, groups) {
-    const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-    const bar = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    for (const [key, value] of [["width", (100 * size) / groups[0].size], ["height", 1]]) rect.setAttribute(key, value);
-    for (const [key, value] of [["class", "bar"], ["viewBox", "0 0 100 1"], ["preserveAspectRatio", "none"], ["aria-hidden", true]]) bar.setAttribute(key, value);
-    bar.append(rect);
-    return element("li", { "data-group": at }, element("a", { href: `#group-${at}` }, name), bar, element("span", { class: "number" }, size.toLocaleString("en")));
-  }
-
-  function groupLegend({ name }, at) {
-    return element("li", {}, element("button", { type: "button", "data-group": at, "aria-pressed": false }, element("span", {}, name)));
-  }
-
-  function groupOption({ name, size }, at) {
-    return element("option", { value: at }, `${name} (${size.toLocaleString("en")})`);
+  /** Show the groups that `pictures` has now. */
+  function drawGroups(own) {
+    for (const [selector, make] of Object.entries(lists)) {
+      const list = find(selector);
+      written[selector] ??= [...list.children];
+      const kept = selector === "#group" ? [written[selector][0]] : []; // all groups
+      list.replaceChildren(...(own && !STATE ? written[selector] : [...kept, ...pictures.groups.map(make)]));
+      paintGroups(list);
+    }
+    map.regroup();
   }
 
   /** Show the groups of another level; pictures, map and search stay as they are. */
   function showLevel(n) {
     Object.assign(pictures, levels.at(n));
-    for (const [selector, make] of Object.entries(lists)) {
-      const list = find(selector);
-      written[selector] ??= [...list.children];
-      const kept = selector === "#group" ? [written[selector][0]] : []; // all groups
-      list.replaceChildren(...(n === levels.cut ? written[selector] : [...kept, ...pictures.groups.map(make)]));
-    }
+    drawGroups(n === levels.cut);
     const said = n === levels.cut ? find("#level-said").dataset.own : count(n, "group");
     find("#level-said").textContent = said;
     find("#level").setAttribute("aria-valuetext", said);
-    paintGroups(document);
-    map.regroup();
     showGroup(-1);
+  }
+
+  /** Show what edits have made of the groups. The group that is looked at stays, if it is still there. */
+  function showEdited(edited) {
+    const looked = pictures.groups[state.group]?.id;
+    const view = pictures.read(edited);
+    const said = count(view.groups.length, "group");
+    if (levels) {
+      levels.edit(view);
+      view.groups.forEach((group) => (group.above = levels.aboveOwn(group)));
+      if (find("#level")) {
+        find("#level").value = levels.cut;
+        find("#level").setAttribute("aria-valuetext", said);
+        find("#level-said").textContent = find("#level-said").dataset.own = said;
+      }
+    }
+    Object.assign(pictures, view);
+    find(".lead").textContent = `${count(pictures.count, "picture")} in ${said}`;
+    drawGroups(true);
+    showGroup(looked === undefined ? -1 : pictures.groups.findIndex(({ id }) => id === looked), state.page);
   }
 
   /** Cards out of sight have a guessed height; a jump past them lands where it should once they have their own. */
@@ -216,14 +195,15 @@ function groupCard({ name, gloss, size, typical, above }, at) {
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-picture]");
     if (!button) return;
-    const among = button.closest("#gallery") ? state.found : [...button.parentElement.children].map((each) => Number(each.dataset.picture));
+    if (STATE && picks.take(button, event)) return;
+    const among = button.closest("#gallery") ? state.found : [...button.closest("[role='group']").querySelectorAll("[data-picture]")].map((each) => Number(each.dataset.picture));
     panel.open(Number(button.dataset.picture), among);
   });
   document.addEventListener("click", (event) => {
     if (event.target.closest("a[href^='#']")) layOutCards();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key !== "/" || event.target.matches("input, select") || panel.dialog.open) return;
+    if (event.key !== "/" || event.target.matches("input, select") || find("dialog[open]")) return;
     find("#query").focus();
     event.preventDefault();
   });
@@ -243,5 +223,7 @@ function groupCard({ name, gloss, size, typical, above }, at) {
     for (const [at, card] of all(".card").entries()) card.prepend(crumbs(levels.aboveOwn(pictures.groups[at])));
   }
   paintGroups(document);
-  update();
+  if (!STATE) update(); // else served.js shows what edits have made of it
+
+  return { state, map, panel, update, showAllOf, showEdited };
 })();

@@ -126,6 +126,7 @@ def _without(result: SavedResult, rows: Collection[int]) -> SavedResult:
             "representatives": [path for path in record["representatives"] if path in paths],
         }
         for record in result.clusters
+        if sizes[record["id"]]
     ]
     return replace(result, assignments=left, clusters=clusters)
 

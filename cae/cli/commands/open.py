@@ -1,0 +1,48 @@
+"""`cae open RESULT`: the page of a result in the browser, where it can be changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cae.cli import terminal
+
+
+def open_result(
+    result: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")],
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page, or only say where.")] = True,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to serve on; by default one that is free.", show_default=False)
+    ] = 0,
+    exports: Annotated[Path, typer.Option(help="Folder below which exports from the page go.", metavar="DIR")] = Path(
+        "cae-export"
+    ),
+    encoder: Annotated[
+        str | None, typer.Option(help="To search with, for a result of embeddings, which does not say theirs.")
+    ] = None,
+    encoder_weights: Annotated[
+        Path | None, typer.Option(help="Local weights for an open_clip encoder, instead of a download.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Where the pictures lie now, if they have moved.")] = None,
+    device: Annotated[str, typer.Option(help="That searches are encoded on: auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the address alone, and warnings.")] = False,
+) -> None:
+    """Open a result in the browser: rename, merge, split, move, search and take away. Ends with Ctrl-C."""
+    try:
+        from cae.app.opened import OpenResult
+        from cae.app.server import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        raise ValueError(f"`cae open` needs `pip install 'cae-clustering[app]'` ({error})") from error
+
+    opened = OpenResult(result, exports, images=images, encoder=encoder, encoder_weights=encoder_weights, device=device)
+
+    def announce(address: str) -> None:
+        terminal.out.print(address, soft_wrap=True, highlight=False)
+        if not quiet:
+            terminal.note("the page is open to this machine alone; Ctrl-C ends it")
+
+    serve(opened, port=port, browser=browser, announce=announce, progress=not quiet)

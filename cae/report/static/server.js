@@ -1,0 +1,78 @@
+"use strict";
+// What the page asks of `cae open`, one thing after the other, and what it says of it.
+
+/** Say what is being done or was done, where people and screen readers find it. `kind`: busy, done or failed. */
+function say(text, kind = "done") {
+  const said = find("dialog[open] .said") ?? find("#said");
+  said.textContent = text;
+  said.dataset.kind = kind;
+}
+
+const server = (() => {
+  let revision = STATE?.revision;
+  let waiting = Promise.resolve(); // for what was asked before
+  let unsaved = 0;
+
+  class Refused extends Error {
+    constructor(message, status) {
+      super(message);
+      this.status = status;
+    }
+  }
+
+  /** Ask for something; returns the answer, or throws with what there is to say. */
+  async function ask(path, body) {
+    const request = body ? { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) } : {};
+    const answer = await fetch(path, request).catch(() => {
+      throw new Refused("`cae open` has ended: start it again, and use the address that it prints", 0);
+    });
+    if (answer.status === 403) throw new Refused("this tab is of an earlier `cae open`: use the address that the last one printed", 403);
+    const said = await answer.json().catch(() => ({ error: `the server failed (${answer.status}): its terminal says why` }));
+    if (!answer.ok) throw new Refused(said.error, answer.status);
+    return said;
+  }
+
+  /** Take in a state of the result; the page is loaded again if that is another result by now. */
+  function take(state) {
+    if (state.fit !== STATE.fit) return location.reload();
+    revision = state.revision;
+    const goBack = keepPlace();
+    page.showEdited(state);
+    document.dispatchEvent(new CustomEvent("edited", { detail: state }));
+    goBack();
+  }
+
+  async function refresh() {
+    const state = await ask("api/state");
+    if (state.revision !== revision) take(state);
+  }
+
+  async function makeEdit(edit, fields, done) {
+    try {
+      take(await ask("api/edits", { edit, revision, ...fields }));
+      say(done);
+      return true;
+    } catch (error) {
+      say(`Not saved: ${error.message}`, "failed");
+      if (error.status === 409) await refresh().then(() => say(`Not saved: ${error.message}. The page shows that now; try again.`, "failed"), () => {});
+      return false;
+    }
+  }
+
+  /** Change the result; returns whether it was saved. Changes are made one after the other, in the order of the clicks. */
+  function edit(kind, fields, done) {
+    unsaved += 1;
+    say("Saving …", "busy");
+    waiting = waiting.then(() => makeEdit(kind, fields, done)).finally(() => (unsaved -= 1));
+    return waiting;
+  }
+
+  if (STATE) {
+    addEventListener("focus", () => unsaved || refresh().catch((error) => say(error.message, "failed")));
+    addEventListener("beforeunload", (event) => {
+      if (unsaved || find(".rename")) event.preventDefault();
+    });
+  }
+
+  return { ask, edit };
+})();

@@ -1,0 +1,192 @@
+"""The server of `cae open` as programs meet it, and the command."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+from app_client import Client, exported
+from conftest import run_cae
+
+from cae.app import OpenResult
+from cae.results.edits_file import load_history
+from cae.results.saved import SavedResult
+
+
+def test_the_printed_address_lets_a_browser_in(client):
+    status, headers, body = client.get(f"/?token={client.token}", Cookie=None, Origin=None)
+    assert (status, headers["Refresh"]) == (200, "0; url=/")
+    assert b"cae report" not in body
+    cookie, *attributes = headers["Set-Cookie"].split("; ")
+    assert {each.lower() for each in attributes} >= {"httponly", "samesite=strict"}
+    status, headers, body = client.get("/", Cookie=cookie, Origin=None)
+    assert status == 200
+    assert b"cae report" in body
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'; script-src 'self'")
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert "server" not in headers
+
+
+def test_the_page_knows_that_it_is_served_and_on_disk_that_it_is_not(client, result_folder):
+    script = client.get("/report_files/state.js")[2].decode("ascii")
+    assert json.loads(script.removeprefix("const STATE = ").removesuffix(";\n")) == client.state()
+    assert (result_folder / "report/report_files/state.js").read_text() == "const STATE = null;\n"
+
+
+def test_pictures_are_served_as_pictures(client, result_folder, picture_folder):
+    paths = SavedResult.load(result_folder).assignments["path"].to_pylist()
+    status, headers, body = client.get("/pictures/3")
+    assert (status, headers["Content-Type"]) == (200, "image/png")
+    assert body == (picture_folder / paths[3]).read_bytes()
+    (picture_folder / paths[3]).unlink()
+    assert client.get("/pictures/3")[0] == 404
+
+
+def test_edits_are_made_undone_and_made_again(client, result_folder):
+    _, state = client.edit("rename", group=0, name="boats")
+    assert "boats" in [group["name"] for group in state["groups"]]
+    assert (state["undo"].endswith("to boats"), state["redo"]) == (True, None)
+    _, state = client.edit("pin", group=0)
+    assert next(group["pinned"] for group in state["groups"] if group["id"] == 0) == state["groups"][0]["size"]
+    _, state = client.edit("move", pictures=[0, 1, 2], group=2)
+    _, state = client.edit("merge", groups=[0, 2], name="both")
+    assert len(state["groups"]) == 2
+    _, preview = client.post("/api/split", {"group": 1, "into": 2})
+    _, state = client.edit("split", group=1, into=2)
+    assert sorted(part["size"] for part in preview["parts"]) == sorted(
+        group["size"] for group in state["groups"] if group["name"] in [part["name"] for part in preview["parts"]]
+    )
+    for _ in range(5):
+        status, state = client.edit("undo")
+        assert status == 200
+    assert state["undo"] is None
+    status, answer = client.edit("undo")
+    assert (status, "nothing to take back" in answer["error"]) == (422, True)
+    _, state = client.edit("redo")
+    assert state["undo"].endswith("to boats")
+    assert len(load_history(result_folder).undone) == 4
+
+
+def test_an_edit_on_an_old_revision_is_refused(client, result_folder):
+    old = client.state()["revision"]
+    client.edit("rename", group=0, name="boats")
+    status, answer = client.post("/api/edits", {"edit": "rename", "revision": old, "group": 1, "name": "ships"})
+    assert status == 409
+    assert "changed since" in answer["error"]
+    assert len(load_history(result_folder).edits) == 1
+
+
+def test_pictures_are_found_by_text_and_by_likeness(client):
+    status, found = client.post("/api/search", {"text": "red car on snow"})
+    assert (status, len(found["pictures"])) == (200, 30)
+    assert found["similarity"] == sorted(found["similarity"], reverse=True)
+    status, found = client.post("/api/search", {"like": 4})
+    assert (status, 4 in found["pictures"], len(found["pictures"])) == (200, False, 29)
+
+
+def test_without_an_encoder_the_search_says_what_to_do(client, monkeypatch):
+    from cae.encoders.base import EncoderError
+
+    def fail(*_, **__):
+        raise EncoderError("no hub can be reached")
+
+    monkeypatch.setattr("cae.encoders.load_encoder", fail)
+    status, answer = client.post("/api/search", {"text": "red car on snow"})
+    assert (status, "no hub can be reached" in answer["error"]) == (422, True)
+    assert client.post("/api/search", {"like": 4})[0] == 200
+
+
+def test_a_folder_whose_name_is_no_utf_8_takes_exports(client, tmp_path):
+    client.opened.exports = tmp_path / os.fsdecode(b"caf\xe9")
+    assert client.post("/api/exports", exported())[1]["folder"] == f"{tmp_path}/caf\ufffd/all"
+    client.opened.exports.joinpath("all/.cae-export.json").write_text("{")
+    status, answer = client.post("/api/exports", exported())
+    assert (status, "is damaged" in answer["error"]) == (422, True)
+    assert client.state()["exports"] == f"{tmp_path}/caf\ufffd"
+
+
+def test_duplicates_are_found_listed_and_left_out_of_an_export(client, tmp_path):
+    status, found = client.post("/api/duplicates", {})
+    assert (status, found["pictures"], found["missing"]) == (200, 30, 0)
+    _, answer = client.post("/api/duplicates/list", {})
+    assert answer["file"] == str(tmp_path / "exports/duplicates.csv")
+    assert (tmp_path / "exports/duplicates.csv").is_file()
+    worse = sum(len(group["copies"]) - 1 for group in found["groups"])
+    status, done = client.post("/api/exports", exported(name="without", to="hf", without_duplicates=True))
+    assert (status, done["written"]) == (200, 30 - worse + 1)
+
+
+def test_all_or_a_selection_is_exported_below_the_folder_for_it(client, tmp_path):
+    status, done = client.post("/api/exports", exported())
+    assert (status, done["written"], done["folder"]) == (200, 30, str(tmp_path / "exports/all"))
+    status, done = client.post("/api/exports", exported(name="../../up", pictures=[1, 2, 3], by="symlink"))
+    assert (status, done["written"]) == (200, 3)
+    made = {path.name for path in (tmp_path / "exports").iterdir()}
+    assert made == {"all", done["folder"].rpartition("/")[2]}
+    assert client.post("/api/exports", exported(pictures=[]))[0] == 422
+
+
+def test_a_selection_is_exported_inside_its_coarse_groups(tree_folder, tmp_path):
+    opened = OpenResult(tree_folder, tmp_path / "exports")
+    place, done = opened.export([0, 1, 2, 40], "folders", "some", nested=True)
+    assert done.written == 4
+    assert len(list(place.rglob("*.png"))) == 4
+    assert opened.export([0, 1, 2, 40], "coco", "some coco")[1].written == 1
+
+
+def test_the_page_on_disk_shows_the_edits_once_the_server_has_ended(client, result_folder):
+    client.edit("rename", group=0, name="boats")
+    page = result_folder / "report/index.html"
+    assert "boats" not in page.read_text()
+    client.opened.page(with_edits=True)  # as `serve` does at its end
+    assert "boats" in page.read_text()
+
+
+# ---- the command ----
+
+
+def test_the_command_says_where_and_ends_with_ctrl_c(result_folder):
+    command = [sys.executable, "-m", "cae", "open", result_folder, "--no-browser"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    address = process.stdout.readline().strip()
+    client = Client(address, None)
+    assert client.edit("rename", group=0, name="boats")[0] == 200
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (0, "")
+    assert "Ctrl-C ends it" in stderr
+    assert "Traceback" not in stderr
+    assert "boats" in (result_folder / "report/index.html").read_text()
+
+
+def test_the_command_opens_the_browser(result_folder, monkeypatch, capfd):
+    opened = []
+
+    def browse(address):
+        opened.append(address)
+        raise KeyboardInterrupt  # as Ctrl-C
+
+    monkeypatch.setattr("webbrowser.open", browse)
+    code, stdout, _ = run_cae(monkeypatch, capfd, "open", result_folder, "--quiet")
+    assert (code, opened) == (0, [stdout.strip()])
+
+
+def test_without_the_extra_the_command_says_what_to_install(result_folder, monkeypatch, capfd):
+    for name in [name for name in sys.modules if name.startswith("cae.app")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, _, stderr = run_cae(monkeypatch, capfd, "open", result_folder)
+    assert code == 1
+    assert "pip install 'cae-clustering[app]'" in stderr
+
+
+def test_the_command_refuses_what_it_cannot_open(result_folder, tmp_path, monkeypatch, capfd):
+    code, _, stderr = run_cae(monkeypatch, capfd, "open", tmp_path / "nothing")
+    assert (code, "no such folder" in stderr) == (1, True)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        code, _, stderr = run_cae(monkeypatch, capfd, "open", result_folder, "--port", taken.getsockname()[1])
+    assert (code, "give another with --port" in stderr) == (1, True)
