@@ -13,7 +13,8 @@ the others alone. What came of it is written as it ends: a line in `gpu.jsonl`, 
 benchmark's figures after every call in `kernels_cuda*.json` and `.md`. A later run with the same folder and the same
 sources goes on with what this one did not reach. At the end stands a table of the figures against their goals.
 
-`--device cpu` rehearses all this on any machine, with the kernels in Triton's interpreter.
+`--device cpu` rehearses all this on any machine, with the kernels in Triton's interpreter; that of Triton 3.6 needs
+NumPy below 2.4.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ def run(step: Step, device: str, log: Path, sources: str, limit_s: float | None 
             process.wait()
     output = log.read_bytes()[begin:].decode(errors="replace").strip()
     if status == "failed":
-        print(output[-2000:], flush=True)
+        print(output[-1000:], flush=True)
     return Outcome(step.name, status, round(time.monotonic() - start, 1), last_line(output), sources)
 
 

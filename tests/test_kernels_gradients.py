@@ -200,7 +200,8 @@ def test_potentials(backend, dtype, balance):
     """Against autograd through the reference's iterations."""
     x, u = (part.to(dtype) for part in pair("clustered", 90, 30))
     a, b = (1 + torch.arange(n, device=DEVICE).sin().square() for n in (90, 30))
-    found = gradients(lambda *inputs: potentials_of(*inputs, balance, backend, tol=2e-6), x, u, a, b)
+    tol = 2e-6 if dtype == torch.float32 else 1e-4  # Triton's plan of half types is too coarse for more
+    found = gradients(lambda *inputs: potentials_of(*inputs, balance, backend, tol=tol), x, u, a, b)
     expected = gradients(lambda *inputs: potentials_of(*inputs, balance), x, u, a, b)
     assert [grad.dtype for grad in found] == [dtype, dtype, torch.float32, torch.float32]
     assert_near(found, expected, {torch.float32: 2e-3, torch.bfloat16: 2e-2}[dtype])

@@ -11,7 +11,10 @@ from cae.kernels.sinkhorn.acceleration import AndersonAcceleration, FixedPoint
 
 
 class SinkhornResult(NamedTuple):
-    """Potentials of the plan P_ij = a_i exp((f_i + g_j - c_ij) / epsilon), and how good it is."""
+    """Potentials of the plan P_ij = a_i exp((f_i + g_j - c_ij) / epsilon), and how good it is.
+
+    In a graph (`torch.compile`, `torch.export`, fake tensors) the three scalars are 0-d tensors.
+    """
 
     f: Tensor
     """(N,) row potentials: the row update for g."""
