@@ -181,7 +181,7 @@ def opened(result_folder, tmp_path, monkeypatch):
     """A result that `cae open` has open, with the fake encoder to search with."""
     from cae.app import OpenResult
 
-    monkeypatch.setattr("cae.encoders.load_encoder", lambda *_, **__: FakeEncoder())
+    monkeypatch.setattr("cae.encoders.deferred.load_encoder", lambda *_, **__: FakeEncoder())
     return OpenResult(result_folder, tmp_path / "exports")
 
 

@@ -92,7 +92,7 @@ def test_without_an_encoder_the_search_says_what_to_do(client, monkeypatch):
     def fail(*_, **__):
         raise EncoderError("no hub can be reached")
 
-    monkeypatch.setattr("cae.encoders.load_encoder", fail)
+    monkeypatch.setattr("cae.encoders.deferred.load_encoder", fail)
     status, answer = client.post("/api/search", {"text": "red car on snow"})
     assert (status, "no hub can be reached" in answer["error"]) == (422, True)
     assert client.post("/api/search", {"like": 4})[0] == 200

@@ -42,7 +42,7 @@ def test_without_an_encoder_the_search_in_names_goes_on(visit, served, monkeypat
     def fail(*_, **__):
         raise EncoderError("no hub can be reached")
 
-    monkeypatch.setattr("cae.encoders.load_encoder", fail)
+    monkeypatch.setattr("cae.encoders.deferred.load_encoder", fail)
     page = visit(served, expect_failures=True)
     page.get_by_label("What they show").fill("red car on snow")
     page.get_by_role("button", name="Find").click()

@@ -32,7 +32,6 @@ from itertools import chain, pairwise
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from sklearn.preprocessing import normalize
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -271,7 +270,8 @@ def kind_typicality(mass: Tensor, selected: SelectedTexts, bank: TextBank, n: in
         (K, T) float32 on the CPU, 0 for nouns that the taxonomy does not know.
     """
     below, nouns = Taxonomy.of(selected.texts), Taxonomy.of(bank.texts).senses
-    of_synsets = mass.cpu().numpy() @ normalize(below.senses, norm="l1")
+    n_senses = np.maximum(below.senses.sum(axis=1), 1).astype(np.float32)
+    of_synsets = mass.cpu().numpy() / n_senses @ below.senses
     of_kinds = typicality(torch.from_numpy(of_synsets @ below.above), n).numpy()
     known = np.diff(nouns.indptr) > 0
     found = np.zeros((len(mass), len(bank.texts)), dtype=np.float32)
