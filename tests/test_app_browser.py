@@ -22,6 +22,8 @@ def test_a_group_is_renamed_in_place(visit, served, opened):
     box = page.get_by_label("New name of meadow")
     expect(box).to_be_focused()
     expect(page.locator(".rename .hint")).to_contain_text("Not saved yet")
+    page.get_by_role("button", name="Rename meadow").click()
+    expect(box).to_be_focused()
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Rename meadow")).to_be_focused()
     assert edits(opened) == []

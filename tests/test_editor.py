@@ -195,6 +195,22 @@ def test_a_new_result_in_the_folder_is_noticed(editor, result_folder):
         assert editor.fit != fit
 
 
+def test_nothing_is_changed_while_the_result_cannot_be_read(editor, result_folder):
+    change(editor, "rename", 0, "boats")
+    edits = result_folder / "edits.json"
+    whole = edits.read_text()
+    edits.write_text("{")
+    for _ in range(2):
+        with pytest.raises(EditError, match="cannot be read"):
+            change(editor, "rename", 1, "ships")
+        with pytest.raises(EditError, match="cannot be read"), editor.looking():
+            pass
+    assert edits.read_text() == "{"
+    edits.write_text(whole)
+    change(editor, "rename", 1, "ships")
+    assert len(load_history(result_folder).edits) == 2
+
+
 def test_a_folder_that_is_no_result_is_refused(tmp_path):
     with pytest.raises(ResultError, match="is missing"):
         Editor(tmp_path)

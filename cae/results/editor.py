@@ -76,6 +76,7 @@ class Editor:
     def __init__(self, folder: str | os.PathLike[str], images: str | os.PathLike[str] | None = None) -> None:
         self.folder, self._images = Path(folder), images
         self._lock = threading.RLock()
+        self._read_at: list[tuple[int, int, int] | None]
         self._edited: SavedResult | None
         self._last_split: tuple[tuple[str, int, int], Split] | None
         self.unmatched: list[str]
@@ -256,7 +257,7 @@ class Editor:
         """To disk; only then is anything else as if it had been made."""
         save_edits(edits, self.folder, undone)
         self._edits, self._undone, self._edited = edits, undone, None
-        self._note_files()
+        self._note_files(self._stamps())
 
     def _go_on(self, edits: Sequence[Edit]) -> None:
         """Apply edits, each to a view of its own, so that it is soon taken back."""
@@ -278,16 +279,18 @@ class Editor:
         self._apply(self._edits)
 
     def _load(self) -> None:
-        self._note_files()
+        stamps = self._stamps()  # what is written from here on is read at the next look
+        self._read_at = []  # and so is all, if something cannot be read
         self._edits, self._undone = load_history(self.folder)
         self.saved = replace(SavedResult.load(self.folder, images=self._images), edits=())
         self._view = EditedView(self.saved)
         self._edited = self._last_split = None
         self._earlier.clear()
         self._replay()
+        self._note_files(stamps)
 
-    def _note_files(self) -> None:
-        self._read_at = self._stamps()
+    def _note_files(self, stamps: list[tuple[int, int, int] | None]) -> None:
+        self._read_at = stamps
         run, edits = (self.folder / name for name in _WATCHED)
         digest = hashlib.sha256(run.read_bytes())
         self.fit = digest.hexdigest()

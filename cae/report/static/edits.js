@@ -58,12 +58,13 @@ function keepPlace() {
 
 function startRename(id, text = groupOf(id).name) {
   const title = inCard(id, "h3");
+  if (!title) return inCard(id, ".rename input")?.focus(); // it is being renamed, or another level is looked at
   const input = element("input", { type: "text", maxlength: 1000, "aria-label": `New name of ${groupOf(id).name}`, "aria-describedby": `unsaved-${id}`, autocomplete: "off" });
   const hint = element("span", { class: "hint", id: `unsaved-${id}` }, "Not saved yet: Enter saves, Escape leaves it.");
   const form = element("form", { class: "rename" }, input, element("button", { type: "submit" }, "Save"), element("button", { type: "button", "data-cancel": "" }, "Cancel"), hint);
   const stop = () => {
     form.replaceWith(title);
-    inCard(id, "[data-do='rename']").focus();
+    inCard(id, "[data-do='rename']")?.focus();
   };
   input.value = text;
   title.replaceWith(form);
