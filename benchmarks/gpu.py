@@ -2,7 +2,7 @@
 
 Needs torch and Triton, no installation and no network. In at most `--minutes`, and in this order:
 
-    smoke       every op against its float64 reference, a minute
+    smoke       every op against its float64 reference, about a minute
     tests       tests/test_kernels_*.py, compiled; where pytest is missing, the smoke test on more shapes and dtypes
     memory      that no op's memory grows with N x M
     benchmark   benchmarks/kernels.py on three shapes, with the peers that can be imported
@@ -52,7 +52,7 @@ TESTS = (
     "checks",
 )
 # Seconds of each stage, in the order of the stages; one that ends early leaves its time to the next.
-STAGES = {"smoke": 60, "tests": 180, "memory": 50, "benchmark": 150, "profile": 30}
+STAGES = {"smoke": 80, "tests": 180, "memory": 50, "benchmark": 140, "profile": 30}
 SHAPES = {
     "cuda": ("1281167,20000,512", "250000,20000,512", "40000,20000,512"),
     "cpu": ("500,200,64", "400,160,64", "300,120,64"),
@@ -132,7 +132,7 @@ def steps(args: argparse.Namespace) -> list[Step]:
     stages = {
         "smoke": [Step("smoke", f"smoke {op}", module("smoke", op, args.device), 30) for op in OPS],
         "tests": [
-            Step("tests", f"tests {name}", pytest(f"tests/test_kernels_{name}.py", "-k", "not memory"), 100)
+            Step("tests", f"tests {name}", pytest(f"tests/test_kernels_{name}.py", "-k", "not memory"), 150)
             for name in TESTS
         ],
         "memory": [
@@ -159,7 +159,7 @@ def module(name: str, *arguments: str) -> tuple[str, ...]:
 
 def pytest(*arguments: str) -> tuple[str, ...]:
     """Tests without the project's settings and conftest.py, which ask for more packages."""
-    workers = ("-n", "6") if find_spec("xdist") else ()
+    workers = ("-n", str(min(12, os.cpu_count() or 1))) if find_spec("xdist") else ()
     plain = ("-c", os.devnull, "--rootdir", ".", "--noconftest", "--import-mode=importlib", "-p", "no:cacheprovider")
     return (sys.executable, "-m", "pytest", "-q", "-rfE", *plain, *workers, "-m", "gpu or not slow", *arguments)
 

@@ -134,6 +134,18 @@ def test_checks_of_values_survive_compilation():
         compiled(X.clone().fill_(torch.nan), U)
 
 
+def test_what_a_graph_cannot_hold_is_refused():
+    with FakeTensorMode() as mode, pytest.raises(ValueError, match="callback: expected None inside a graph"):
+        cosine_sinkhorn(mode.from_tensor(X), mode.from_tensor(U), epsilon=0.2, callback=print)
+
+
+def test_row_weights_leave_the_number_of_rows_open():
+    rows = torch.export.Dim("rows", min=2)
+    call = Module(lambda x, u: cosine_sinkhorn(x, u, epsilon=0.2, row_weights=(1 + x[:, 0]).softmax(0), tol=1e-6).g)
+    program = torch.export.export(call, (X, U), dynamic_shapes={"x": {0: rows}, "u": None}, strict=True)
+    torch.testing.assert_close(program.module()(X[:8], U), call(X[:8], U))
+
+
 def test_rows_that_are_not_there():
     x = torch.empty(0, U.shape[1], device=DEVICE, requires_grad=True)
     counterparts(x, U, None, epsilon=0.1).sum().backward()

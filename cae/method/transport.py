@@ -54,7 +54,7 @@ def column_potentials(x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGro
         balance=config.balance,
         group=group,
         callback=say,
-    ).g
+    ).g.detach()  # kept in the fitted state
 
 
 @stage("counterparts")

@@ -145,7 +145,7 @@ def _check_shapes(
         ("init", init, "u", u),
     ):
         if vector is not None:
-            checks.vector(name, vector, len(points), points_name, points)
+            checks.vector(name, vector, points.shape[0], points_name, points)
 
 
 def _checked_balance(balance: float) -> float:
