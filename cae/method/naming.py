@@ -55,8 +55,8 @@ and on the scenes with the lite encoder; CIFAR-10 was not looked at for it."""
 
 KIND = 0.7
 """Standard deviations of likeness for a nat of typicality of a noun's kinds. With CLIP ViT-B/32, names of Caltech-101's
-classes and of 25 coarse groups of ImageNet's get better up to 0.7 and stay so up to 1; above 0.7 the lite encoder's names
-for the demo become too general."""
+classes and of 25 coarse groups of ImageNet's get better up to 0.7 and stay so up to 1; above 0.7 the lite encoder's
+names for the demo become too general."""
 
 SHORTEST = 3
 """Minimum length of a noun that is counted. Shorter nouns, such as "a" and "or", are other words in most texts."""
