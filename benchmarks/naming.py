@@ -1,33 +1,39 @@
-r"""How well clusters are named: our rule beside the nearest noun to each cluster's mean image.
+r"""How well clusters are named: our rule beside parts of it, and the nearest noun to each cluster's mean image.
 
-    python benchmarks/naming.py RESULT …     # of `cae cluster` on folders of class folders; needs WordNet (NLTK_DATA)
+    python benchmarks/naming.py RESULT …     # of `cae cluster` on folders of class folders
+    python benchmarks/naming.py --features X.npy --nouns NOUNS.npy [--kinds dog bird …]
 
-Each way names the same clusters, with one noun a cluster and five more beside it. A name fits the majority class of its
-cluster if it is the class (or a synonym), or at most two hypernyms below it; or, more leniently, if one of the five
-nouns is the class (`cae.evaluation.naming`). Writes naming.json and naming.md with a table of names beside classes.
+The second names true groups: the classes of features that CLIP made (X.labels.npy, X.classes.txt), or, with `--kinds`,
+what the classes are kinds of. Both need WordNet (NLTK_DATA). Each way names the same groups, with one noun a group and
+five more beside it. A name fits the majority class if it is the class, a synonym, or at most two hypernyms from it
+(`cae.evaluation.naming`). Writes a .json and a .md with a table of names beside classes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cae import evaluation
+from cae import CAE, evaluation
+from cae.data import EmbeddingData
 from cae.encoders import load_encoder
-from cae.evaluation.naming import NamedCluster, name_clusters
+from cae.evaluation.naming import NamedCluster, is_a, name_clusters
 from cae.method.fitted import FittedCAE
 from cae.method.naming import assign_names, name_scores, transport_mass, typicality
 from cae.results.saved import SavedResult
 from cae.text import TextBank
 
 N_NOUNS = 5
+MOST_CLUSTERS = 100
+"""Of the fit that selects nouns for true groups; naming them does not depend on its clusters."""
 Banks = Mapping[str, TextBank]
 Scores = Callable[[Tensor, Tensor, FittedCAE, Banks], tuple[Tensor, list[str]]]
 
@@ -35,13 +41,13 @@ Scores = Callable[[Tensor, Tensor, FittedCAE, Banks], tuple[Tensor, list[str]]]
 def by_our_rule(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[Tensor, list[str]]:
     """The project's rule for names, over the whole bank (cae/method/naming.py)."""
     mass, selected = transport_mass(x, labels, fitted.selected["noun"], fitted.config), fitted.selected["noun"]
-    scores = name_scores(mean_images(x, labels, fitted), banks["noun"], banks["caption"], mass, selected)
+    scores = name_scores(mean_images(x, labels, fitted), banks["noun"], banks.get("caption"), mass, selected)
     return scores, banks["noun"].texts
 
 
 def without_kinds(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[Tensor, list[str]]:
     """The same without what is known of kinds: likeness and commonness."""
-    return name_scores(mean_images(x, labels, fitted), banks["noun"], banks["caption"]), banks["noun"].texts
+    return name_scores(mean_images(x, labels, fitted), banks["noun"], banks.get("caption")), banks["noun"].texts
 
 
 def by_typicality(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[Tensor, list[str]]:
@@ -68,41 +74,95 @@ WAYS: dict[str, Scores] = {
 }
 
 
+class Groups(NamedTuple):
+    """Images in groups that are to be named, and what is known of them.
+
+    Attributes:
+        title: what the images are.
+        x: (N, D) float32 unit embeddings.
+        labels: (N,) the groups.
+        truth: (N,) classes.
+        classes: their names.
+        fitted: a fit on x, which has selected nouns.
+        banks: the texts.
+        record: conditions for the tables.
+    """
+
+    title: str
+    x: Tensor
+    labels: Tensor
+    truth: Tensor
+    classes: list[str]
+    fitted: FittedCAE
+    banks: Banks
+    record: dict[str, Any]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("naming-results"))
+    parser.add_argument("results", nargs="*", type=Path)
+    parser.add_argument("--features", type=Path, help="embeddings, with X.labels.npy and X.classes.txt beside them")
+    parser.add_argument("--nouns", type=Path, help="vectors of nouns in the features' space, with NOUNS.txt")
+    parser.add_argument("--kinds", nargs="+", help="merge the classes that are kinds of these, and leave out others")
+    parser.add_argument("--out", type=Path, default=Path("naming"), help="the files to write, without their endings")
     options = parser.parse_args()
+    sources = [of_result(SavedResult.load(folder)) for folder in options.results]
+    if options.features:
+        sources.append(of_features(options.features, options.nouns, options.kinds))
     tables, records = {}, []
-    for folder in options.results:
-        result = SavedResult.load(folder)
-        made_of = {key: result.run[key] for key in ("encoder", "corpora", "config", "versions")}
-        records.append({"pictures": result.root.name, "images": len(result.assignments), **made_of})
-        for way, table in name(result).items():
-            tables[result.root.name, way] = table
-            print(result.root.name, way, f"{share(table, 'among'):.0%}", flush=True)
+    for groups in sources:
+        records.append({"pictures": groups.title, "images": len(groups.x), **groups.record})
+        for way, table in name(groups).items():
+            tables[groups.title, way] = table
+            print(groups.title, way, f"{share(table, 'exact'):.0%} exact, {share(table, 'fits'):.0%} fit", flush=True)
     for record in records:
         record["clusters"] = {way: [each._asdict() for each in tables[record["pictures"], way]] for way in WAYS}
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "naming.json").write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (options.out / "naming.md").write_text(markdown(tables, records), encoding="utf-8")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    document = json.dumps(records, indent=1, ensure_ascii=False) + "\n"
+    options.out.with_suffix(".json").write_text(document, encoding="utf-8")
+    options.out.with_suffix(".md").write_text(markdown(tables, records), encoding="utf-8")
 
 
-def name(result: SavedResult) -> dict[str, list[NamedCluster]]:
-    """The result's clusters, named each way."""
-    sources = {kind: corpus["name"] for kind, corpus in result.run["corpora"].items()}
+def of_result(result: SavedResult) -> Groups:
+    """The clusters of a result of `cae cluster`."""
+    corpora = {kind: corpus["name"] for kind, corpus in result.run["corpora"].items()}
     encoder = load_encoder(result.run["encoder"]["spec"])
-    banks = evaluation.load_banks(["default"], encoder, nouns=sources["noun"], captions=sources["caption"])
+    banks = evaluation.load_banks(["default"], encoder, nouns=corpora["noun"], captions=corpora["caption"])
     folders = [path.split("/")[0] for path in result.assignments["path"].to_pylist()]
     classes = sorted(set(folders))
     truth = torch.tensor([classes.index(folder) for folder in folders])
     labels = torch.tensor(result.assignments["cluster"].to_pylist())
     x = normalize(result.embeddings.float(), dim=1)
+    record = {key: result.run[key] for key in ("encoder", "corpora", "config", "versions")}
+    return Groups(result.root.name, x, labels, truth, classes, result.fitted, banks, record)
+
+
+def of_features(file: Path, nouns: Path, kinds: Sequence[str] | None) -> Groups:
+    """The true classes of features, or what they are kinds of."""
+    data = EmbeddingData(file)
+    classes = file.with_suffix(".classes.txt").read_text(encoding="utf-8").splitlines()
+    x, truth = normalize(data.x.float(), dim=1), data.labels
+    if kinds:
+        of_class = torch.tensor([next((i for i, kind in enumerate(kinds) if is_a(c, kind, 99)), -1) for c in classes])
+        inside = of_class[truth] >= 0
+        x, truth, classes = x[inside], of_class[truth][inside], list(kinds)
+    module = CAE(min(len(classes), MOST_CLUSTERS), nouns=nouns)
+    module.fit_embeddings(x)
+    banks, fitted = module.load_banks(), module.fitted
+    fitted = replace(fitted, config=replace(fitted.config, n_clusters=len(classes)))
+    corpus = {"name": nouns.name, "rows": len(banks["noun"].texts)}
+    record = {"encoder": {"spec": "CLIP, true groups"}, "corpora": {"noun": corpus}, "config": asdict(fitted.config)}
+    title = f"{file.stem}, {len(kinds)} kinds" if kinds else file.stem
+    return Groups(title, x, truth, truth, classes, fitted, banks, record)
+
+
+def name(groups: Groups) -> dict[str, list[NamedCluster]]:
+    """The groups, named each way."""
     tables = {}
     for way, scores in WAYS.items():
-        score, texts = scores(x, labels, result.fitted, banks)
+        score, texts = scores(groups.x, groups.labels, groups.fitted, groups.banks)
         nouns = [[texts[j] for j in row] for row in score.topk(N_NOUNS).indices.tolist()]
-        tables[way] = name_clusters(labels, truth, classes, assign_names(score, texts), nouns)
+        tables[way] = name_clusters(groups.labels, groups.truth, groups.classes, assign_names(score, texts), nouns)
     return tables
 
 
@@ -122,17 +182,17 @@ def markdown(tables: dict[tuple[str, str], list[NamedCluster]], records: list[di
         )
     lines += ["", "Share of clusters whose name …", ""]
     lines += [
-        "| pictures | named by | is the class | or ≤ 2 hypernyms below | or one of 5 nouns is |",
-        "|---|---|---|---|---|",
+        "| pictures | named by | is the class | or ≤ 2 hypernyms below | or above | one of 5 nouns is, or below |",
+        "|---|---|---|---|---|---|",
     ]
     for (pictures, way), table in tables.items():
-        shares = " | ".join(f"{share(table, kind):.0%}" for kind in ("exact", "special", "among"))
+        shares = " | ".join(f"{share(table, kind):.0%}" for kind in ("exact", "special", "fits", "among"))
         lines.append(f"| {pictures} | {way} | {shares} |")
-    lines += ["", "Names beside classes (and the class's share of the cluster); bold: fits by the second column.", ""]
+    lines += ["", "Names beside classes (and the class's share of the cluster); bold: at most two hypernyms away.", ""]
     lines += ["| pictures | class | " + " | ".join(WAYS) + " |", "|---|---|" + "---|" * len(WAYS)]
     for record in records:
         for rows in zip(*(tables[record["pictures"], way] for way in WAYS), strict=True):
-            names = (f"**{row.name}**" if row.special else row.name for row in rows)
+            names = (f"**{row.name}**" if row.fits else row.name for row in rows)
             lines.append(f"| {record['pictures']} | {rows[0].label} ({rows[0].purity:.0%}) | {' | '.join(names)} |")
     return "\n".join([*lines, ""])
 

@@ -49,9 +49,9 @@ def test_clusters_are_compared_with_the_class_that_most_of_their_images_have():
         ["siamese", "siamese", "empty", "fish"],
         [["siamese"], ["fish", "animal"], [], ["true cat"]],
     )
-    assert [(row.label, row.exact, row.special, row.among) for row in table] == [
-        ("cats", False, True, True),
-        ("animal", False, True, True),
-        ("cats", False, False, True),
+    assert [(row.label, row.exact, row.special, row.general, row.among) for row in table] == [
+        ("cats", False, True, False, True),
+        ("animal", False, True, False, True),
+        ("cats", False, False, False, True),
     ]
     assert table[0].purity == pytest.approx(2 / 3)

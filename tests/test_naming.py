@@ -60,8 +60,8 @@ def test_of_nouns_alike_the_common_one_is_the_name_and_what_all_clusters_share_i
     captions = bank("caption", ["a bird sings", "two birds fly", "some thing", "one more thing"], [[1.0, 0.0]] * 4)
     score = name_scores(torch.tensor([[1.0, 0.2], [0.2, 1.0]]), nouns, captions)
     assert score.argmax(dim=1).tolist() == [1, 3]
-    alone = name_scores(torch.tensor([[1.0, 0.2], [0.2, 1.0]]), nouns, None)
-    assert alone.argmax(dim=1).tolist() == [0, 3]
+    without = name_scores(torch.tensor([[1.0, 0.2], [0.2, 1.0]]), nouns, bank("caption", ["x"], [[1.0, 0.0]]))
+    assert without.argmax(dim=1).tolist() == [0, 3]
 
 
 BREEDS = ["briard", "Samoyed", "keeshond"]
@@ -79,7 +79,8 @@ def test_a_group_of_many_breeds_has_the_name_of_the_kind_and_one_of_a_breed_its_
     many = torch.tensor([[1 / 3, 1 / 3, 1 / 3, 0.0], [0.0, 0.0, 0.0, 1.0]])
     one = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0], *[[0.0, 0.0, 0.0, 1.0]] * 3])
     for mass, best in ((many, ["dog"]), (one, ["briard", "dog"])):
-        scores = name_scores(torch.zeros(len(mass), 2), nouns, None, mass, selected)
+        nothing_common = bank("caption", ["x"], [[1.0, 0.0]])
+        scores = name_scores(torch.zeros(len(mass), 2), nouns, nothing_common, mass, selected)
         assert [nouns.texts[j] for j in scores.argmax(dim=1)[: len(best)]] == best
 
 
@@ -97,6 +98,12 @@ def test_an_empty_cluster_takes_no_name_from_the_others():
     nouns = bank("noun", ["bird", "car"], [[1.0, 0.0], [0.0, 1.0]])
     score = name_scores(torch.tensor([[1.0, 0.0], [0.0, 1.0], [torch.nan, torch.nan]]), nouns, None)
     assert assign_names(score, nouns.texts) == ["bird", "car", "cluster 2"]
+
+
+def test_where_there_is_nothing_to_count_in_the_glosses_of_imagenet_say_what_is_common():
+    nouns = bank("noun", ["dog", "Dog (animal)", "komondor", "frobnicator"], [[1.0, 0.0]] * 4)
+    dog, explained, komondor, unknown = commonness(nouns, None).tolist()
+    assert dog == explained > 100 > komondor >= unknown == 0
 
 
 def test_a_noun_is_counted_once_a_text_as_a_word_of_its_own():

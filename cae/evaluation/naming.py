@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from cae.text.corpora import ensure_wordnet
+from cae.text.taxonomy import bare
 
 STEPS = 2
-"""Hypernyms up to which a name may be more special than the class: a Siamese is a cat, but a cat is no Siamese."""
+"""Hypernyms that may lie between a name and the class: "Siamese" or "feline" for cats."""
 
 
 class NamedCluster(NamedTuple):
@@ -25,7 +26,8 @@ class NamedCluster(NamedTuple):
         nouns: its most typical nouns, best first.
         exact: whether the name is the class, or a synonym.
         special: whether the name is the class or at most `STEPS` hypernyms below it.
-        among: whether the name is so, or one of the nouns is the class or a synonym.
+        general: whether the name is the class or at most `STEPS` hypernyms above it.
+        among: whether the name is special, or one of the nouns is the class or a synonym.
     """
 
     label: str
@@ -34,7 +36,13 @@ class NamedCluster(NamedTuple):
     nouns: list[str]
     exact: bool
     special: bool
+    general: bool
     among: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether the name is the class or at most `STEPS` hypernyms away from it."""
+        return self.special or self.general
 
 
 def name_clusters(
@@ -60,10 +68,10 @@ def name_clusters(
             continue
         majority = int(inside.mode().values)
         label = classes[majority]
-        exact, special = is_a(name, label, 0), is_a(name, label, STEPS)
+        exact, special, general = is_a(name, label, 0), is_a(name, label, STEPS), is_a(label, name, STEPS)
         among = special or any(is_a(noun, label, 0) for noun in typical)
         purity = float((inside == majority).to(torch.float32).mean())
-        table.append(NamedCluster(label, purity, name, list(typical), exact, special, among))
+        table.append(NamedCluster(label, purity, name, list(typical), exact, special, general, among))
     return table
 
 
@@ -82,7 +90,7 @@ def _senses(text: str) -> frozenset[Any]:
     """Noun synsets of a word or phrase in any number; of its last word where WordNet does not know the phrase."""
     from nltk.corpus import wordnet
 
-    words = text.replace("_", " ").split()
+    words = bare(text.replace("_", " ")).split()
     for phrase in ("_".join(words), words[-1] if words else ""):
         found = frozenset(wordnet.synsets(phrase, "n"))
         if found:

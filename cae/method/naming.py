@@ -41,7 +41,8 @@ from cae.method.fitted import ClusterDescription, SelectedTexts
 from cae.method.hierarchy import Hierarchy
 from cae.method.kmeans import cluster_sums
 from cae.text import TextBank
-from cae.text.taxonomy import Taxonomy
+from cae.text.corpora import load_corpus
+from cae.text.taxonomy import Taxonomy, bare
 from cae.utils.distributed import all_reduce_sum
 from cae.utils.progress import stage
 
@@ -282,19 +283,20 @@ def kind_typicality(mass: Tensor, selected: SelectedTexts, bank: TextBank, n: in
 
 
 def commonness(bank: TextBank, captions: TextBank | None) -> Tensor:
-    """f_j: in how many captions, or glosses where there are no captions, each noun occurs, in singular or plural.
+    """f_j: in how many captions each noun occurs, in singular or plural.
 
     Args:
         bank: T nouns. Nouns of more than two words are not counted.
-        captions: the caption bank, if there is one.
+        captions: the caption bank; where there is none the nouns' own glosses are counted in, or else ImageNet-22k's.
 
     Returns:
-        (T,) float32; zeros if there is nothing to count in.
+        (T,) float32.
     """
-    nouns = [noun.lower() for noun in bank.texts]
+    nouns = [bare(noun) for noun in bank.texts]
     counted = {noun for noun in nouns if len(noun) >= SHORTEST}
     found: Counter[str] = Counter()
-    for text in captions.texts if captions else chain.from_iterable(bank.glosses or ()):
+    texts = captions.texts if captions else list(chain.from_iterable(bank.glosses or ()))
+    for text in texts or load_corpus("caption", "glosses").texts:
         words = _WORD.findall(text.lower())
         phrases = {*words, *(" ".join(pair) for pair in pairwise(words))}
         found.update(counted & (phrases | {phrase.removesuffix("s") for phrase in phrases}))

@@ -7,6 +7,7 @@ the package (118 KB, `make_hypernyms.py`), the words of each synset with timm: n
 from __future__ import annotations
 
 import gzip
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from cae.text.corpora import timm_table
+
+_EXPLAINED = re.compile(r"\([^()]*\)")
 
 TABLE = Path(__file__).with_name("hypernyms.tsv.gz")
 
@@ -44,8 +47,18 @@ class Taxonomy:
             array([1., 1., 0.], dtype=float32)
         """
         known = _synsets_of_words()
-        senses = [known.get(noun.lower(), []) for noun in nouns]
+        senses = [known.get(bare(noun), []) for noun in nouns]
         return cls(_incidence(senses, len(_above())), _incidence(_above(), len(_above())))
+
+
+def bare(noun: str) -> str:
+    """A noun as dictionaries have it: in lower case, without what a vocabulary explains in parentheses.
+
+    Examples:
+        >>> bare("Pan (for cooking)")
+        'pan'
+    """
+    return " ".join(_EXPLAINED.sub(" ", noun).lower().split())
 
 
 def _incidence(columns: Sequence[Sequence[int]], n: int) -> csr_array:
