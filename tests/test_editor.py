@@ -12,7 +12,7 @@ import pytest
 
 from cae.api import Result
 from cae.results.editor import Editor, StaleError
-from cae.results.edits import EditError
+from cae.results.edits import EditError, Pin
 from cae.results.edits_file import load_history
 from cae.results.layout import ResultError
 from cae.results.saved import SavedResult
@@ -151,6 +151,27 @@ def test_pins_in_several_groups_keep_each_where_it_is(editor):
     change(editor, "pin", [rows_of(editor, 0)[0], rows_of(editor, 1)[0]])
     assert editor.result.assignments["cluster"].to_pylist() == before
     assert [editor.pinned(0), editor.pinned(1), editor.pinned(2)] == [1, 1, 0]
+
+
+def test_what_was_pinned_stays_pinned_in_a_merged_group(editor):
+    sizes = [len(rows_of(editor, id)) for id in (0, 1)]
+    change(editor, "pin_cluster", 0)
+    change(editor, "pin_cluster", 1)
+    change(editor, "merge", [0, 1])
+    assert editor.pinned(0) == sum(sizes)
+    change(editor, "undo")
+    assert [editor.pinned(0), editor.pinned(1)] == sizes
+
+
+def test_pictures_of_a_pinned_group_that_was_merged_are_pinned_where_they_are(editor, result_folder):
+    rows = rows_of(editor, 1)
+    change(editor, "pin_cluster", 0)
+    change(editor, "pin_cluster", 1)
+    change(editor, "merge", [0, 1])
+    with editor.changing(editor.revision):
+        editor._make(Pin(editor._view.anchors(editor._checked(rows), "as other programs write it", None)))
+    assert len(editor.result.clusters) == 2
+    assert len(SavedResult.load(result_folder).edited.clusters) == 2
 
 
 @pytest.mark.parametrize(
