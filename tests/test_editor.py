@@ -16,6 +16,7 @@ from cae.results.edits import EditError, Pin
 from cae.results.edits_file import load_history
 from cae.results.layout import ResultError
 from cae.results.saved import SavedResult
+from cae.results.writing import OutputError
 
 
 @pytest.fixture
@@ -230,6 +231,15 @@ def test_nothing_is_changed_while_the_result_cannot_be_read(editor, result_folde
     edits.write_text(whole)
     change(editor, "rename", 1, "ships")
     assert len(load_history(result_folder).edits) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_what_to_do(result_folder, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "a temporary file")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(OutputError, match=r"result cannot be changed: Permission denied; make it writable, or copy it"):
+        Editor(result_folder)
 
 
 def test_a_folder_that_is_no_result_is_refused(tmp_path):

@@ -39,7 +39,7 @@ class OpenResult:
 
     Raises:
         ResultError, EditError: no result, or one that is damaged.
-        OSError: the folder cannot be written.
+        OutputError: the folder cannot be written.
 
     Examples:
         >>> opened = OpenResult("cae-result")
