@@ -132,6 +132,21 @@ def test_all_or_a_selection_is_exported_below_the_folder_for_it(client, tmp_path
     assert client.post("/api/exports", exported(pictures=[]))[0] == 422
 
 
+def test_where_an_export_cannot_go_the_page_says_what_can_be_done_there(client, picture_folder, tmp_path):
+    client.post("/api/exports", exported(name="all", to="csv"))
+    (tmp_path / "exports/old").mkdir()
+    (tmp_path / "exports/old/clusters.csv").touch()
+    asked = [exported(name="all", to="json"), exported(name="old", to="csv")]
+    answers = [client.post("/api/exports", fields) for fields in asked]
+    client.opened.exports = picture_folder
+    answers.append(client.post("/api/exports", exported()))
+    client.opened.exports = tmp_path / "exports/all/clusters.csv"
+    answers.append(client.post("/api/exports", exported()))
+    remedy = "; give another name, or another folder with `cae open --exports`"
+    assert [(status, answer["error"].endswith(remedy)) for status, answer in answers] == [(422, True)] * 4
+    assert not any("--out" in answer["error"] for _, answer in answers)
+
+
 def test_a_selection_is_exported_inside_its_coarse_groups(tree_folder, tmp_path):
     opened = OpenResult(tree_folder, tmp_path / "exports")
     place, done = opened.export([0, 1, 2, 40], "folders", "some", nested=True)
