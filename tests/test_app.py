@@ -1,5 +1,6 @@
 """The server of `cae open` as programs meet it, and the command."""
 
+import asyncio
 import json
 import os
 import signal
@@ -7,10 +8,13 @@ import socket
 import subprocess
 import sys
 
+import pytest
 from app_client import Client, exported
 from conftest import run_cae
+from starlette.responses import PlainTextResponse
 
-from cae.app import OpenResult
+from cae.app import OpenResult, serving
+from cae.app.guard import Guard
 from cae.results.edits_file import load_history
 from cae.results.saved import SavedResult
 
@@ -128,6 +132,21 @@ def test_all_or_a_selection_is_exported_below_the_folder_for_it(client, tmp_path
     assert client.post("/api/exports", exported(pictures=[]))[0] == 422
 
 
+def test_where_an_export_cannot_go_the_page_says_what_can_be_done_there(client, picture_folder, tmp_path):
+    client.post("/api/exports", exported(name="all", to="csv"))
+    (tmp_path / "exports/old").mkdir()
+    (tmp_path / "exports/old/clusters.csv").touch()
+    asked = [exported(name="all", to="json"), exported(name="old", to="csv")]
+    answers = [client.post("/api/exports", fields) for fields in asked]
+    client.opened.exports = picture_folder
+    answers.append(client.post("/api/exports", exported()))
+    client.opened.exports = tmp_path / "exports/all/clusters.csv"
+    answers.append(client.post("/api/exports", exported()))
+    remedy = "; give another name, or another folder with `cae open --exports`"
+    assert [(status, answer["error"].endswith(remedy)) for status, answer in answers] == [(422, True)] * 4
+    assert not any("--out" in answer["error"] for _, answer in answers)
+
+
 def test_a_selection_is_exported_inside_its_coarse_groups(tree_folder, tmp_path):
     opened = OpenResult(tree_folder, tmp_path / "exports")
     place, done = opened.export([0, 1, 2, 40], "folders", "some", nested=True)
@@ -142,6 +161,44 @@ def test_the_page_on_disk_shows_the_edits_once_the_server_has_ended(client, resu
     assert "boats" not in page.read_text()
     client.opened.page(with_edits=True)  # as `serve` does at its end
     assert "boats" in page.read_text()
+
+
+def test_edits_are_drawn_even_if_the_block_that_serves_fails(opened, result_folder):
+    with pytest.raises(KeyboardInterrupt), serving(opened, progress=False) as address:
+        Client(address, opened).edit("rename", group=0, name="boats")
+        raise KeyboardInterrupt  # as in a notebook, to end a cell that waits
+    assert "boats" in (result_folder / "report/index.html").read_text()
+
+
+def test_a_port_can_be_had_again_right_after_the_server_has_ended(opened):
+    with socket.socket() as browser:
+        with serving(opened, progress=False) as address:
+            port = Client(address, opened).port
+            browser.connect(("127.0.0.1", port))
+            browser.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+            assert browser.recv(9999)
+        while browser.recv(9999):  # until the server hangs up, which is the side that has to remember the connection
+            pass
+    with serving(opened, port=port, progress=False) as address:
+        assert Client(address, opened).get("/api/state")[0] == 200
+
+
+def test_on_the_port_of_http_browsers_leave_it_out_of_the_address():
+    guard = Guard(PlainTextResponse("let in"), token="secret", port=80)
+
+    def status(host):
+        headers = [(b"host", host), (b"origin", b"http://" + host), (b"cookie", b"cae-80=secret")]
+        scope = {"type": "http", "method": "POST", "path": "/api/edits", "query_string": b"", "headers": headers}
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        asyncio.run(guard({**scope, "server": ("127.0.0.1", 80), "scheme": "http"}, None, send))
+        return sent[0]["status"]
+
+    hosts = (b"127.0.0.1", b"127.0.0.1:80", b"localhost", b"example.org", b"127.0.0.1:8080")
+    assert [status(host) for host in hosts] == [200, 200, 200, 403, 403]
 
 
 # ---- the command ----

@@ -11,6 +11,8 @@ from playwright.sync_api import expect
 
 from cae.api import Result
 from cae.app import OpenResult, serving
+from cae.results.edits import Anchors, Rename
+from cae.results.edits_file import load_edits, save_edits
 from cae.results.saved import SavedResult
 
 pytestmark = pytest.mark.browser
@@ -164,6 +166,33 @@ def test_two_tabs_do_not_overwrite_each_other(visit, served, opened):
     assert edits(opened) == ["rename meadow to first", "rename first to second"]
     one.evaluate("dispatchEvent(new Event('focus'))")
     expect(card(one, "second")).to_be_visible()
+
+
+def test_an_answer_that_comes_after_that_of_a_later_edit_is_left(visit, served, opened):
+    page = visit(served)
+    held = []
+    page.route("**/api/state", lambda route: held.append((route, route.fetch())))
+    with page.expect_request("**/api/state"):
+        page.evaluate("dispatchEvent(new Event('focus'))")
+    for before, after in (("meadow", "field"), ("field", "grass")):
+        card(page, before).get_by_role("button", name="Rename").click()
+        page.locator(".rename input").fill(after)
+        page.keyboard.press("Enter")
+        expect(said(page)).to_have_text(f"Saved: the group is called {after}.")
+        for route, answer in held:
+            with page.expect_response("**/api/state"):
+                route.fulfill(response=answer)
+            page.evaluate("new Promise(requestAnimationFrame)")
+        held.clear()
+    assert edits(opened) == ["rename meadow to field", "rename field to grass"]
+
+
+def test_an_edit_that_is_made_again_but_cannot_be_applied_is_told(visit, served, opened):
+    folder = opened.editor.folder
+    save_edits(load_edits(folder), folder, [Rename(Anchors("meadow", ("0" * 64,)), "field")])
+    page = visit(served)
+    page.locator("#redo").click()
+    expect(said(page)).to_have_text("Saved, but not applied: rename meadow to field: the pictures of meadow are gone.")
 
 
 def test_what_is_being_typed_outlives_a_change_in_another_tab(visit, served, opened):

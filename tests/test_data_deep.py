@@ -275,3 +275,22 @@ def test_the_memory_that_many_bands_take_is_told_before_it_is_taken(tmp_path, mo
     with pytest.raises(ImageError, match="GB of memory"):
         read_image(tmp_path / "bands.tiff")
     assert image_size(tmp_path / "bands.tiff") == (64, 64)
+
+
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_of_a_volume_the_first_slice_is_read(tmp_path, planar, bands):
+    volume = np.stack([GREY, 100 * GREY[::-1]])
+    values = np.stack([volume] * bands, axis=0 if planar == 2 else -1) if bands > 1 else volume
+    options = {"photometric": "rgb" if bands > 1 else "minisblack", "planarconfig": planar if bands > 1 else None}
+    tifffile.imwrite(tmp_path / "volume.tiff", values, volumetric=True, tile=(16, 16, 16), **options)
+    found = shades(read_image(tmp_path / "volume.tiff"))
+    assert np.corrcoef(found.ravel(), GREY.ravel())[0, 1] > 0.995
+
+
+def test_the_memory_that_a_volume_takes_is_told_before_it_is_taken(tmp_path, monkeypatch):
+    values = np.zeros((200, 64, 64))
+    tifffile.imwrite(tmp_path / "volume.tiff", values, photometric="minisblack", volumetric=True, tile=(16, 16, 16))
+    monkeypatch.setattr("cae.data.images.most_memory", lambda: values.nbytes)
+    with pytest.raises(ImageError, match="GB of memory"):
+        read_image(tmp_path / "volume.tiff")

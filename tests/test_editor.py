@@ -12,10 +12,11 @@ import pytest
 
 from cae.api import Result
 from cae.results.editor import Editor, StaleError
-from cae.results.edits import EditError
+from cae.results.edits import EditError, Pin
 from cae.results.edits_file import load_history
 from cae.results.layout import ResultError
 from cae.results.saved import SavedResult
+from cae.results.writing import OutputError
 
 
 @pytest.fixture
@@ -153,6 +154,27 @@ def test_pins_in_several_groups_keep_each_where_it_is(editor):
     assert [editor.pinned(0), editor.pinned(1), editor.pinned(2)] == [1, 1, 0]
 
 
+def test_what_was_pinned_stays_pinned_in_a_merged_group(editor):
+    sizes = [len(rows_of(editor, id)) for id in (0, 1)]
+    change(editor, "pin_cluster", 0)
+    change(editor, "pin_cluster", 1)
+    change(editor, "merge", [0, 1])
+    assert editor.pinned(0) == sum(sizes)
+    change(editor, "undo")
+    assert [editor.pinned(0), editor.pinned(1)] == sizes
+
+
+def test_pictures_of_a_pinned_group_that_was_merged_are_pinned_where_they_are(editor, result_folder):
+    rows = rows_of(editor, 1)
+    change(editor, "pin_cluster", 0)
+    change(editor, "pin_cluster", 1)
+    change(editor, "merge", [0, 1])
+    with editor.changing(editor.revision):
+        editor._make(Pin(editor._view.anchors(editor._checked(rows), "as other programs write it", None)))
+    assert len(editor.result.clusters) == 2
+    assert len(SavedResult.load(result_folder).edited.clusters) == 2
+
+
 @pytest.mark.parametrize(
     ("verb", "arguments", "message"),
     [
@@ -209,6 +231,15 @@ def test_nothing_is_changed_while_the_result_cannot_be_read(editor, result_folde
     edits.write_text(whole)
     change(editor, "rename", 1, "ships")
     assert len(load_history(result_folder).edits) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_what_to_do(result_folder, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "a temporary file")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(OutputError, match=r"result cannot be changed: Permission denied; make it writable, or copy it"):
+        Editor(result_folder)
 
 
 def test_a_folder_that_is_no_result_is_refused(tmp_path):

@@ -209,6 +209,26 @@ def test_a_second_run_waits_for_the_first(tmp_path, caplog):
         assert second.wait(60) == 0
 
 
+@pytest.mark.parametrize("blocks", [0, 1])
+@pytest.mark.parametrize("dim", [None, 0, -1, True, "6", DIM - 1, DIM + 1, 2 * DIM])
+def test_a_store_that_begins_with_another_width_is_not_read(tmp_path, dim, blocks):
+    filled(tmp_path, 5)
+    header, *lines = (tmp_path / "blocks.jsonl").read_text().splitlines()
+    header = json.dumps({**json.loads(header), "dim": dim})
+    (tmp_path / "blocks.jsonl").write_text("\n".join([header, *lines[:blocks]]) + "\n")
+    with pytest.raises(EmbeddingError, match=r"does not begin as version 1|of shape"):
+        read_vectors(tmp_path)
+
+
+def test_stores_of_several_widths_are_not_read_as_one(tmp_path):
+    for i, dim in enumerate((DIM, DIM + 1)):
+        store = EmbeddingStore(dim, folder=tmp_path / f"{i}-of-2")
+        store.append(torch.arange(5), torch.ones(5, dim))
+        store.close()
+    with pytest.raises(EmbeddingError, match="differ in width: name one"):
+        read_vectors(tmp_path)
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="choose a folder"):

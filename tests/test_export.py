@@ -259,7 +259,7 @@ def test_links_that_a_disk_cannot_hold_say_what_to_do(result, tmp_path, monkeypa
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("cae.results.export.tree.os.link", across_disks)
-    with pytest.raises(ExportError, match="use --by copy"):
+    with pytest.raises(ExportError, match=r"have the pictures copied \(--by copy\)"):
         export(result, "folders", tmp_path / "out", by="hardlink")
 
 

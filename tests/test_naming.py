@@ -14,6 +14,7 @@ from cae.method.naming import (
     describe_tree,
     fitting_glosses,
     kind_typicality,
+    kinds_of_names_inside,
     name_scores,
     transport_mass,
     typicality,
@@ -154,3 +155,31 @@ def test_every_group_of_a_tree_has_a_name_of_its_own(tree_folder, n_nouns, named
     assert (set(nouns) >= {node.name for node in nodes}) == named_by_nouns
     for i, node in enumerate(tree.nodes(6)):
         assert nodes[node].name == clusters[i].name
+
+
+def test_kinds_of_names_inside_are_found_in_any_sense_and_the_names_themselves_are_not():
+    nouns = ["computer", "artifact", "device", "not in WordNet", "dog", "briard"]
+    above = torch.tensor([[True, False], [False, True], [True, True], [False, False]])
+    groups, found = kinds_of_names_inside(above, ["device", "Dog"], nouns)
+    pairs = {(group, nouns[noun]) for group, noun in zip(groups.tolist(), found.tolist(), strict=True)}
+    # A dog is also an andiron, and that a device.
+    assert pairs == {(0, "computer"), (0, "dog"), (1, "briard"), (2, "computer"), (2, "dog"), (2, "briard")}
+
+
+def test_no_group_is_called_after_a_kind_of_what_is_inside(tree_folder):
+    fitted = SavedResult.load(tree_folder).fitted
+    x, tree = SavedResult.load(tree_folder).embeddings.float(), fitted.hierarchy
+    leaf = predict(x, fitted).leaf
+    clusters = tree.nodes(6)
+    (coarse,) = {step for node in clusters for step in tree.path(node)} - set(clusters)
+    groups = [[k for k, node in enumerate(clusters) if step in tree.path(node)] for step in (*clusters, coarse, coarse)]
+    label = tree.cluster_of_leaf(6)[leaf]
+    rows = torch.stack([x[torch.isin(label, torch.tensor(group))].mean(dim=0) for group in groups])
+    rows = torch.nn.functional.normalize(rows - torch.stack([x[label == k].mean(dim=0) for k in range(6)]).mean(dim=0))
+    rows[-1] *= 0.9
+    nouns = [f"noun {k}" for k in range(6)] + ["computer", "second best"]
+    nouns[groups[-1][0]] = "device"
+    banks = {kind: bank(kind, nouns, rows.tolist()) for kind in ("noun", "caption")}
+    named, nodes = describe_tree(x, leaf, tree, fitted.selected, banks, fitted.config)
+    assert [cluster.name for cluster in named] == nouns[:6]
+    assert nodes[coarse].name == "second best"

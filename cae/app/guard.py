@@ -55,7 +55,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, token: str, port: int) -> None:
         self.app, self.token = app, token
-        self.hosts = {f"{HOST}:{port}", f"localhost:{port}"}
+        ends = (f":{port}", "") if port == 80 else (f":{port}",)  # browsers leave out the port that is HTTP's own
+        self.hosts = {name + end for name in (HOST, "localhost") for end in ends}
         self.cookie = f"cae-{port}"  # browsers send the cookies of all ports of a host to each
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -16,7 +16,7 @@ from cae.report.data import PAGE_FILES, Arranged, describe_edited, fused
 from cae.report.page import PAGE
 from cae.results.duplicates import Duplicates, find_duplicates, write_duplicates
 from cae.results.editor import Editor
-from cae.results.export import Exported, ExportError, Placing, Target, export
+from cae.results.export import Exported, ExportError, PlaceError, Placing, Target, export
 from cae.results.export.names import safe_name
 from cae.results.saved import SavedResult
 from cae.results.search import Hit, Searcher
@@ -39,7 +39,7 @@ class OpenResult:
 
     Raises:
         ResultError, EditError: no result, or one that is damaged.
-        OSError: the folder cannot be written.
+        OutputError: the folder cannot be written.
 
     Examples:
         >>> opened = OpenResult("cae-result")
@@ -200,4 +200,8 @@ class OpenResult:
         if left_out >= everything:
             raise ExportError("there is nothing to export: choose pictures")
         place = self.exports / safe_name(name)
-        return place, export(result, to, place, by=by, nested=nested, without=left_out)
+        try:
+            return place, export(result, to, place, by=by, nested=nested, without=left_out)
+        except PlaceError as error:
+            remedy = "give another name, or another folder with `cae open --exports`"
+            raise ExportError(f"{error.problem}; {remedy}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import threading
@@ -83,8 +84,11 @@ def serving(opened: OpenResult, *, port: int = 0, progress: bool = True) -> Iter
 def _listening(opened: OpenResult, port: int, progress: bool) -> Iterator[tuple[uvicorn.Server, socket.socket, str]]:
     """A server that has not begun, its socket and its address. The page is drawn before, and with the edits after."""
     with socket.socket() as listener:
+        if os.name == "posix":  # connections of a server that has just ended hold its port for a minute otherwise
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))
+            listener.listen()
         except OSError as error:
             raise OSError(f"port {port} cannot be had ({error.strerror}): give another with --port") from error
         _draw(opened, progress)
@@ -99,9 +103,11 @@ def _listening(opened: OpenResult, port: int, progress: bool) -> Iterator[tuple[
             proxy_headers=False,
             timeout_graceful_shutdown=_SECONDS_TO_FINISH,
         )
-        listener.listen()
-        yield uvicorn.Server(config), listener, f"http://{HOST}:{port}/?token={token}"
-    _draw(opened, progress)
+        try:
+            yield uvicorn.Server(config), listener, f"http://{HOST}:{port}/?token={token}"
+        finally:  # also where the block fails: the edits are made
+            listener.close()  # a browser would wait for an answer
+            _draw(opened, progress)
 
 
 def _draw(opened: OpenResult, progress: bool) -> None:

@@ -209,7 +209,7 @@ class EmbeddingStore:
         (rows_file, width), (index_file, _) = self._files()
         if not (rows_file.is_file() and index_file.is_file()):
             return 0
-        left = index_file.stat().st_size // 8
+        left = min(index_file.stat().st_size // 8, rows_file.stat().st_size // width)
         with rows_file.open("rb") as rows, index_file.open("rb") as index:
             for i, block in enumerate(blocks):
                 n = block.get("rows")
@@ -267,7 +267,7 @@ def read_store(folder: Path) -> tuple[Tensor, Tensor]:
         store that was filled in that order stay on the disk and are mapped.
 
     Raises:
-        StoreError: damaged, unreadable, or of runs with several numbers of processes.
+        StoreError: damaged, unreadable, of several widths, or of runs with several numbers of processes.
 
     Examples:
         >>> import tempfile
@@ -283,6 +283,8 @@ def read_store(folder: Path) -> tuple[Tensor, Tensor]:
     if len({store.name.rpartition("-of-")[2] for store in stores}) > 1:
         raise StoreError(f"{folder} holds {', '.join(store.name for store in stores)}: name one of them")
     parts = [_read(store) for store in stores]
+    if len({rows.shape[1] for rows, _ in parts}) > 1:
+        raise StoreError(f"the embeddings of the processes in {folder} differ in width: name one of them")
     rows, index = parts[0] if len(parts) == 1 else (torch.cat(column) for column in zip(*parts, strict=True))
     if bool((index.diff() > 0).all()):
         return rows, index
@@ -301,9 +303,10 @@ def _read(folder: Path) -> tuple[Tensor, Tensor]:
         store.folder = folder  # without opening it, which would repair it
         header, *blocks = store._lines() or [{}]
         dtypes = {str(dtype): dtype for dtype in (torch.float32, torch.float16)}
-        if header.get("format") != FORMAT or header.get("dtype") not in dtypes or not isinstance(header["dim"], int):
+        dim, dtype = header.get("dim"), dtypes.get(str(header.get("dtype")))
+        if header.get("format") != FORMAT or dtype is None or type(dim) is not int or dim < 1:
             raise StoreError(f"{folder / JOURNAL} does not begin as version {FORMAT} of these files does")
-        store.dim, store.dtype = header["dim"], dtypes[str(header["dtype"])]
+        store.dim, store.dtype = dim, dtype
         n = sum(int(str(block["rows"])) for block in blocks[: store._whole(blocks)])
         store._map()
     except StoreError:

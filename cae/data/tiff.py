@@ -24,7 +24,8 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # why a file is
 class TiffImage(ImageFile.ImageFile):
     """The first page of a TIFF, as Pillow has images: the first of one or two bands, in L, or of more the first three.
 
-    tifffile decodes it when it is loaded, and `cae.data.deep` brings what is no byte to 8 bits.
+    Of a page that is a volume it is the first slice. tifffile decodes it when it is loaded, and `cae.data.deep` brings
+    what is no byte to 8 bits.
 
     Raises:
         ValueError: not a TIFF, one that tifffile does not decode, or one whose values are neither greys nor RGB.
@@ -46,7 +47,8 @@ class TiffImage(ImageFile.ImageFile):
         self._page: Any = page
         self._size = page.imagewidth, page.imagelength
         self._mode = "RGB" if page.samplesperpixel >= 3 else "L"
-        self.bytes_per_pixel = page.samplesperpixel * page.dtype.itemsize + 8 * len(self._mode)  # stored, as float64
+        stored = page.imagedepth * page.samplesperpixel * page.dtype.itemsize  # a volume is decoded as a whole
+        self.bytes_per_pixel = stored + 8 * len(self._mode)  # and as float64
         self.tile = []
         held = Image.Exif()
         held[ExifTags.Base.Orientation] = page.tags.valueof(ExifTags.Base.Orientation, default=1)
@@ -63,13 +65,13 @@ class TiffImage(ImageFile.ImageFile):
 
 def _in_8_bits(page: Any) -> NDArray[np.uint8]:
     """What a screen shows of a page: (H, W), or (H, W, 3)."""
-    values = _first_bands(page.asarray(), page.axes)
+    values = _first_slice_and_bands(page.asarray(), page.axes)
     shades = values if page.dtype == np.uint8 and page.bitspersample == 8 else deep.in_8_bits(values)
     return 255 - shades if page.photometric == _WHITE_IS_ZERO else shades
 
 
-def _first_bands(values: NDArray[Any], axes: str) -> NDArray[Any]:
-    if "S" not in axes:  # samples, which lie beside each other or one behind the other
-        return values
-    values = np.moveaxis(values, axes.index("S"), -1)
-    return values[..., :3] if values.shape[-1] >= 3 else values[..., 0]
+def _first_slice_and_bands(values: NDArray[Any], axes: str) -> NDArray[Any]:
+    if "S" in axes:  # samples, which lie beside each other or one behind the other
+        values = np.moveaxis(values, axes.index("S"), -1)
+        values = values[..., :3] if values.shape[-1] >= 3 else values[..., 0]
+    return values[0] if "Z" in axes else values

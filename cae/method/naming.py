@@ -32,6 +32,7 @@ from itertools import chain, pairwise
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array, eye_array
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -58,6 +59,9 @@ KIND = 0.7
 """Standard deviations of likeness for a nat of typicality of a noun's kinds. With CLIP ViT-B/32, names of Caltech-101's
 classes and of 25 coarse groups of ImageNet's get better up to 0.7 and stay so up to 1; above 0.7 the lite encoder's
 names for the demo become too general."""
+
+_LAST_RESORT = 1000.0
+"""What a name that should not be taken loses: more than scores differ by."""
 
 SHORTEST = 3
 """Minimum length of a noun that is counted. Shorter nouns, such as "a" and "or", are other words in most texts."""
@@ -107,7 +111,8 @@ def describe_tree(
 ) -> tuple[list[ClusterDescription], list[ClusterDescription]]:
     """Describe the K clusters of a fit, as `describe_clusters`, and all groups in the tree over them.
 
-    The clusters have the names that they have without a tree; each other group has the best that is left. The images
+    The clusters have the names that they have without a tree; each other group has the best that is left. A group above
+    clusters is not called after a kind of what one of them is called after, as a computer above a device. The images
     are looked at once: what is known of a group is the sum of what is known of its leaves.
 
     Args:
@@ -139,6 +144,9 @@ def describe_tree(
     images, bank = (sums / n.unsqueeze(1)).float(), banks[config.modalities[0]]
     scores = name_scores(images, bank, banks.get("caption"), mass.get("noun"), selected.get("noun"), len(fitted))
     names = assign_names(scores[: len(fitted)], bank.texts)
+    above = inside[len(fitted) : len(fitted) + len(coarse)] @ inside[: len(fitted)].T > 0
+    groups, nouns = kinds_of_names_inside(above.cpu(), names, bank.texts)
+    scores[len(fitted) + groups, nouns] -= _LAST_RESORT
     # Name the groups above first: few nouns fit a coarse group.
     for others in (coarse, fine):
         taken = set(names)
@@ -151,6 +159,24 @@ def describe_tree(
     found = _described(names, images, n.long(), mass, selected, banks, config, len(fitted))
     described = {node: replace(cluster, id=node) for node, cluster in zip(nodes, found, strict=True)}
     return found[: len(fitted)], [described[node] for node in range(tree.n_nodes)]
+
+
+def kinds_of_names_inside(above: Tensor, names: Sequence[str], nouns: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Pairs of a group and a noun that is a kind, in some sense of both, of the name of a cluster inside the group.
+
+    Args:
+        above: (G, K) bool, the clusters inside each group.
+        names: K names of the clusters.
+        nouns: T nouns.
+
+    Returns:
+        The groups and the nouns of all pairs, (P,) int64 each.
+    """
+    of_names, of_nouns = Taxonomy.of(names), Taxonomy.of(nouns)
+    strictly_above = of_nouns.above - eye_array(of_nouns.above.shape[0], dtype=np.float32)
+    kinds = of_names.senses @ (of_nouns.senses @ strictly_above).T
+    groups, found = (csr_array(above.numpy().astype(np.float32)) @ kinds).nonzero()
+    return torch.from_numpy(groups.astype(np.int64)), torch.from_numpy(found.astype(np.int64))
 
 
 def _called_after_others(tree: Hierarchy, node: int, names: Mapping[int, str]) -> str:

@@ -278,7 +278,7 @@ def page_data(
 
 
 def tree_of(result: SavedResult, order: NDArray[np.int64]) -> dict[str, Any] | None:
-    """The tree of groups as `levels.js` reads it, with the leaf of each image; None for a result without one."""
+    """The tree of groups as `pictures.js` reads it, with the leaf of each image; None for a result without one."""
     fitted = result.fitted
     if fitted.hierarchy is None or "leaf" not in result.assignments.column_names:
         return None

@@ -131,7 +131,9 @@ def _check_drawable(result: SavedResult, out: Path) -> None:
     check_writable(out)
     page = out / PAGE
     if page.exists() and not _is_report(page):
-        raise OutputError(f"{page} is not a report of cae and would be overwritten; choose another folder with --out")
+        raise OutputError(
+            f"{page} is not a report of cae and would be overwritten; move it away, or choose another folder with --out"
+        )
 
 
 def redraw_report(

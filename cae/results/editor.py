@@ -63,7 +63,7 @@ class Editor:
 
     Raises:
         ResultError, EditError: no result, or one that is damaged.
-        OSError: the folder cannot be written.
+        OutputError: the folder cannot be written.
 
     Examples:
         >>> editor = Editor("cae-result")

@@ -301,6 +301,8 @@ class EditedView:
         self.put(self.members(other), first)
         absorbed = self.clusters.pop(other)
         self._merged[other] = first
+        if other in self.pinned:  # sets are shared with branches, and so not changed
+            self.pinned[first] = self.pinned.get(first, set()) | self.pinned.pop(other)
         for texts in ("nouns", "captions"):
             both = zip_longest(self.clusters[first][texts], absorbed[texts])
             distinct = dict.fromkeys(text for text in chain.from_iterable(both) if text is not None)

@@ -30,7 +30,7 @@ from cae.results.layout import (
     checksums,
     require,
 )
-from cae.utils.files import committing, dump_json, holding, tidy
+from cae.utils.files import committing, dump_json, hold, tidy
 
 if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
     from cae.results.folder import FolderResult
@@ -48,12 +48,16 @@ def check_writable(out: Path) -> None:
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        _try_to_write(out)
     except OSError as error:
         raise OutputError(
             f"cannot write to {out}: {error.strerror or error}; choose another folder with --out"
         ) from error
+
+
+def _try_to_write(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 @contextmanager
@@ -62,12 +66,21 @@ def changing(folder: Path) -> Iterator[None]:
 
     Raises:
         ResultError: no result.
-        OSError: its folder cannot be written.
+        OutputError: its folder cannot be written.
     """
     tidy(folder)
     require(folder, RUN)
-    with holding(folder / ".lock"):
+    try:
+        _try_to_write(folder)  # the lock may be there, and be writable where its folder is not
+        lock = hold(folder / ".lock")
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be changed: {error.strerror or error}; make it writable, or copy it and take the copy"
+        ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def write_csv(table: pa.Table, path: Path) -> None:

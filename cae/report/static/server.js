@@ -10,6 +10,7 @@ function say(text, kind = "done") {
 
 const server = (() => {
   let revision = STATE?.revision;
+  let unmatched = STATE?.unmatched.length; // edits that could not be applied
   let waiting = Promise.resolve(); // for what was asked before
   let unsaved = 0;
 
@@ -36,6 +37,7 @@ const server = (() => {
   function take(state) {
     if (state.fit !== STATE.fit) return location.reload();
     revision = state.revision;
+    unmatched = state.unmatched.length;
     const goBack = keepPlace();
     page.showEdited(state);
     document.dispatchEvent(new CustomEvent("edited", { detail: state }));
@@ -43,14 +45,19 @@ const server = (() => {
   }
 
   async function refresh() {
+    const before = revision;
     const state = await ask("api/state");
-    if (state.revision !== revision) take(state);
+    // What an edit that was saved meanwhile has answered is newer.
+    if (revision === before && state.revision !== revision) take(state);
   }
 
   async function makeEdit(edit, fields, done) {
     try {
-      take(await ask("api/edits", { edit, revision, ...fields }));
-      say(done);
+      const state = await ask("api/edits", { edit, revision, ...fields });
+      const applied = state.unmatched.length <= unmatched;
+      take(state);
+      if (applied) say(done);
+      else say(`Saved, but not applied: ${state.unmatched.at(-1)}.`, "failed");
       return true;
     } catch (error) {
       say(`Not saved: ${error.message}`, "failed");

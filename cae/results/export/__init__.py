@@ -24,11 +24,11 @@ import numpy as np
 import pyarrow as pa
 
 from cae.results.export import coco, fiftyone, folders, huggingface, tables
-from cae.results.export.tree import ExportError, Placing, Plan, carry_out
+from cae.results.export.tree import ExportError, PlaceError, Placing, Plan, carry_out
 from cae.results.saved import SavedResult
 from cae.utils.progress import Progress
 
-__all__ = ["TARGETS", "ExportError", "Exported", "Placing", "Target", "export"]
+__all__ = ["TARGETS", "ExportError", "Exported", "PlaceError", "Placing", "Target", "export"]
 
 Target = Literal["folders", "csv", "parquet", "json", "hf", "fiftyone", "coco"]
 TARGETS: dict[Target, Callable[[SavedResult], Plan]] = {
@@ -103,7 +103,7 @@ def export(
     plan = (folders.plan_nested if nested else TARGETS[target])(result)
     placed = any(isinstance(content, Path) for content in plan.values())
     if placed and any(place.resolve().is_relative_to(result.root.resolve()) for place in _tops(plan, out)):
-        raise ExportError(f"{out} would mix with the original pictures; choose another folder with --out")
+        raise PlaceError(f"{out} would mix with the original pictures")
     removed = carry_out(plan, out, target=target, by=by, progress=progress)
     paths = result.assignments["path"].to_pylist()
     missing = [path for path, place in zip(paths, result.image_paths, strict=True) if place is None]

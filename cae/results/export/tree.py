@@ -26,6 +26,18 @@ class ExportError(OSError):
     """An export cannot be made where it was asked for; the message says why and what to do."""
 
 
+class PlaceError(ExportError):
+    """The folder of an export cannot take it.
+
+    Attributes:
+        problem: the message without what to do, which the command line and the page of `cae open` say differently.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem}; choose another folder with --out")
+        self.problem = problem
+
+
 def carry_out(plan: Plan, out: Path, *, target: str, by: Placing, progress: Progress | None = None) -> int:
     """Write, place and remove files until `out` is what the plan says.
 
@@ -43,18 +55,19 @@ def carry_out(plan: Plan, out: Path, *, target: str, by: Placing, progress: Prog
         How many files of an earlier export were removed.
 
     Raises:
-        ExportError: `out` is a file, holds another export or files in the way, or cannot hold links.
+        PlaceError: `out` is a file, or holds another export or files in the way.
+        ExportError: an image is gone or cannot be placed, as by a link.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ExportError(f"cannot write to {out}: {error.strerror}; choose another folder with --out") from error
+        raise PlaceError(f"cannot write to {out}: {error.strerror}") from error
     ours = _read_manifest(out, target)
     # First: where case does not matter, a file that is renamed from `Cat` to `cat` would be its own obstacle.
     removed = sum(_remove(name, out) for name in ours if name not in plan)
     foreign = next((name for name in plan if name not in ours and os.path.lexists(out / name)), None)
     if foreign is not None:
-        raise ExportError(f"{out / foreign} is in the way and no part of an earlier export; choose another --out")
+        raise PlaceError(f"{out / foreign} is in the way and no part of an earlier export")
     _write_manifest(out, target, {*ours, *plan})
     with drafting(out) as draft:
         for done, (name, content) in enumerate(plan.items()):
@@ -103,7 +116,7 @@ def _place(image: Path, draft: Path, by: Placing) -> None:
             raise ExportError(f"{image} was there a moment ago and is gone; run the export again") from error
         if error.errno == errno.ENOSPC:
             raise ExportError(f"no space left for {image}; make room and run the export again to go on") from error
-        other = "" if by == "copy" else "; use --by copy"
+        other = "" if by == "copy" else "; have the pictures copied (--by copy)"
         raise ExportError(f"cannot {by} {image}: {error.strerror or error}{other}") from error
 
 
@@ -135,11 +148,11 @@ def _read_manifest(out: Path, target: str) -> set[str]:
         if not newer and manifest.get("sha256", json_hash(files)) != json_hash(files):
             raise ValueError("its checksum differs")
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ExportError(f"{out / MANIFEST} is damaged ({error}); export to another folder with --out") from error
+        raise PlaceError(f"{out / MANIFEST} is damaged ({error})") from error
     if newer:
-        raise ExportError(f"{out} holds an export of a newer version of cae; upgrade cae or choose another --out")
+        raise PlaceError(f"{out} holds an export of a newer version of cae (upgrade cae to go on with it)")
     if kind != target:
-        raise ExportError(f"{out} holds an export to {kind}; choose another folder for {target} with --out")
+        raise PlaceError(f"{out} holds an export to {kind}, not to {target}")
     return set(files)
 
 
