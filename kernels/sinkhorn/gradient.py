@@ -65,7 +65,8 @@ class RowSoftmax:
 
     def score_gradients(self, weigh: Callable[[slice, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Gradients in x and u where those in the scores x·u are R = weigh(rows, t): R u and R^T x."""
-        grad_x, grad_u = torch.empty_like(self.x), torch.zeros_like(self.u)
+        # Row by row in memory, as a graph expects, also where x and u lie column by column.
+        grad_x, grad_u = self.x.new_empty(self.x.shape), self.u.new_zeros(self.u.shape)
         for rows, t in self:
             weighted = weigh(rows, t)
             grad_x[rows] = weighted @ self.u
