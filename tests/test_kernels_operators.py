@@ -68,7 +68,7 @@ def test_opcheck(tracked):
 def test_opcheck_of_sinkhorn(tracked):
     x, u = (value.clone().requires_grad_(tracked) for value in (X, U))
     plan = cosine_sinkhorn(X, U, epsilon=0.2)
-    a, b = (torch.full_like(potential, 1 / len(potential)).double() for potential in (plan.f, plan.g))
+    a, b = (torch.full_like(potential, 1 / len(potential), dtype=torch.float64) for potential in (plan.f, plan.g))
     torch.library.opcheck(sinkhorn_module.row_potentials.operator, (x, u, plan.f, plan.g, 0.2))
     torch.library.opcheck(sinkhorn_module.potentials.operator, (x, u, a, b, plan.f, plan.g, 0.2, 1.0))
     if not tracked:
