@@ -232,6 +232,55 @@ def test_a_linear_system_that_is_not_solved_is_told(monkeypatch):
         plan.g.square().sum().backward()
 
 
+def two_groups(noise):
+    """Images and texts around two directions, so that hardly any mass moves from one to the other."""
+    centers = unit(2, 4, seed=1)[torch.arange(8) % 2]
+    return (normalize(centers + noise * unit(8, 4, seed=seed), dim=1) for seed in (2, 3))
+
+
+def gradient_by_dense_algebra(x, u, g, in_g, epsilon):
+    """In x of sum(in_g · g), by an eigenvalue decomposition in float64."""
+    x, u, g = (value.detach().double() for value in (x, u, g))
+    t = torch.softmax((x @ u.T + g) / epsilon, dim=1)
+    A = (torch.diag(t.sum(dim=0)) - t.T @ t) / len(x)
+    w = torch.linalg.pinv(A, hermitian=True, rtol=1e-12) @ (epsilon * (in_g - in_g.mean()))
+    return -t * (w - (t @ w)[:, None]) / (len(x) * epsilon) @ u, torch.linalg.eigvalsh(A)
+
+
+@pytest.mark.parametrize("epsilon", [0.08, 0.05, 0.035])
+def test_potentials_of_groups_that_hardly_touch(epsilon):
+    """The system is the more ill-conditioned the smaller epsilon is, down to what float32 does not tell from 0."""
+    x, u = two_groups(0.3)
+    x.requires_grad_()
+    in_g = torch.arange(8, device=DEVICE).cos().double()
+    g = cosine_sinkhorn(x, u, epsilon=epsilon, tol=1e-5).g
+    (found,) = torch.autograd.grad((g.double() * in_g).sum(), x)
+    expected, eigenvalues = gradient_by_dense_algebra(x, u, g, in_g, epsilon)
+    assert eigenvalues[1] < 1e-3 * eigenvalues[-1]
+    assert_near([found], [expected], 1e-3)
+
+
+def test_a_gradient_that_cannot_be_solved_for_stays_small():
+    x, u = two_groups(0.1)
+    x.requires_grad_()
+    g = cosine_sinkhorn(x, u, epsilon=0.01).g
+    with pytest.warns(ConvergenceWarning, match="gradient of the potentials is not solved for"):
+        (found,) = torch.autograd.grad(g[0], x)
+    assert found.norm() < 3
+
+
+@pytest.mark.filterwarnings("ignore:cosine_sinkhorn")
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_gradient_that_overflowed_stays_visible(bad):
+    """A gradient scaler skips the steps whose gradients are not finite."""
+    x, u = pair("random", 20, 10)
+    x.requires_grad_()
+    g = cosine_sinkhorn(x, u, epsilon=0.5).g
+    in_g = torch.zeros_like(g)
+    in_g[3] = bad
+    assert not torch.autograd.grad(g, x, in_g)[0].isfinite().any()
+
+
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
 def test_transport_value_is_cost_and_divergence(backend):
     x, u = pair("random", 40, 12)

@@ -5,6 +5,7 @@ import torch
 from kernel_cases import DEVICE, pair
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from cae.kernels import AndersonAcceleration, cosine_sinkhorn, counterparts, fuse, nearest, retrieve
 from cae.kernels.counterparts import operator as counterparts_module
@@ -67,7 +68,7 @@ def test_opcheck(tracked):
 def test_opcheck_of_sinkhorn(tracked):
     x, u = (value.clone().requires_grad_(tracked) for value in (X, U))
     plan = cosine_sinkhorn(X, U, epsilon=0.2)
-    a, b = (torch.full_like(potential, 1 / len(potential)).double() for potential in (plan.f, plan.g))
+    a, b = (torch.full_like(potential, 1 / len(potential), dtype=torch.float64) for potential in (plan.f, plan.g))
     torch.library.opcheck(sinkhorn_module.row_potentials.operator, (x, u, plan.f, plan.g, 0.2))
     torch.library.opcheck(sinkhorn_module.potentials.operator, (x, u, a, b, plan.f, plan.g, 0.2, 1.0))
     if not tracked:
@@ -77,6 +78,41 @@ def test_opcheck_of_sinkhorn(tracked):
         torch.library.opcheck(sinkhorn_module.rows_gradient.operator, (a, x, u, plan.f, plan.g, 0.2))
         args = (plan.f, plan.g, x, u, a, b, plan.f, plan.g, 0.2, 0.5)
         torch.library.opcheck(sinkhorn_module.implicit_gradient.operator, args)
+
+
+def strided_cases():
+    """Every operator that returns a matrix, with arguments that lie column by column, and without rows."""
+    x, u = (part.T.contiguous().T for part in (X, U))
+    plan = cosine_sinkhorn(X, U, epsilon=0.2)
+    a, b = (torch.full_like(potential, 1 / len(potential)).double() for potential in (plan.f, plan.g))
+    row_wise = (plan.f, plan.g, x, u, a, b, plan.f, plan.g, 0.2, 1.0)
+    cases = {
+        "cosine_sinkhorn_rows_gradient": (sinkhorn_module.rows_gradient, (a, x, u, plan.f, plan.g, 0.2)),
+        "cosine_sinkhorn_potentials_gradient": (sinkhorn_module.implicit_gradient, row_wise),
+    }
+    for name, part in (("", x), (", no rows", x[:0])):
+        options = (0.1, True, True)
+        cases |= {
+            f"counterparts{name}": (counterparts_module.operator, (part, u, G, *options, "torch")),
+            f"counterparts_gradient{name}": (counterparts_module.gradient, (part, part, u, G, *options)),
+            f"fuse{name}": (fuse_module.operator, ([part, part], 0.1, "torch")),
+            f"fuse_gradient{name}": (fuse_module.gradient, (part, part[:, :2], [part, part], 0.1, "torch")),
+            f"nearest{name}": (nearest_module.operator, (part, u, 2, None, "torch")),
+        }
+    return cases
+
+
+STRIDED = strided_cases()
+
+
+@pytest.mark.parametrize("case", STRIDED)
+def test_results_lie_in_memory_as_a_graph_expects(case):
+    operator, args = STRIDED[case]
+    with FakeTensorMode() as mode:
+        fake = operator.operator(*tree_map_only(torch.Tensor, mode.from_tensor, args))
+    real = operator.operator(*args)
+    for ours, theirs in zip(tree_leaves(fake), tree_leaves(real), strict=True):
+        assert (ours.shape, ours.stride(), ours.dtype) == (theirs.shape, theirs.stride(), theirs.dtype)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -107,6 +107,21 @@ def test_unbalanced_transport_converges_where_mass_cannot_move():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("start", [0.0, 10.0])
+@pytest.mark.parametrize("balance", [1e-30, 1e-3, 0.02])
+def test_columns_that_are_hardly_held_from_any_start(backend, start, balance):
+    """The first target is (b / v)^(1 / balance) or so, up to more than a float64 holds."""
+    x, u = unit(20, 3, seed=1), unit(12, 3, seed=2)
+    options = {"epsilon": 0.1, "balance": balance, "col_weights": (unit(1, 12, seed=3)[0] * 4).softmax(0)}
+    expected = cosine_sinkhorn(x, u, tol=1e-9, backend="reference", **options)
+    init = None if start == 0 else start * unit(1, 12, seed=4)[0]
+    result = cosine_sinkhorn(x, u, tol=1e-6, max_iter=30, init=init, backend=backend, **options)
+    assert result.converged
+    torch.testing.assert_close(result.g.double(), expected.g, atol=1e-5, rtol=0)
+    torch.testing.assert_close(result.value, expected.value, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("epsilon", [1e-3, 3e-3, 0.03, 0.3, 1.0])
 def test_stable_from_small_to_large_epsilon(backend, epsilon):
     x, u = pair("clustered", 400, 100)

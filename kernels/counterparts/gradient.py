@@ -30,7 +30,8 @@ def counterparts_gradient(
     """
     kind = torch.promote_types(x.dtype, torch.float32)
     texts, log_v = u.to(kind), g.to(kind) / epsilon
-    grad_x, grad_u, grad_g = torch.empty_like(x), torch.zeros_like(texts), torch.zeros_like(log_v)
+    # Row by row in memory, as a graph expects, also where x and u lie column by column.
+    grad_x, grad_u, grad_g = x.new_empty(x.shape), texts.new_zeros(u.shape), torch.zeros_like(log_v)
     for rows in panels(x.shape[0], u.shape[0], x.device):
         images, h = x[rows].to(kind), grad[rows].to(kind)
         s = images @ texts.T

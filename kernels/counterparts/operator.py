@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cae.kernels import checks
@@ -39,7 +38,7 @@ def run_checked(
     run = BACKENDS.choose(backend, x.device)
     check_values(x, u, g)
     if not len(x):
-        return torch.empty_like(x)
+        return x.new_empty(x.shape)
     return run(x.contiguous(), u, g, epsilon=epsilon, normalize=normalize, similarity_weight=similarity_weight)
 
 

@@ -42,7 +42,7 @@ def run_checked(parts: list[Tensor], gamma: float, backend: str) -> tuple[Tensor
     run = BACKENDS.choose(backend, parts[0].device)
     check_values(parts)
     if not len(parts[0]):
-        return torch.empty_like(parts[0]), parts[0].new_empty(0, len(parts), dtype=torch.float32)
+        return parts[0].new_empty(parts[0].shape), parts[0].new_empty(0, len(parts), dtype=torch.float32)
     return run(tuple(part.contiguous() for part in parts), gamma=gamma)
 
 
@@ -50,7 +50,7 @@ def run_gradient(grad_z: Tensor, grad_beta: Tensor, parts: list[Tensor], gamma: 
     """Gradients in the parts."""
     run = GRADIENTS.choose(backend, parts[0].device)
     if not len(parts[0]):
-        return [torch.empty_like(part) for part in parts]
+        return [part.new_empty(part.shape) for part in parts]
     return run(grad_z, grad_beta, [part.contiguous() for part in parts], gamma=gamma)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cae.kernels.exact import exact_products
 from cae.kernels.sinkhorn.solver import ConvergenceWarning
-from cae.kernels.tiles import kept_rows, panels
+from cae.kernels.tiles import kept_rows, panel_rows, panels
 
 
 class RowSoftmax:
@@ -16,10 +16,10 @@ class RowSoftmax:
 
     Attributes:
         x: (N, D).
-        u: (M, D) float32, float64 for such inputs: the dtype of all that is computed.
+        u: (M, D) float32, float64 for such inputs: the dtype of products with x and u.
     """
 
-    def __init__(self, x: Tensor, u: Tensor, f: Tensor, g: Tensor, epsilon: float, *, keep: bool = False) -> None:
+    def __init__(self, x: Tensor, u: Tensor, f: Tensor, g: Tensor, epsilon: float, *, exact: bool = False) -> None:
         """Take the potentials, f the row update for g.
 
         Args:
@@ -28,22 +28,36 @@ class RowSoftmax:
             f: (N,).
             g: (M,), -inf for a column of weight 0.
             epsilon: as given to the op.
-            keep: hold on to the first panels, a bounded number of them, for the next pass.
+            exact: t in float64 with rows that sum to 1 to its last digits, for a linear system, whose matrix is the
+                difference of nearly equal numbers. The first panels, a bounded number of them, are then held on to for
+                the next pass.
         """
         kind = torch.promote_types(x.dtype, torch.float32)
-        self.x, self.u, self.epsilon = x, u.to(kind), epsilon
+        self.x, self.u, self.epsilon, self.exact = x, u.to(kind), epsilon, exact
         self.log_u, self.log_v = (f.to(kind) - 1) / epsilon, g.to(kind) / epsilon
-        rows = min(x.shape[0], kept_rows(u.shape[0], x.device)) if keep else 0
-        self.kept = [self._panel(part) for part in panels(rows, u.shape[0], x.device)]
+        (N, M), device = (x.shape[0], u.shape[0]), x.device
+        # Of a row, in the float32 numbers that sizes of panels are counted in.
+        self.width = M * (2 if exact else 1)
+        self.scores = torch.empty(min(N, panel_rows(self.width, device)), M, dtype=kind, device=device)
+        self.t = self.scores.double() if exact else self.scores
+        # As many rows as the solver keeps scores of, in one block: small ones that stay would cut up the heap.
+        rows = min(N, 2 * kept_rows(self.width, device)) if exact else 0
+        self.kept = torch.empty(rows, M, dtype=self.t.dtype, device=device)
+        for part in panels(rows, self.width, device):
+            self.kept[part] = self._panel(part)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """Rows and their t (R, M), which is not to be written to."""
-        for index, rows in enumerate(panels(self.x.shape[0], self.u.shape[0], self.x.device)):
-            yield rows, self.kept[index] if index < len(self.kept) else self._panel(rows)
+        """Rows and their t (R, M), which is not to be written to and gone at the next step."""
+        for rows in panels(self.x.shape[0], self.width, self.x.device):
+            yield rows, self.kept[rows] if rows.stop <= len(self.kept) else self._panel(rows)
 
     def _panel(self, rows: slice) -> Tensor:
-        scores = torch.addmm(self.log_v, self.x[rows].to(self.u.dtype), self.u.T, alpha=1 / self.epsilon)
-        return scores.add_(self.log_u[rows, None]).exp_()
+        scores, t = self.scores[: rows.stop - rows.start], self.t[: rows.stop - rows.start]
+        torch.addmm(self.log_v, self.x[rows].to(scores.dtype), self.u.T, alpha=1 / self.epsilon, out=scores)
+        scores.add_(self.log_u[rows, None]).exp_()
+        if self.exact:
+            t.copy_(scores).div_(t.sum(dim=1, keepdim=True))
+        return t
 
     def times(self, v: Tensor) -> Tensor:
         """T v, (N,) for v (M,)."""
@@ -65,9 +79,10 @@ class RowSoftmax:
 
     def score_gradients(self, weigh: Callable[[slice, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Gradients in x and u where those in the scores x·u are R = weigh(rows, t): R u and R^T x."""
-        grad_x, grad_u = torch.empty_like(self.x), torch.zeros_like(self.u)
+        # Row by row in memory, as a graph expects, also where x and u lie column by column.
+        grad_x, grad_u = self.x.new_empty(self.x.shape), self.u.new_zeros(self.u.shape)
         for rows, t in self:
-            weighted = weigh(rows, t)
+            weighted = weigh(rows, t).to(self.u.dtype)
             grad_x[rows] = weighted @ self.u
             grad_u.addmm_(weighted.T, self.x[rows].to(self.u.dtype))
         return grad_x, grad_u
@@ -134,10 +149,10 @@ def potentials_gradient(
         (N, D), (M, D), (N,) and (M,) in the dtypes of the arguments; those of a and b up to a constant.
 
     Warns:
-        ConvergenceWarning: the linear system is not solved to 1e-5.
+        ConvergenceWarning: the linear system is not solved to 1e-5: gradients are those of the best solution found.
     """
     with exact_products(x.device):
-        T = RowSoftmax(x, u, f, g, epsilon, keep=True)
+        T = RowSoftmax(x, u, f, g, epsilon, exact=True)
         active = b > 0
         g64, kappa = g.double().where(active, 0), (1 - balance) / balance
         c = T.transposed_times(a)
@@ -154,7 +169,7 @@ def potentials_gradient(
 
         def in_scores(rows: slice, t: Tensor) -> Tensor:
             in_row, per_row = grad_f[rows, None].to(t.dtype), (a[rows, None] / epsilon).to(t.dtype)
-            return -t * (in_row + per_row * (w.to(t.dtype) - Tw[rows, None]))
+            return (Tw[rows, None] - w).mul_(per_row).sub_(in_row).mul_(t)
 
         grad_x, grad_u = T.score_gradients(in_scores)
     grad_b = (target / b).where(active, 0) * (w - target @ w) - g64 * free
@@ -164,34 +179,44 @@ def potentials_gradient(
 def conjugate_gradients(A: Callable[[Tensor], Tensor], r: Tensor, *, diagonal: Tensor) -> Tensor:
     """W with A w = r, for A symmetric and positive semidefinite and r in its range.
 
+    Where the range is known no better than rounding allows the residual can grow without bound: what is returned is the
+    iterate with the least.
+
     Args:
         A: the product with a vector.
         r: (M,) float64.
         diagonal: (M,) non-negative, of about the size of A's; where it is 0 w is 0. It is the preconditioner.
 
     Warns:
-        ConvergenceWarning: the residual is above 1e-5 of r, in the norm of the inverse diagonal, after 1000 products.
+        ConvergenceWarning: the residual stays above 1e-5 of r, in the norm of the inverse diagonal, for 1000 products
+            or until rounding alone is left.
     """
     inverse = torch.where(diagonal > 0, 1 / diagonal, 0)
-    w, z = torch.zeros_like(r), inverse * r
-    p, rz = z, r @ z
-    goal = _RESIDUAL**2 * rz
-    for _ in range(_MOST_PRODUCTS):
-        if rz <= goal:
-            return w
-        Ap = A(p)
-        step = rz / (p @ Ap)
+    # Of a NaN or an Inf in r comes a NaN: a gradient scaler looks for it, to skip a step.
+    best, z = 0 * r, inverse * r
+    w, p, rz = best, z, r @ z
+    least, goal = rz, _RESIDUAL**2 * rz
+    products = 0
+    while not rz <= goal and products < _MOST_PRODUCTS:
+        Ap, products = A(p), products + 1
+        curvature = p @ Ap
+        if not curvature > 0:
+            break
+        step = rz / curvature
         w, r = w + step * p, r - step * Ap
         z = inverse * r
         rz, before = r @ z, rz
         p = z + rz / before * p
-    warnings.warn(
-        f"cosine_sinkhorn: the gradient of the potentials is not solved for after {_MOST_PRODUCTS} products, residual "
-        f"{float((rz / goal).sqrt()) * _RESIDUAL:.3g}; raise epsilon, or lower balance",
-        ConvergenceWarning,
-        stacklevel=2,
-    )
-    return w
+        if rz < least:
+            best, least = w, rz
+    if not least <= goal:
+        warnings.warn(
+            f"cosine_sinkhorn: the gradient of the potentials is not solved for after {products} products, residual "
+            f"{float((least / goal).sqrt()) * _RESIDUAL:.3g}; raise epsilon, or lower balance",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return best
 
 
 # Relative residual, well below the marginal error that the potentials themselves are solved to.

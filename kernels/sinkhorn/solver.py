@@ -79,18 +79,20 @@ def solve(
     """
     b = col_weights.double().cpu()
     # Without its mean, so that the first target sums to about 1 below balance 1; at 1 a constant makes no difference.
-    log_v = b.log() - b.log().mean() if init is None else init.double().cpu() / epsilon
+    log_b = b.log()
+    log_v = log_b - log_b.mean() if init is None else init.double().cpu() / epsilon
     iteration = FixedPoint(log_v, b, acceleration)
     for n_iter in range(1, max_iter + 1):
         log_u, columns = sweep(iteration.h)
         if group is not None:
             all_reduce(columns, group=group)
         columns = columns.cpu()
-        target = b * torch.exp((balance - 1) / balance * iteration.h)
-        error = float((columns - target).abs().sum())
+        # As a logarithm too: at a small balance a far start has a target that no float64 holds, and its step is finite.
+        log_target = log_b + (balance - 1) / balance * iteration.h
+        error = float((columns - log_target.exp()).abs().sum())
         if callback:
             callback(n_iter, error)
-        iteration.evaluate(error, balance * (target.log() - columns.clamp_min(_TINY).log()))
+        iteration.evaluate(error, balance * (log_target - columns.clamp_min(_TINY).log()))
         if error <= tol or n_iter == max_iter:
             break
         # The residual of a clamped column is a constant.
