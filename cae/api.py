@@ -260,7 +260,7 @@ class Result:
         searcher = self._searchers[settings]
         searcher.result = self.saved  # edits may have come since
         if (query is None) == (like is None):
-            raise SearchError("give either a text or a picture to search by, --like (like)")
+            raise SearchError("give either a text or a picture (--like, like=) to search by")
         return searcher.text(query, limit) if query is not None else searcher.like(like, limit)  # type: ignore[arg-type]
 
     def duplicates(self, *, near: int | None = NEAR, progress: bool = True) -> Duplicates:
@@ -273,8 +273,10 @@ class Result:
         with progress_bars(quiet=not progress) as reporter:
             return find_duplicates(self.saved, near=near, reporter=reporter)
 
-    def compare(self, other: Result) -> Comparison:
+    def compare(self, other: Result | str | os.PathLike[str]) -> Comparison:
         """How far another result agrees with this one; moves go from this one to the other. `cae compare`."""
+        if not isinstance(other, Result):
+            other = Result(other)
         return compare(self.saved, other.saved)
 
     def predict(

@@ -62,7 +62,7 @@ def test_it_is_drawn_exported_updated_compared_and_predicts(result, picture_fold
     assert [path.name for path in done.skipped] == ["broken.png"]
     assert len(result.labels) == 31
     assert result.update(picture_folder, workers=0, progress=False).diff.known == 31
-    assert result.compare(result).ari == 100
+    assert result.compare(result).ari == result.compare(result.folder).ari == 100
     found = result.predict(picture_folder / "red", workers=0, progress=False)
     assert len(found.prediction.cluster.unique()) == 1
 

@@ -417,6 +417,8 @@ def test_a_fitted_module_is_called_on_images_or_embeddings(module, picture_folde
     quiet.fit(module, ImageFolderData(picture_folder, num_workers=0))
     paths = sorted(picture_folder.rglob("*.png"))
     images = torch.stack([module.encoder.preprocess(Image.open(path)) for path in paths])
+    with pytest.raises(TypeError, match=r"got ndarray; .*torch\.as_tensor"):
+        module(images.numpy())
     found = module(images)
     assert torch.equal(found["cluster"], module(module.embed(images))["cluster"])
     assert sorted(found["cluster"].bincount().tolist()) == [10, 10, 10]

@@ -179,7 +179,7 @@ def test_missing_and_empty_folders_are_named(tmp_path):
     with pytest.raises(ImageError, match="no such folder"):
         list_images(tmp_path / "nowhere")
     Image.new("RGB", (8, 8)).save(tmp_path / "one.png")
-    with pytest.raises(ImageError, match=r"not a folder but a file: .*one\.png"):
+    with pytest.raises(ImageError, match=r"not a folder but a file: .*one\.png; give the folder"):
         list_images(tmp_path / "one.png")
     (tmp_path / "one.png").unlink()
     with pytest.raises(ImageError, match="no pictures"):

@@ -152,6 +152,7 @@ def folder_outcome(run, tmp_path, caplog, kind, *options):
         ("shapes", "6", 0, "skipped broken.png"),
         ("shapes", "auto", 0, "skipped broken.png"),
         ("none readable", "2", 1, "too few for 2 clusters"),
+        ("one", "auto", 1, "too few to find out how many clusters there are: that takes 6; give --clusters or add"),
     ],
 )
 def test_folders(run, tmp_path, text_files, caplog, kind, k, code, message):

@@ -151,6 +151,13 @@ def test_lists(copies, tmp_path):
         write_duplicates(found, tmp_path / "list.txt")
 
 
+def test_a_list_that_cannot_be_written_is_named(copies, tmp_path):
+    (tmp_path / "file").write_text("x")
+    found = find_duplicates(SavedResult.load(copies))
+    with pytest.raises(OSError, match=r"cannot write .*list\.csv: .*; choose another place for the list"):
+        write_duplicates(found, tmp_path / "file" / "list.csv")
+
+
 def test_the_command(copies, monkeypatch, capfd, tmp_path):
     run = partial(run_cae, monkeypatch, capfd)
     before = {path: path.read_bytes() for path in (tmp_path / "photos").iterdir()}

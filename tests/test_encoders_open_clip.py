@@ -165,7 +165,7 @@ def test_an_unreachable_hub_is_asked_once_and_the_error_says_what_to_do(monkeypa
     monkeypatch.setattr(subject, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(hub, "get_session", Session)
     start = time.monotonic()
-    with pytest.raises(EncoderError, match=r"--encoder lite`.*--encoder-weights FILE"):
+    with pytest.raises(EncoderError, match=r"--encoder lite`.*--encoder-weights FILE.*encoder='lite'"):
         load_encoder("open_clip:ViT-B-32/openai")
     assert time.monotonic() - start < 5
     assert calls == [hub.HUB_TIMEOUT_S]

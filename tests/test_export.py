@@ -254,6 +254,11 @@ def test_a_file_as_target_is_named(result, tmp_path):
         export(result, "csv", tmp_path / "file")
 
 
+def test_an_unknown_target_is_named(result, tmp_path):
+    with pytest.raises(ExportError, match="unknown target 'zip'; choose one of folders, csv"):
+        export(result, "zip", tmp_path / "out")
+
+
 def test_links_that_a_disk_cannot_hold_say_what_to_do(result, tmp_path, monkeypatch):
     def across_disks(*_):
         raise OSError(18, "Invalid cross-device link")

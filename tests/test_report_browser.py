@@ -342,6 +342,10 @@ def test_axe_finds_nothing_serious_and_nothing_is_cut_off(view, result_folder, c
     page = view(report, viewport, color_scheme=scheme)
     expect(page.locator("#outliers .picture")).to_have_count(10)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    links = page.locator(".top nav a:visible").all()
+    assert len(links) == 5
+    right = page.evaluate("document.querySelector('.top nav').getBoundingClientRect().right")
+    assert all(link.bounding_box()["x"] + link.bounding_box()["width"] <= right for link in links)
     for part in ("page", "panel"):
         if part == "panel":
             page.locator("#gallery .picture").first.click()

@@ -171,7 +171,7 @@ def test_the_command(run, result_folder, loads, picture_folder, monkeypatch):
     assert opened == [hit["file"] for hit in document["pictures"]]
     code, _, stderr = run("search", result_folder)
     assert code == 1
-    assert stderr.startswith("error: give either a text or a picture")
+    assert stderr.startswith("error: give either a text or a picture (--like")
 
 
 def test_a_search_needs_no_lightning():

@@ -67,7 +67,9 @@ def list_folder(root: str | os.PathLike[str]) -> Listing:
     """
     root = Path(root)
     if not root.is_dir():
-        raise ImageError(f"not a folder but a file: {root}" if root.exists() else f"no such folder: {root}")
+        if root.exists():
+            raise ImageError(f"not a folder but a file: {root}; give the folder that holds the pictures")
+        raise ImageError(f"no such folder: {root}")
     images: list[Path] = []
     left_out: dict[Path, str] = {}
     links: list[Path] = []

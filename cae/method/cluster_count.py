@@ -27,6 +27,9 @@ DROP = 0.95
 """The search ends once `PATIENCE` counts in a row have less than this share of the best modularity."""
 PATIENCE = 6
 
+FEWEST = 6
+"""Images that it takes."""
+
 FIRST_VECTORS = 32
 """Eigenvectors that are computed at first; doubled whenever more are needed."""
 
@@ -47,15 +50,16 @@ def count_clusters(z: Tensor, *, seed: int) -> ClusterCount:
     """The number of clusters by modularity.
 
     Args:
-        z: (N, D) float32 unit rows; a sample of some thousand is enough. N at least 6.
+        z: (N, D) float32 unit rows; a sample of some thousand is enough. N at least `FEWEST`.
         seed: seed of the eigen-solver's start.
 
     Raises:
         ValueError: too few images for groups to show, or images that are all the same.
     """
-    if len(z) < 6:
+    if len(z) < FEWEST:
         raise ValueError(
-            f"the number of clusters cannot be found out from {len(z)} images; give it (n_clusters, --clusters)"
+            f"the number of clusters cannot be found out from so few images ({len(z)}, it takes {FEWEST}); add some, "
+            "or give the number (n_clusters, --clusters)"
         )
     different = len(z.unique(dim=0))
     if different == 1:

@@ -207,9 +207,15 @@ class CAE(Embedder):
 
         Raises:
             ModelError: not fitted yet, or fitted with another encoder.
+            TypeError: no tensor.
         """
         if self.fitted is None:
             raise self._not_fitted()
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"images: expected a torch.Tensor, got {type(images).__name__}; stack what model.encoder.preprocess "
+                "makes of pictures, or pass torch.as_tensor(images)"
+            )
         if images.ndim == 4:
             check_encoder(self.fitted, self.encoder.to(self.device))
         with torch.no_grad():

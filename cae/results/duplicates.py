@@ -212,8 +212,11 @@ def write_duplicates(found: Duplicates, out: Path) -> None:
         '"group","kind","best'
     """
     check_list_name(out)
-    with replacing(out) as target:
-        _WRITERS[out.suffix.lower()](found, target)
+    try:
+        with replacing(out) as target:
+            _WRITERS[out.suffix.lower()](found, target)
+    except OSError as error:
+        raise OSError(f"cannot write {out}: {error.strerror or error}; choose another place for the list") from error
 
 
 def _write_json(found: Duplicates, path: Path) -> None:

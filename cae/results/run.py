@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cae.config import AUTO_N_CLUSTERS
 from cae.data import ImageError, ImageFolderData, list_folder, read_image
 from cae.data.listing import check_not_empty
 from cae.data.on_disk import on_disk
 from cae.data.vector_files import holds_vectors, read_vectors
 from cae.encoders.deferred import maker
+from cae.method.cluster_count import FEWEST
 from cae.method.kmeans import image_kmeans
 from cae.method.pipeline import Prediction
 from cae.method.provenance import check_encoder
@@ -210,6 +212,11 @@ def _row_hash(row: Tensor) -> str:
 
 
 def _check_enough(module: CAE, source: Path, n: int, what: str) -> None:
+    if module.config.n_clusters == AUTO_N_CLUSTERS and n < FEWEST:
+        raise ValueError(
+            f"{source} holds {counted(n, what)}, too few to find out how many clusters there are: that takes {FEWEST}; "
+            f"give --clusters or add {what}s"
+        )
     if n < module.config.n_clusters:
         raise ValueError(
             f"{source} holds {counted(n, what)}, too few for {module.config.n_clusters} clusters; lower --clusters or "

@@ -84,14 +84,16 @@ def export(
         progress: called with (done, total) files.
 
     Raises:
-        ExportError: nested, and not folders or without a tree of groups; there are no images to take along; or `out`
-            holds another export, files in the way or the originals, or cannot hold links.
+        ExportError: an unknown target; nested, and not folders or without a tree of groups; there are no images to take
+            along; or `out` holds another export, files in the way or the originals, or cannot hold links.
 
     Examples:
         >>> from cae import SavedResult
         >>> export(SavedResult.load("cae-result"), "folders", Path("groups")).written
         30
     """
+    if target not in TARGETS:
+        raise ExportError(f"unknown target {target!r}; choose one of {', '.join(TARGETS)}")
     if not result.has_images and target not in ("csv", "parquet", "json"):
         raise ExportError(
             f"the result in {result.folder} was made from embeddings that name no pictures: export it as csv, parquet "
