@@ -43,7 +43,7 @@ def test_a_group_is_renamed_in_place(visit, served, opened):
     card(page, "lawn").get_by_role("button", name="Rename").click()
     page.get_by_label("New name of lawn").fill("desert")
     page.keyboard.press("Enter")
-    expect(said(page)).to_have_text(re.compile("^Not saved: cluster . is called 'desert' already"))
+    expect(said(page)).to_have_text(re.compile("^Not saved: another group is called 'desert' already"))
     expect(page.locator(".rename input")).to_have_value("desert")  # what was typed is not lost
 
 

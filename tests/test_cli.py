@@ -188,6 +188,9 @@ def test_export_says_what_it_did_and_what_is_missing(clustered, run, picture_fol
     assert code == 0
     assert "29 files" in stdout
     assert "1 picture missing and left out (red/0.png)" in stderr
+    code, _, stderr = run("report", out)
+    assert code == 0
+    assert "1 picture missing and shown as gaps (red/0.png); moved? give --images DIR" in " ".join(stderr.split())
     assert run("export", out, "--to", "json", "--out", tmp_path / "json")[1] == f"1 file in {tmp_path}/json\n"
 
 

@@ -86,7 +86,7 @@ def test_split_makes_parts(clustered, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rename", "nobody", "x"], "no cluster is called 'nobody'"),
+        (["rename", "nobody", "x"], "no group is called 'nobody'"),
         (["rename", "0", " "], "cannot be empty"),
         (["rename", "0", "{second}"], "merge the two"),
         (["merge", "0", "0"], "at least two groups"),

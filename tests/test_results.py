@@ -60,7 +60,7 @@ def test_model_and_embeddings_are_read_only_when_asked_for(result_folder):
     result = SavedResult.load(result_folder)
     with pytest.raises(ResultError, match=r"incomplete: embeddings\.safetensors is missing"):
         _ = result.embeddings
-    with pytest.raises(ResultError, match=r"not a model folder.*give the folder `model`"):
+    with pytest.raises(ResultError, match=r"not a model folder.*the folder `model` in it"):
         _ = result.fitted
 
 

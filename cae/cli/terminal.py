@@ -140,10 +140,10 @@ def print_skipped(skipped: Mapping[Path, str], root: Path) -> None:
         warn(line)
 
 
-def print_missing(paths: Sequence[str]) -> None:
-    """Say which pictures are no longer where they were, the first few by name."""
+def print_missing(paths: Sequence[str], fate: str = "left out") -> None:
+    """Say which pictures are no longer where they were, the first few by name, and what is done with them."""
     if paths:
-        warn(f"{counted(len(paths), 'picture')} missing and left out ({_few(paths)}); moved? give --images DIR")
+        warn(f"{counted(len(paths), 'picture')} missing and {fate} ({_few(paths)}); moved? give --images DIR")
 
 
 def print_added(rows: Sequence[Mapping[str, Any]], news: FolderDiff) -> None:

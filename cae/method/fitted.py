@@ -195,8 +195,8 @@ class FittedCAE:
         missing = [name for name in (_CONFIG_FILE, _TENSORS_FILE) if not (folder / name).is_file()]
         if missing:
             raise ModelError(
-                f"{folder} is not a model folder: {' and '.join(missing)} missing; give the folder `model` in a "
-                "result of `cae cluster`, or what `save_pretrained` wrote"
+                f"{folder} is not a model folder: {' and '.join(missing)} missing; give a result of `cae cluster`, or "
+                "from Python the folder `model` in it, or what `save_pretrained` wrote"
             )
         try:
             plain = load_json(folder / _CONFIG_FILE)

@@ -157,16 +157,14 @@ def find_cluster(result: Assigned, cluster: str | int) -> int:
     names = {record["id"]: record["name"] for record in result.clusters}
     called = [id for id, name in names.items() if name == text]
     if len(called) > 1:
-        raise EditError(
-            f"{len(called)} clusters are called {text!r}; say which by number: {', '.join(map(str, called))}"
-        )
+        raise EditError(f"{len(called)} groups are called {text!r}; say which by number: {', '.join(map(str, called))}")
     if called:
         return called[0]
     if text.isdecimal() and int(text) in names:
         return int(text)
     near = difflib.get_close_matches(text, names.values(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(names.values())}"
-    raise EditError(f"no cluster is called {text!r}; {hint}")
+    raise EditError(f"no group is called {text!r}; {hint}")
 
 
 def find_images(result: Assigned, paths: Sequence[str]) -> tuple[str, ...]:
@@ -195,7 +193,7 @@ def check_name(result: Assigned, name: str, ids: Sequence[int]) -> str:
     name = name.strip()
     if not name:
         raise EditError("a name cannot be empty")
-    taken = {record["name"]: record["id"] for record in result.clusters if record["id"] not in ids}
+    taken = {record["name"] for record in result.clusters if record["id"] not in ids}
     if name in taken:
-        raise EditError(f"cluster {taken[name]} is called {name!r} already; merge the two, or choose another name")
+        raise EditError(f"another group is called {name!r} already; merge the two, or choose another name")
     return name

@@ -198,6 +198,11 @@ class SavedResult:
             for path, place in zip(paths, places, strict=True)
         ]
 
+    def missing(self) -> list[str]:
+        """Paths, as in the assignments, of the images that are not there any more."""
+        paths = self.assignments["path"].to_pylist()
+        return [path for path, place in zip(paths, self.image_paths, strict=True) if place is None]
+
     def present(self) -> list[tuple[dict[str, Any], Path]]:
         """The rows whose image is still there, as dicts, with its place."""
         rows = zip(self.assignments.to_pylist(), self.image_paths, strict=True)

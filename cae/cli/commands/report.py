@@ -29,6 +29,7 @@ def report(
 
     drawn = Result(result, images=images)
     page = drawn.report(out, compare_with=None if compare is None else Result(compare), progress=not quiet)
+    terminal.print_missing(drawn.saved.missing(), fate="shown as gaps")
     terminal.print_unmatched_edits(drawn.saved)
     if not quiet:
         terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)

@@ -108,11 +108,10 @@ def export(
         raise PlaceError(f"{out} would mix with the original pictures")
     removed = carry_out(plan, out, target=target, by=by, progress=progress)
     paths = result.assignments["path"].to_pylist()
-    missing = [path for path, place in zip(paths, result.image_paths, strict=True) if place is None]
     return Exported(
         written=len(plan),
         removed=removed,
-        missing=missing if placed or target == "coco" else [],
+        missing=result.missing() if placed or target == "coco" else [],
         changed=[paths[row] for row in result.changed()] if placed else [],
     )
 
