@@ -89,6 +89,18 @@ def test_a_split_is_looked_at_before_it_is_made(visit, served, opened):
     assert names(page) == ["desert", "harbour", "meadow"]
 
 
+def test_a_split_of_a_group_that_is_gone_by_then_is_refused(visit, served, opened):
+    page = visit(served, expect_failures=True)
+    card(page, "meadow").get_by_role("button", name="Split").click()
+    expect(page.locator("#parts > li")).to_have_count(2)
+    Result(opened.editor.folder).merge(["harbour", "meadow"])
+    page.evaluate("dispatchEvent(new Event('focus'))")
+    expect(card(page, "meadow")).to_have_count(0)
+    page.locator("#split-do").click()
+    expect(page.locator("#split .said")).to_have_text("Not saved: there is no group 1 any more")
+    assert edits(opened) == ["merge harbour and meadow as harbour"]
+
+
 def test_pictures_are_chosen_moved_and_moved_back(visit, served, opened):
     page = visit(served)
     page.locator("#order").select_option("path")

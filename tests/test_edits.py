@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from cae.results.edits import Anchors, EditError, Merge, Move, Pin, Rename, Split, apply_edits
 from cae.results.edits_file import load_edits, save_edits
-from cae.results.make_edits import anchors_of, split_into
+from cae.results.make_edits import anchors_of, find_cluster, split_into
 from cae.results.saved import SavedResult
 
 SIZES = {0: 8, 1: 6, 2: 10}
@@ -289,3 +289,8 @@ def test_a_saved_result_offers_the_edited_view(result_folder):
     assert result.edited.embeddings is result.embeddings  # once in memory
     assert result.edited.fitted is result.fitted
     assert len(result.unmatched_edits) == 1
+
+
+def test_a_number_is_that_of_a_cluster_even_if_another_one_is_called_so():
+    result = make_result([0, 0, 1, 1, 2, 2], {0: "cat", 1: "2", 2: "tree"})
+    assert (find_cluster(result, 2), find_cluster(result, "2"), find_cluster(result, "0")) == (2, 1, 0)

@@ -1,4 +1,4 @@
-"""What a request says, checked: one JSON object of known types, not longer than it may be."""
+"""What a request says, checked: one JSON object of limited size, with fields of known types."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from starlette.requests import Request
 
 MAX_BYTES = 8_000_000
-"""Of a request: the rows of some 800,000 pictures."""
+"""Most bytes of a request: enough for the rows of some 800,000 pictures."""
 MAX_TEXT = 1000
-"""Characters of a name or a query."""
+"""Most characters of a name or a query."""
 _MAX_WHOLE = 2**53
-"""As far as whole numbers of JavaScript go."""
+"""JavaScript holds whole numbers below this exactly."""
 
 
 class BadRequestError(ValueError):
@@ -37,7 +37,7 @@ class Fields:
 
     @classmethod
     async def read(cls, request: Request) -> Fields:
-        """Read it off the wire, as far as it may be long.
+        """Read the object from the body of a request, up to `MAX_BYTES`.
 
         Raises:
             BadRequestError: it is too long, or no JSON object.
@@ -61,7 +61,7 @@ class Fields:
         return self.values.get(name) is not None
 
     def text(self, name: str) -> str:
-        """A text that is not too long, without control characters and halves of characters."""
+        """A text of at most `MAX_TEXT` characters, without control characters and lone surrogates."""
         value = self._of_type(name, str)
         if len(value) > MAX_TEXT:
             raise BadRequestError(f"{name} has more than {MAX_TEXT} characters")

@@ -45,12 +45,12 @@ _HEADERS = {
 
 
 class Guard:
-    """Lets through what may ask, and says in every answer what the browser may do with it.
+    """Passes allowed requests on, and adds to every answer the headers that restrict what the browser does with it.
 
     Args:
-        app: what answers.
-        token: who knows it may ask.
-        port: that the server listens on.
+        app: the application behind the guard.
+        token: the secret that lets a browser in.
+        port: the port that the server listens on.
     """
 
     def __init__(self, app: ASGIApp, *, token: str, port: int) -> None:
@@ -74,7 +74,7 @@ class Guard:
         await answer(scope, receive, with_headers)
 
     def _refuse(self, request: Request) -> Response | None:
-        """Because of where a request comes from."""
+        """The refusal of a request that another site or address made; None for others."""
         if request.headers.get("host") not in self.hosts:
             return PlainTextResponse("this server answers to its own address only", 403)
         origin = request.headers.get("origin")
@@ -87,7 +87,7 @@ class Guard:
         return None
 
     def _let_in(self, request: Request) -> Response | None:
-        """Take the token out of the address that was printed, and into a cookie."""
+        """The answer to the address that was printed: moves its token into a cookie. None for other requests."""
         if request.url.path != "/" or not self._is_token(request.query_params.get("token", "")):
             return None
         # An empty page that goes on to the real one: a redirect would count as coming from wherever the link was.
@@ -96,6 +96,7 @@ class Guard:
         return answer
 
     def _ask_for_token(self, request: Request) -> Response | None:
+        """The refusal of a request without the cookie; None for others."""
         if self._is_token(request.cookies.get(self.cookie, "")):
             return None
         return PlainTextResponse("open the address that `cae open` has printed, with its token", 403)

@@ -242,7 +242,7 @@ class Editor:
         return np.array(list(dict.fromkeys(rows)), dtype=np.int64)
 
     def _split(self, cluster: int, into: int) -> Split:
-        """The edit, worked out once for its preview and for itself."""
+        """The edit, computed once for the preview and for the split itself."""
         key = (self.revision, cluster, into)
         if self._last_split is None or self._last_split[0] != key:
             anchors = self._anchors(cluster)
@@ -254,13 +254,13 @@ class Editor:
         self._go_on(edits)
 
     def _save(self, edits: tuple[Edit, ...], undone: tuple[Edit, ...]) -> None:
-        """To disk; only then is anything else as if it had been made."""
+        """Write the edits to disk, and only then change what is in memory."""
         save_edits(edits, self.folder, undone)
         self._edits, self._undone, self._edited = edits, undone, None
         self._note_files(self._stamps())
 
     def _go_on(self, edits: Sequence[Edit]) -> None:
-        """Apply edits, each to a view of its own, so that it is soon taken back."""
+        """Apply edits, each to a view of its own, so that taking one back is fast."""
         for edit in edits:
             self._earlier.append((self._view, len(self.unmatched)))
             self._view = self._view.branch()
@@ -298,7 +298,7 @@ class Editor:
         self.revision = digest.hexdigest()
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
-        """By which a file that was written to is known."""
+        """Time, size and inode of each watched file, which tell whether it was written to; None for a missing one."""
         stamps: list[tuple[int, int, int] | None] = []
         for name in _WATCHED:
             try:

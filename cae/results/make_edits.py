@@ -153,8 +153,10 @@ def find_cluster(result: Assigned, cluster: str | int) -> int:
     Raises:
         EditError: there is none, or several are called so.
     """
-    text = str(cluster)
     names = {record["id"]: record["name"] for record in result.clusters}
+    if not isinstance(cluster, str) and cluster in names:
+        return int(cluster)
+    text = str(cluster)
     called = [id for id, name in names.items() if name == text]
     if len(called) > 1:
         raise EditError(f"{len(called)} groups are called {text!r}; say which by number: {', '.join(map(str, called))}")

@@ -171,7 +171,7 @@ const split = {
   },
 
   async make() {
-    const { name } = groupOf(this.id);
+    const name = groupOf(this.id)?.name ?? "the group"; // it may be gone by now, which the server says
     const into = Number(find("#split-into").value);
     if (!(await server.edit("split", { group: this.id, into }, `Saved: ${name} split in ${into}.`))) return;
     find("#split").close();
