@@ -27,6 +27,8 @@ from cae.utils.files import replacing
 GROUP_BYTES = 32 << 20
 """Predictions that are held before they are written as one row group."""
 
+_OTHER_FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".npy", ".npz", ".pt", ".pkl", ".safetensors")
+
 GROUP_BATCHES = 1 << 14
 """Batches after which rows are written in any case: many small tables in memory have 9 KB of overhead each."""
 
@@ -58,6 +60,7 @@ class PredictionWriter(BasePredictionWriter):
         path: the target.
 
     Raises:
+        ValueError: the target is called like a file of another format.
         IsADirectoryError: the target is a folder.
 
     Examples:
@@ -77,6 +80,8 @@ class PredictionWriter(BasePredictionWriter):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__("batch")
         self.path = Path(path)
+        if self.path.suffix.lower() in _OTHER_FORMATS:
+            raise ValueError(f"{path} would be a Parquet file: call it {self.path.with_suffix('.parquet').name}")
         if self.path.is_dir():
             raise IsADirectoryError(f"{self.path} is a folder; give the name of a file, such as predictions.parquet")
         self._folder = self.path.parent / f".{self.path.name}.parts"

@@ -64,6 +64,12 @@ def test_every_prediction_is_written_with_its_index(path):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("name", ["predictions.csv", "predictions.JSON", "predictions.pt"])
+def test_a_file_called_like_another_format_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"{name} would be a Parquet file: call it predictions\.parquet"):
+        PredictionWriter(tmp_path / name)
+
+
 @pytest.mark.parametrize("limit", ["GROUP_BYTES", "GROUP_BATCHES"])
 def test_row_groups_come_as_predictions_do(path, monkeypatch, limit):
     monkeypatch.setattr(prediction_writer, limit, 1)
