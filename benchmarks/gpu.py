@@ -28,9 +28,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def main() -> None:
         sys.exit(1)
     record(journal, environment)
     earlier = {} if args.fresh else outcomes(journal, sources)
-    not_reached, ends = [], stage_ends(60 * args.minutes)
+    not_reached, ends = [], stage_ends(60 * args.minutes, args.only)
     for step in pending(steps(args), earlier):
         left = min(step.limit_s, start + ends[step.stage] - time.monotonic())
         if left < LEAST_S:
@@ -171,13 +172,11 @@ def benchmark(shape: str, device: str, out: Path) -> tuple[str, ...]:
     return (sys.executable, "benchmarks/kernels.py", "--device", device, "--out", str(out.resolve()), *chosen)
 
 
-def stage_ends(seconds: float) -> dict[str, float]:
-    """Seconds from the start by which each stage has to end: shares of the whole, as STAGES has them."""
-    ends, end = {}, 0.0
-    for stage, share in STAGES.items():
-        end += seconds * share / sum(STAGES.values())
-        ends[stage] = end
-    return ends
+def stage_ends(seconds: float, only: Sequence[str]) -> dict[str, float]:
+    """Seconds from the start by which each of these stages has to end: shares of the whole, as STAGES has them."""
+    shares = {stage: share for stage, share in STAGES.items() if stage in only}
+    parts = accumulate(shares.values())
+    return {stage: seconds * part / sum(shares.values()) for stage, part in zip(shares, parts, strict=True)}
 
 
 def pending(steps: list[Step], earlier: dict[str, Outcome]) -> Iterator[Step]:

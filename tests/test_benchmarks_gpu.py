@@ -118,6 +118,12 @@ def test_what_there_is_no_time_for_is_said(run):
     assert "- not reached, run again: good" in said
 
 
+def test_stages_that_are_left_out_leave_their_time_to_the_others(gpu):
+    ends = {"smoke": 80, "tests": 260, "memory": 310, "benchmark": 450, "profile": 480}
+    assert gpu.stage_ends(480, list(gpu.STAGES)) == ends
+    assert gpu.stage_ends(340, ["profile", "benchmark"]) == {"benchmark": 280, "profile": 340}
+
+
 def test_all_steps_of_the_command_exist(gpu, monkeypatch):
     for pytest_is_there in (True, False):
         monkeypatch.setattr(gpu, "find_spec", lambda name, there=pytest_is_there: there)
