@@ -28,9 +28,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +82,15 @@ class Outcome:
     """"ok", "failed" or "out of time"; the last one is tried again."""
     seconds: float
     found: Any
-    """The JSON in the last line of its output, or else that line."""
+    """The last line of JSON in its output, or else the last line."""
     sources: str
     """Hash of the sources that ran."""
 
 
 def main() -> None:
     args = arguments()
+    # As an exception, so that the step that runs is stopped too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     args.out.mkdir(parents=True, exist_ok=True)
     sources = hash_of_sources()
     journal, log = args.out / "gpu.jsonl", args.out / "gpu.log"
@@ -98,7 +101,7 @@ def main() -> None:
         sys.exit(1)
     record(journal, environment)
     earlier = {} if args.fresh else outcomes(journal, sources)
-    not_reached, ends = [], stage_ends(60 * args.minutes)
+    not_reached, ends = [], stage_ends(60 * args.minutes, args.only)
     for step in pending(steps(args), earlier):
         left = min(step.limit_s, start + ends[step.stage] - time.monotonic())
         if left < LEAST_S:
@@ -169,13 +172,11 @@ def benchmark(shape: str, device: str, out: Path) -> tuple[str, ...]:
     return (sys.executable, "benchmarks/kernels.py", "--device", device, "--out", str(out.resolve()), *chosen)
 
 
-def stage_ends(seconds: float) -> dict[str, float]:
-    """Seconds from the start by which each stage has to end: shares of the whole, as STAGES has them."""
-    ends, end = {}, 0.0
-    for stage, share in STAGES.items():
-        end += seconds * share / sum(STAGES.values())
-        ends[stage] = end
-    return ends
+def stage_ends(seconds: float, only: Sequence[str]) -> dict[str, float]:
+    """Seconds from the start by which each of these stages has to end: shares of the whole, as STAGES has them."""
+    shares = {stage: share for stage, share in STAGES.items() if stage in only}
+    parts = accumulate(shares.values())
+    return {stage: seconds * part / sum(shares.values()) for stage, part in zip(shares, parts, strict=True)}
 
 
 def pending(steps: list[Step], earlier: dict[str, Outcome]) -> Iterator[Step]:
@@ -187,7 +188,7 @@ def pending(steps: list[Step], earlier: dict[str, Outcome]) -> Iterator[Step]:
 
 
 def run(step: Step, device: str, log: Path, sources: str, limit_s: float | None = None) -> Outcome:
-    """Run a step's process, its output into the log, and kill it with all its children at its limit."""
+    """Run a step's process, its output into the log, and kill it with all its children at its limit or on Ctrl-C."""
     paths = (ROOT, ROOT / "benchmarks", ROOT / "tests", os.environ.get("PYTHONPATH", ""))
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)).rstrip(os.pathsep), "PYTHONUNBUFFERED": "1"}
     if device == "cpu":
@@ -204,21 +205,26 @@ def run(step: Step, device: str, log: Path, sources: str, limit_s: float | None 
             status = "failed" if process.wait(limit_s or step.limit_s) else "ok"
         except subprocess.TimeoutExpired:
             status = "out of time"
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     output = log.read_bytes()[begin:].decode(errors="replace").strip()
     if status == "failed":
         print(output[-1000:], flush=True)
-    return Outcome(step.name, status, round(time.monotonic() - start, 1), last_line(output), sources)
+    return Outcome(step.name, status, round(time.monotonic() - start, 1), finding(output), sources)
 
 
-def last_line(output: str) -> Any:
-    """The JSON that a step ends with, or the words."""
-    line = output.rpartition("\n")[2]
-    try:
-        return json.loads(line)
-    except ValueError:
-        return line
+def finding(output: str) -> Any:
+    """The last line of JSON, which a library may have a last word after, or else the last line."""
+    lines = output.splitlines() or [""]
+    for line in reversed(lines):
+        if line.startswith("{"):
+            try:
+                return json.loads(line)
+            except ValueError:
+                continue
+    return lines[-1]
 
 
 def record(journal: Path, outcome: Outcome) -> None:

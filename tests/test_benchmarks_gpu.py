@@ -2,7 +2,11 @@
 
 import importlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +27,7 @@ def benchmarks(monkeypatch):
 def gpu(monkeypatch):
     module = importlib.import_module("gpu")
     monkeypatch.setattr(module, "LEAST_S", 0.2)
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)  # the handler would outlive the test
     return module
 
 
@@ -31,6 +36,7 @@ STEPS = {
     "bad": "raise SystemExit('a reason')",
     "killed": "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
     "slow": "import time; print('begun', flush=True); time.sleep(60)",
+    "noisy": "print('{\"found\": 2}'); print('a library says goodbye')",
     "last": "print('words')",
 }
 
@@ -67,13 +73,37 @@ def test_a_step_that_fails_leaves_the_others_alone(run, tmp_path):
         ("bad", "failed", "a reason"),
         ("killed", "failed", ""),
         ("slow", "out of time", "begun"),
+        ("noisy", "ok", {"found": 2}),
         ("last", "ok", "words"),
     ]
-    for line in ("3 of 6 steps succeeded", "- failed: killed", "- out of time: slow", "Nothing was measured on CUDA"):
+    for line in ("4 of 7 steps succeeded", "- failed: killed", "- out of time: slow", "Nothing was measured on CUDA"):
         assert line in said  # the environment is a step, too
     log = (tmp_path / "gpu.log").read_text()
     assert "said" in log
-    assert "3 of 6 steps succeeded" in log
+    assert "4 of 7 steps succeeded" in log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_leaves_no_process_behind(number, tmp_path):
+    """A step that went on would hold the GPU, and its memory, against whoever comes next."""
+    child = tmp_path / "child"
+    step = f"import os, time; open({str(child)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = f"""
+import sys, gpu
+gpu.steps = lambda args: [gpu.Step("smoke", "slow", (sys.executable, "-c", {step!r}), 60)]
+gpu.module = lambda *_: (sys.executable, "-c", "print('{{}}')")
+sys.argv = ["gpu.py", "--device", "cpu", "--out", {str(tmp_path)!r}]
+gpu.main()
+"""
+    runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT / "benchmarks", stderr=subprocess.DEVNULL)
+    while not (child.exists() and child.read_text()):
+        assert runner.poll() is None
+        time.sleep(0.05)
+    pid = int(child.read_text())
+    runner.send_signal(number)
+    assert runner.wait(30)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_a_later_run_goes_on(run):
@@ -86,6 +116,12 @@ def test_what_there_is_no_time_for_is_said(run):
     said, journal = run(minutes="0")
     assert journal == []
     assert "- not reached, run again: good" in said
+
+
+def test_stages_that_are_left_out_leave_their_time_to_the_others(gpu):
+    ends = {"smoke": 80, "tests": 260, "memory": 310, "benchmark": 450, "profile": 480}
+    assert gpu.stage_ends(480, list(gpu.STAGES)) == ends
+    assert gpu.stage_ends(340, ["profile", "benchmark"]) == {"benchmark": 280, "profile": 340}
 
 
 def test_all_steps_of_the_command_exist(gpu, monkeypatch):

@@ -24,7 +24,8 @@ def counterparts(
 
     The rows of t sum to 1: the plan's rows times N. A row depends on no other row.
 
-    Differentiable once in x, u and g, in bounded scratch (backward mode only). It can be compiled and exported: an
+    Differentiable once in x, u and g, in bounded scratch (backward mode only). Gradients in x and u are of free rows,
+    not held to unit length: apply `torch.nn.functional.normalize` before the op. It can be compiled and exported: an
     error that only values show then comes when the graph runs.
 
     Args:

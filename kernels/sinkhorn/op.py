@@ -58,6 +58,7 @@ def cosine_sinkhorn(
     conjugate gradients solve with one product x·u a step. For `value` there is none, by the envelope theorem: the
     potentials being at their optimum, its gradient is -P u in x, -P^T x in u, f in the row weights and, for balanced
     transport, g - epsilon·log b in the column weights. Gradients in weights are up to a constant, since these sum to 1.
+    Those in x and u are of free rows, not held to unit length: apply `torch.nn.functional.normalize` before the op.
     What a gradient lacks is of the order of the marginal error: ask for a smaller `tol`.
 
     It can be compiled and exported: marginal_error, n_iter and converged are then tensors, an error that only values
