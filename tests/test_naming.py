@@ -132,6 +132,13 @@ def test_images_choose_the_sense_of_an_ambiguous_name(image, sense):
     assert fitting_glosses(["crane"], torch.tensor([image]), nouns, captions) == [sense]
 
 
+def test_a_sense_that_other_images_show_is_no_definition():
+    nouns = bank("noun", ["bark", "coast"], [[1.0, 0.0], [0.0, 1.0]], [("a sailing ship",), ("the shore of a sea",)])
+    captions = bank("caption", ["a sailing ship", "the shore of a sea"], [[0.1, 0.9], [0.0, 1.0]])
+    images = torch.tensor([[1.0, 0.1], [0.1, 1.0]])  # forests and coasts
+    assert fitting_glosses(["bark", "coast"], images, nouns, captions) == ["", "the shore of a sea"]
+
+
 def test_without_embedded_glosses_the_first_sense_is_taken():
     nouns = bank("noun", ["crane"], [[1.0, 0.0]], [("a bird", "a machine")])
     images = torch.tensor([[0.0, 1.0]] * 2)

@@ -209,7 +209,7 @@ def _described(
         ]
         for modality, values in mass.items()
     }
-    glosses = fitting_glosses(names, images, banks[config.modalities[0]], banks.get("caption"))
+    glosses = fitting_glosses(names, images, banks[config.modalities[0]], banks.get("caption"), n)
     return [
         ClusterDescription(
             id=k,
@@ -342,20 +342,24 @@ def assign_names(score: Tensor, nouns: Sequence[str]) -> list[str]:
     return names
 
 
-def fitting_glosses(names: Sequence[str], images: Tensor, bank: TextBank, captions: TextBank | None) -> list[str]:
+def fitting_glosses(
+    names: Sequence[str], images: Tensor, bank: TextBank, captions: TextBank | None, n: int | None = None
+) -> list[str]:
     """The definition of each name in the sense that its images show: a crane that flies, or one that lifts.
 
-    Glosses are often the caption bank themselves and so embedded already; then the sense most similar to the images
-    wins. Else it is the first, which WordNet orders to be the most frequent.
+    Glosses are often the caption bank themselves and so embedded already. Then the sense most similar to the images
+    wins, unless other clusters are more similar to it: of a forest called bark, a sailing ship is no definition. If
+    glosses are not embedded, it is the first, which WordNet orders to be the most frequent.
 
     Args:
         names: K names.
-        images: (K, D) float32, the mean image of each cluster.
+        images: (K, D) float32, the mean image of each cluster; NaN for one without images.
         bank: the bank that the names come from.
         captions: the caption bank, if there is one.
+        n: compare with the first n clusters only; with all by default.
 
     Returns:
-        K glosses, "" where the corpus has none.
+        K glosses, "" where the corpus has none that fits.
     """
     if bank.glosses is None:
         return [""] * len(names)
@@ -363,13 +367,16 @@ def fitting_glosses(names: Sequence[str], images: Tensor, bank: TextBank, captio
     senses = {text: glosses for text, glosses in zip(bank.texts, bank.glosses, strict=True) if text in wanted}
     wanted = {gloss for glosses in senses.values() for gloss in glosses}
     rows = {} if captions is None else {text: row for row, text in enumerate(captions.texts) if text in wanted}
+    images = images.nan_to_num()
+    average = images[:n].mean(dim=0)
     fitting = []
     for name, image in zip(names, images, strict=True):
         glosses = senses.get(name, ())
         embedded = [gloss for gloss in glosses if gloss in rows]
-        if captions is not None and len(embedded) > 1:
-            similarity = captions.embeddings[[rows[gloss] for gloss in embedded]].to(image) @ image
-            fitting.append(embedded[int(similarity.argmax())])
+        if captions is not None and embedded:
+            vectors = captions.embeddings[[rows[gloss] for gloss in embedded]].to(image)
+            best = int((vectors @ image).argmax())
+            fitting.append(embedded[best] if vectors[best] @ image >= vectors[best] @ average else "")
         else:
             fitting.append(glosses[0] if glosses else "")
     return fitting
