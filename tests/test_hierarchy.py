@@ -59,7 +59,7 @@ def test_splits_find_breeds_inside_kinds():
 
 def test_merges_bring_together_what_is_alike():
     z, breed, found, tree = fitted()
-    labels = tree.assign(z, found, FEWEST)[0].labels
+    labels = tree.assign(z, found, KINDS - 1)[0].labels
     kinds = {tuple(sorted(set((breed[labels == group] // BREEDS).tolist()))) for group in labels.unique()}
     merged = [kind for kind in kinds if len(kind) > 1]
     assert len(merged) == 1
@@ -71,7 +71,7 @@ def test_groups_without_parts_are_not_split():
     centres = normalize(torch.randn(4, 16, generator=generator), dim=1).repeat_interleave(5, dim=0)
     config = CAEConfig(n_clusters=4)
     found = partition(centres, config)
-    assert grow(centres, found, config).levels == range(4, 5)
+    assert grow(centres, found, config).levels == range(FEWEST, 5)
 
 
 @pytest.mark.parametrize("n", [FEWEST, KINDS * 2])
@@ -105,8 +105,8 @@ def test_a_batch_is_labelled_as_the_whole():
 
 def test_a_level_that_is_not_there_is_named():
     *_, tree = fitted()
-    with pytest.raises(ValueError, match=re.escape(f"{FEWEST} to {tree.levels[-1]} groups, not 4")):
-        tree.nodes(4)
+    with pytest.raises(ValueError, match=re.escape(f"{FEWEST} to {tree.levels[-1]} groups, not 1")):
+        tree.nodes(1)
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ def test_no_group_is_called_after_a_kind_of_what_is_inside(tree_folder):
     x, tree = SavedResult.load(tree_folder).embeddings.float(), fitted.hierarchy
     leaf = predict(x, fitted).leaf
     clusters = tree.nodes(6)
-    (coarse,) = {step for node in clusters for step in tree.path(node)} - set(clusters)
+    (coarse,) = set(tree.nodes(5)) - set(clusters)
     groups = [[k for k, node in enumerate(clusters) if step in tree.path(node)] for step in (*clusters, coarse, coarse)]
     label = tree.cluster_of_leaf(6)[leaf]
     rows = torch.stack([x[torch.isin(label, torch.tensor(group))].mean(dim=0) for group in groups])
@@ -186,7 +186,9 @@ def test_no_group_is_called_after_a_kind_of_what_is_inside(tree_folder):
     rows[-1] *= 0.9
     nouns = [f"noun {k}" for k in range(6)] + ["computer", "second best"]
     nouns[groups[-1][0]] = "device"
-    banks = {kind: bank(kind, nouns, rows.tolist()) for kind in ("noun", "caption")}
+    left = [f"left {i}" for i in range(tree.n_nodes)]  # for all other groups of the tree
+    vectors = [*rows.tolist(), *(-rows[-1:]).tolist() * len(left)]
+    banks = {kind: bank(kind, [*nouns, *left], vectors) for kind in ("noun", "caption")}
     named, nodes = describe_tree(x, leaf, tree, fitted.selected, banks, fitted.config)
     assert [cluster.name for cluster in named] == nouns[:6]
     assert nodes[coarse].name == "second best"

@@ -38,8 +38,8 @@ from cae.utils.progress import stage
 SAMPLE, SAMPLE_PER_CLUSTER = 4096, 20
 """Most images in the graph: SAMPLE, or SAMPLE_PER_CLUSTER for each cluster if that is more."""
 
-FEWEST = 5
-"""Groups at the top of the tree, or K where that is less."""
+FEWEST = 2
+"""Groups at the top of the tree."""
 
 LEAVES, LEAVES_PER_CLUSTER = 256, 3
 """Most leaves; with many clusters that many for each."""
