@@ -128,10 +128,10 @@ const levels = DATA.tree && (() => {
     return node;
   });
 
-  /** The groups that a node is part of, the coarsest first. */
+  /** The groups that a node is part of, the coarsest first. Names of fewer than a handful of groups say little. */
   function above(node) {
-    const found = [];
-    for (let at = parent(node); at >= 0; at = parent(at)) found.unshift(names[at]);
+    const found = [], handful = 5;
+    for (let at = parent(node); at >= 0 && roots + splits.indexOf(at) >= handful; at = parent(at)) found.unshift(names[at]);
     return found;
   }
 
