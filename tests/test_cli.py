@@ -107,7 +107,7 @@ def test_a_trained_method_writes_the_same_files_and_predicts_from_them(run, pict
     run_json = json.loads((out / "run.json").read_text())
     assert run_json["method"] == "tac-heads"
     assert set(run_json["scores"]) == {"image k-means", "tac-heads"}
-    assert "fusion weights" not in stdout
+    assert "the groups rest on" not in stdout
     code, _, stderr = run("predict", out, picture_folder, "--out", again, "--workers", 0)
     assert code == 0, stderr
     assert pq.read_table(again / "assignments.parquet").equals(pq.read_table(out / "assignments.parquet"))
@@ -318,7 +318,8 @@ def test_a_choice_that_nothing_decided_is_told_as_such(clustered, run, monkeypat
     texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"], "--workers", 0]
     code, stdout, stderr = run("cluster", picture_folder, "-k", K, "-o", out, "--no-report", *texts)
     assert code == 0, stderr
-    assert "texts: undecided, so image alone; held-out probe: image alone 0" in stdout
+    assert "what the texts may weigh: undecided, so image alone\n" in stdout
+    assert "of 100: image alone 0" in stdout
     assert "does not show this yet" in stderr  # the page of the first run
 
 

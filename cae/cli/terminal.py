@@ -121,14 +121,18 @@ def print_choices(result: FolderResult) -> None:
         chosen = provenance["auto"]["chosen"]
         if provenance["auto"]["undecided"]:
             chosen = f"undecided, so {chosen}"
-        out.print(f"texts: {chosen}; held-out probe: {table}", highlight=False)
+        out.print(f"what the texts may weigh: {chosen}", highlight=False)
+        out.print(f"  how well groups made so can be told from pictures held out, of 100: {table}", highlight=False)
+
+
+_VIEWS = {"image": "the pictures themselves", "noun": "their nouns", "caption": "their captions"}
 
 
 def print_weights(result: FolderResult) -> None:
     """What the fused embedding is made of on average."""
     mean = {modality: float(weight.mean()) for modality, weight in result.weights().items()}
-    shares = ", ".join(f"{modality} {weight:.0%}" for modality, weight in mean.items())
-    out.print(f"mean fusion weights: {shares}", highlight=False)
+    shares = ", ".join(f"{_VIEWS[view]} {weight:.0%}" for view, weight in mean.items())
+    out.print(f"what the groups rest on: {shares}", highlight=False)
 
 
 def print_skipped(skipped: Mapping[Path, str], root: Path) -> None:
