@@ -25,7 +25,7 @@ from cae.callbacks.sources import METHOD_HINT, EmbeddingSource
 from cae.config import CAEConfig, Preset
 from cae.encoders import Encoder
 from cae.models.estimator import text_banks
-from cae.models.signature import spell_out_settings
+from cae.models.signature import given_settings, spell_out_settings
 from cae.text import TextBank
 from cae.text.vectors import Source, limit_modalities, text_sources
 
@@ -140,8 +140,7 @@ class ClusteringCallback(Callback):
     ) -> None:
         if n_clusters != "auto" and (not isinstance(n_clusters, Integral) or n_clusters < 2):
             raise ValueError(f"n_clusters must be a whole number of at least 2, or auto, got {n_clusters!r}")
-        # A LightningCLI passes None for what its YAML does not have.
-        settings = {"n_init": RESTARTS, **{name: value for name, value in settings.items() if value is not None}}
+        settings = {"n_init": RESTARTS, **given_settings(settings)}
         self.config = CAEConfig.from_preset(preset, n_clusters, **settings)
         if banks is None and "modalities" not in settings:
             self.config = limit_modalities(self.config, text_sources(nouns, captions))

@@ -24,7 +24,7 @@ from cae.models.batches import images_of, labels_of
 from cae.models.embedder import Embedder
 from cae.models.pending import PendingPredictions, on_cpu
 from cae.models.scoring import ScoreCollector
-from cae.models.signature import spell_out_settings
+from cae.models.signature import given_settings, spell_out_settings
 from cae.text import TextBank, load_banks
 from cae.text.vectors import check_width, is_vectors, limit_modalities, text_sources
 from cae.utils.devices import float64_device
@@ -98,7 +98,7 @@ class CAE(Embedder):
         **settings: Any,
     ) -> None:
         super().__init__(encoder, encoder_weights=encoder_weights, store=store, dtype=dtype)
-        settings = {name: value for name, value in settings.items() if value is not None}
+        settings = given_settings(settings)
         self.config = CAEConfig.from_preset(preset, n_clusters, **settings)
         self.sources = text_sources(nouns, captions)
         if "modalities" not in settings:
