@@ -48,7 +48,7 @@ class Taxonomy:
         """
         known = _synsets_of_words()
         senses = [known.get(bare(noun), []) for noun in nouns]
-        return cls(_incidence(senses, len(_above())), _incidence(_above(), len(_above())))
+        return cls(_incidence(senses, _above().shape[0]), _above())
 
 
 def bare(noun: str) -> str:
@@ -79,8 +79,8 @@ def _synsets_of_words() -> dict[str, list[int]]:
 
 
 @cache
-def _above() -> list[list[int]]:
-    """The rows of each synset itself and of all that are above it."""
+def _above() -> csr_array:
+    """`Taxonomy.above`, which is the same for all nouns."""
     lines = [line.split("\t") for line in gzip.decompress(TABLE.read_bytes()).decode().splitlines()]
     rows = {name: row for row, (name, _) in enumerate(lines)}
     parents = [[rows[name] for name in above.split()] for _, above in lines]
@@ -91,4 +91,4 @@ def _above() -> list[list[int]]:
             found[row] = {row}.union(*map(climb, parents[row]))
         return found[row]
 
-    return [sorted(climb(row)) for row in range(len(parents))]
+    return _incidence([sorted(climb(row)) for row in range(len(parents))], len(parents))
