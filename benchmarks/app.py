@@ -87,7 +87,7 @@ def main() -> None:
             enlarge(folder, options.copies)
         if options.edits:
             result = SavedResult.load(folder)
-            anchors = anchors_of(result.edited, result.edited.clusters[0]["id"])
+            anchors = anchors_of(result.view, result.clusters[0]["id"])
             save_edits([Rename(anchors, f"name {i}") for i in range(options.edits)], folder)
         print(f"{len(SavedResult.load(folder).assignments):,} pictures, {options.edits:,} edits; {machine()}\n")
         print("| what | median | longest |\n|---|---|---|")

@@ -19,8 +19,8 @@ from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_ENCODER, DEFAULT_WORKERS, Pre
 from cae.results import make_edits
 from cae.results.compare import Comparison, compare
 from cae.results.defaults import LIMIT, NEAR
-from cae.results.edits import Edit, EditError
-from cae.results.edits_file import load_edits, load_history, save_edits
+from cae.results.edits import Edit, EditedView
+from cae.results.edits_file import History, load_edits, load_history, save_edits
 from cae.results.layout import MODEL_FOLDER
 from cae.results.saved import SavedResult
 from cae.results.update import Update, add_images, diff_folder, refit_reasons
@@ -374,7 +374,7 @@ class Result:
 
     def move(self, paths: Sequence[str | os.PathLike[str]], to: str | int) -> Self:
         """Put single images into another cluster; paths are those of the assignments, or on disk."""
-        return self._edit(lambda view: [make_edits.move(view, paths, to)])
+        return self._edit(lambda view: [make_edits.move(view, make_edits.find_images(view, paths), to)])
 
     def undo(self) -> Self:
         """Take the last edit back.
@@ -382,14 +382,7 @@ class Result:
         Raises:
             EditError: there is none.
         """
-        with changing(self.folder):
-            self._reload()
-            if not self.saved.edits:
-                raise EditError(f"there are no edits in {self.folder}, and so nothing to take back")
-            *edits, last = self.saved.edits
-            save_edits(edits, self.folder, undone=(last, *load_history(self.folder).undone))
-        self._reload()
-        return self
+        return self._change(History.undo)
 
     def redo(self) -> Self:
         """Make the edit again that was taken back last.
@@ -397,21 +390,19 @@ class Result:
         Raises:
             EditError: none was, or another edit was made since.
         """
-        with changing(self.folder):
-            edits, undone = load_history(self.folder)
-            if not undone:
-                raise EditError(f"no edit in {self.folder} was taken back last, and so there is none to make again")
-            save_edits([*edits, undone[0]], self.folder, undone=undone[1:])
-        self._reload()
-        return self
+        return self._change(History.redo)
 
     def _reload(self) -> None:
         self.saved = SavedResult.load(self.folder, images=self.images)
 
-    def _edit(self, make: Callable[[SavedResult], list[Edit]]) -> Self:
-        """Add the edits that `make` makes of the result as it is now, which nobody else changes meanwhile."""
+    def _edit(self, make: Callable[[EditedView], list[Edit]]) -> Self:
+        return self._change(lambda history: history.add(make(self.saved.view)))
+
+    def _change(self, step: Callable[[History], History]) -> Self:
+        """Change the edits of the result as it is now, which nobody else changes meanwhile."""
         with changing(self.folder):
             self._reload()
-            save_edits([*self.saved.edits, *make(self.saved.edited)], self.folder)
-            self._reload()
+            history = step(load_history(self.folder))
+            save_edits(history.edits, self.folder, history.undone)
+            self.saved = replace(self.saved, edits=history.edits)
         return self

@@ -46,6 +46,8 @@ def test_it_is_edited_as_on_the_command_line(result):
     for _ in range(5):
         result.undo()
     assert [cluster["name"] for cluster in result.clusters] == [first, second, third]
+    with pytest.raises(EditError, match="no picture is chosen"):
+        result.move([], first)
     with pytest.raises(EditError, match="no edits"):
         result.undo()
     with pytest.raises(EditError, match="at least two"):

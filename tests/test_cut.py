@@ -12,11 +12,10 @@ from conftest import rewrite_assignments
 
 from cae.method.fitted import ModelError
 from cae.method.pipeline import predict
+from cae.results import make_edits
 from cae.results.cut import cut
-from cae.results.edits import Move, Rename
 from cae.results.edits_file import save_edits
 from cae.results.layout import ResultError
-from cae.results.make_edits import anchors_of, find_images
 from cae.results.saved import SavedResult
 
 
@@ -67,10 +66,11 @@ def test_edits_that_still_fit_stay_and_others_are_named(tree_folder):
     result = SavedResult.load(tree_folder)
     first = result.clusters[0]
     picture = next(row["path"] for row in result.assignments.to_pylist() if row["cluster"] != first["id"])
+    view = result.view
     edits = [
-        Rename(anchors_of(result, record["id"]), name) for record, name in zip(result.clusters, "abcdef", strict=True)
+        make_edits.rename(view, record["id"], name) for record, name in zip(result.clusters, "abcdef", strict=True)
     ]
-    edits.append(Move(anchors_of(result, first["id"]), find_images(result, [picture])))
+    edits.append(make_edits.move(view, make_edits.find_images(view, [picture]), first["id"]))
     save_edits(edits, tree_folder)
     cut(SavedResult.load(tree_folder), result.fitted.hierarchy.levels[-1])
     finest = SavedResult.load(tree_folder)

@@ -8,9 +8,11 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cae.api import Result
+from cae.results import make_edits
 from cae.results.editor import Editor, StaleError
 from cae.results.edits import EditError, Pin
 from cae.results.edits_file import load_history
@@ -25,8 +27,15 @@ def editor(result_folder):
 
 
 def change(editor, verb, *arguments):
+    """As the routes do."""
     with editor.changing(editor.revision):
-        getattr(editor, verb)(*arguments)
+        if verb in ("undo", "redo"):
+            getattr(editor, verb)()
+        elif verb == "split":
+            editor.add(editor.split(*arguments))
+        else:
+            made = getattr(make_edits, verb)(editor.view, *arguments)
+            editor.add(*made if isinstance(made, list) else [made])
 
 
 def seen(result):
@@ -41,9 +50,9 @@ def rows_of(editor, cluster):
 CHANGES = [
     ("rename", 0, "boats"),
     ("split", 1, 3),
-    ("pin", [0, 1, 2]),
+    ("pin_images", [0, 1, 2]),
     ("move", [3, 4], 0),
-    ("pin_cluster", 0),
+    ("pin", 0),
     ("merge", [0, 2], "both"),
     ("merge", [3, 4]),
 ]
@@ -57,19 +66,19 @@ def test_the_view_after_each_edit_is_that_of_the_result_read_anew(editor, result
 
 
 def test_edits_are_taken_back_and_made_again_any_number(editor, result_folder):
-    states = [(seen(editor.result), editor.history[0])]
+    states = [(seen(editor.result), editor.history.edits)]
     for verb, *arguments in CHANGES:
         change(editor, verb, *arguments)
-        states.append((seen(editor.result), editor.history[0]))
+        states.append((seen(editor.result), editor.history.edits))
     for state in states[-2::-1]:
         change(editor, "undo")
-        assert (seen(editor.result), editor.history[0]) == state
+        assert (seen(editor.result), editor.history.edits) == state
     with pytest.raises(EditError, match="nothing to take back"):
         change(editor, "undo")
     editor = Editor(result_folder)  # as after a kill
     for state in states[1:]:
         change(editor, "redo")
-        assert (seen(editor.result), editor.history[0]) == state
+        assert (seen(editor.result), editor.history.edits) == state
     with pytest.raises(EditError, match="none to make again"):
         change(editor, "redo")
 
@@ -97,7 +106,7 @@ def test_a_change_on_an_old_revision_is_refused_and_writes_nothing(editor, resul
     Result(result_folder).rename("0", "from the terminal")
     before = (result_folder / "edits.json").read_bytes()
     with pytest.raises(StaleError), editor.changing(old):
-        editor.rename(1, "boats")
+        editor.add(make_edits.rename(editor.view, 1, "boats"))
     assert (result_folder / "edits.json").read_bytes() == before
     assert editor.result.clusters[0]["name"] == "from the terminal"
     change(editor, "rename", 1, "boats")
@@ -112,7 +121,7 @@ def test_of_many_changes_at_once_on_one_revision_one_is_made(editor, result_fold
     def rename(name):
         try:
             with editor.changing(revision):
-                editor.rename(0, name)
+                editor.add(make_edits.rename(editor.view, 0, name))
             outcomes.append(name)
         except StaleError:
             outcomes.append(None)
@@ -139,8 +148,8 @@ def test_a_preview_is_what_the_split_makes_and_changes_nothing(editor):
 
 def test_pictures_pinned_one_after_the_other_stay_in_one_group(editor):
     first, second, third = rows_of(editor, 0)[:3]
-    change(editor, "pin", [first])
-    change(editor, "pin", [second, third])
+    change(editor, "pin_images", [first])
+    change(editor, "pin_images", [second, third])
     assert editor.pinned(0) == 3
     assert len(editor.result.clusters) == 3
     change(editor, "move", [first], 1)
@@ -149,15 +158,15 @@ def test_pictures_pinned_one_after_the_other_stay_in_one_group(editor):
 
 def test_pins_in_several_groups_keep_each_where_it_is(editor):
     before = editor.result.assignments["cluster"].to_pylist()
-    change(editor, "pin", [rows_of(editor, 0)[0], rows_of(editor, 1)[0]])
+    change(editor, "pin_images", [rows_of(editor, 0)[0], rows_of(editor, 1)[0]])
     assert editor.result.assignments["cluster"].to_pylist() == before
     assert [editor.pinned(0), editor.pinned(1), editor.pinned(2)] == [1, 1, 0]
 
 
 def test_what_was_pinned_stays_pinned_in_a_merged_group(editor):
     sizes = [len(rows_of(editor, id)) for id in (0, 1)]
-    change(editor, "pin_cluster", 0)
-    change(editor, "pin_cluster", 1)
+    change(editor, "pin", 0)
+    change(editor, "pin", 1)
     change(editor, "merge", [0, 1])
     assert editor.pinned(0) == sum(sizes)
     change(editor, "undo")
@@ -166,11 +175,11 @@ def test_what_was_pinned_stays_pinned_in_a_merged_group(editor):
 
 def test_pictures_of_a_pinned_group_that_was_merged_are_pinned_where_they_are(editor, result_folder):
     rows = rows_of(editor, 1)
-    change(editor, "pin_cluster", 0)
-    change(editor, "pin_cluster", 1)
+    change(editor, "pin", 0)
+    change(editor, "pin", 1)
     change(editor, "merge", [0, 1])
     with editor.changing(editor.revision):
-        editor._make(Pin(editor._view.anchors(editor._checked(rows), "as other programs write it", None)))
+        editor.add(Pin(editor.view.anchors(np.array(rows), "as other programs write it", None)))
     assert len(editor.result.clusters) == 2
     assert len(SavedResult.load(result_folder).edited.clusters) == 2
 
@@ -178,16 +187,16 @@ def test_pictures_of_a_pinned_group_that_was_merged_are_pinned_where_they_are(ed
 @pytest.mark.parametrize(
     ("verb", "arguments", "message"),
     [
-        ("rename", (9, "x"), "no group 9"),
+        ("rename", (9, "x"), "there is no group 9 any more"),
         ("rename", (0, "  "), "cannot be empty"),
         ("merge", ([0, 0], None), "at least two"),
-        ("merge", ([0, 9], None), "no group 9"),
+        ("merge", ([0, 9], None), "there is no group 9 any more"),
         ("split", (0, 900), "too few different pictures"),
-        ("pin", ([],), "no picture is chosen"),
-        ("pin", ([30],), "no picture 30"),
+        ("pin_images", ([],), "no picture is chosen"),
+        ("pin_images", ([30],), "no picture 30"),
         ("move", ([-1], 0), "no picture -1"),
         ("move", ([], 0), "no picture is chosen"),
-        ("pin_cluster", (9,), "no group 9"),
+        ("pin", (9,), "there is no group 9 any more"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_leaves_everything_as_it_was(editor, result_folder, verb, arguments, message):
@@ -249,11 +258,12 @@ def test_a_folder_that_is_no_result_is_refused(tmp_path):
 
 KILLED = """
 import sys
+from cae.results import make_edits
 from cae.results.editor import Editor
 editor = Editor(sys.argv[1])
 for i in range(10_000):
     with editor.changing(editor.revision):
-        editor.rename(0, f"name {i}")
+        editor.add(make_edits.rename(editor.view, 0, f"name {i}"))
     print(i, flush=True)
 """
 
@@ -288,4 +298,4 @@ def test_thousands_of_edits_outlive_kills_at_any_moment(result_folder):
         assert acknowledged <= len(edits) <= acknowledged + 1
         known = len(edits)
     assert known > 3000
-    assert len(Editor(result_folder).history[0]) == known
+    assert len(Editor(result_folder).history.edits) == known

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from cae.results.edits import Anchors, EditError, Merge, Move, Pin, Rename, Split, apply_edits
+from cae.results.edits import Anchors, EditedView, EditError, Merge, Move, Pin, Rename, Split
 from cae.results.edits_file import load_edits, save_edits
 from cae.results.make_edits import anchors_of, find_cluster, split_into
 from cae.results.saved import SavedResult
@@ -68,6 +69,12 @@ def refit(result, permutation, extra=5):
     return new
 
 
+def apply_edits(result, edits):
+    """The result as people see it with some edits."""
+    view = EditedView(result).apply(edits)
+    return SimpleNamespace(assignments=view.assignments(), clusters=view.records(), unmatched=view.unmatched)
+
+
 def members(edited, name):
     return {row["path"] for row in edited.assignments.to_pylist() if row["name"] == name}
 
@@ -77,7 +84,7 @@ def names_of(edited):
 
 
 def test_rename_changes_name_and_drops_the_gloss(result):
-    edited = apply_edits(result, [Rename(anchors_of(result, 1), "boats")])
+    edited = apply_edits(result, [Rename(anchors_of(result.view, 1), "boats")])
     assert names_of(edited) == {0: "cat", 1: "boats", 2: "tree"}
     assert edited.clusters[1]["gloss"] == ""
     assert edited.clusters[0] == result.clusters[0]
@@ -86,7 +93,7 @@ def test_rename_changes_name_and_drops_the_gloss(result):
 
 
 def test_merge_makes_one_of_several(result):
-    edited = apply_edits(result, [Merge((anchors_of(result, 0), anchors_of(result, 1)), "things")])
+    edited = apply_edits(result, [Merge((anchors_of(result.view, 0), anchors_of(result.view, 1)), "things")])
     assert names_of(edited) == {0: "things", 2: "tree"}
     record = edited.clusters[0]
     assert record["size"] == SIZES[0] + SIZES[1] == len(members(edited, "things"))
@@ -98,15 +105,15 @@ def test_merge_makes_one_of_several(result):
 
 
 def test_a_merge_goes_without_clusters_that_are_gone(result):
-    merge = Merge((Anchors("ghosts", ("x",)), anchors_of(result, 0), anchors_of(result, 1)), "things")
+    merge = Merge((Anchors("ghosts", ("x",)), anchors_of(result.view, 0), anchors_of(result.view, 1)), "things")
     edited = apply_edits(result, [merge])
     assert edited.unmatched == []
     assert names_of(edited) == {0: "things", 2: "tree"}
 
 
 def test_split_follows_the_pictures(result):
-    parts = split_into(result, 2, 2)
-    edited = apply_edits(result, [Split(anchors_of(result, 2), parts)])
+    parts = split_into(result.view, 2, 2)
+    edited = apply_edits(result, [Split(anchors_of(result.view, 2), parts)])
     assert names_of(edited) == {0: "cat", 1: "harbor", 2: parts[0].name, 3: parts[1].name}
     assert {part.name for part in parts} == {"oak", "pine"}
     even = {row["path"] for i, row in enumerate(result.assignments.to_pylist()) if row["cluster"] == 2 and i % 2 == 0}
@@ -117,49 +124,46 @@ def test_split_follows_the_pictures(result):
 def test_a_part_keeps_the_pictures_that_it_lists(result):
     # h14 looks like the even ones; a person says otherwise.
     parts = (Anchors("mine", ("h14",)), Anchors("rest", tuple(f"h{i}" for i in range(15, 24))))
-    edited = apply_edits(result, [Split(anchors_of(result, 2), parts)])
+    edited = apply_edits(result, [Split(anchors_of(result.view, 2), parts)])
     assert members(edited, "mine") == {"14.jpg"}
 
 
 def test_a_split_needs_different_pictures(result):
     result.embeddings[result.assignments["cluster"].to_numpy() == 1] = result.embeddings[8].clone()
     with pytest.raises(EditError, match="too few different pictures"):
-        split_into(result, 1, 2)
+        split_into(result.view, 1, 2)
 
 
 def test_moved_pictures_and_their_copies_go_where_they_are_sent():
     hashes = [f"h{i}" for i in range(24)]
     hashes[3] = "h20"  # the same bytes as picture 20
     result = make_result([k for k, n in SIZES.items() for _ in range(n)], hashes=hashes)
-    edited = apply_edits(result, [Move(anchors_of(result, 1), ("h20",))])
+    edited = apply_edits(result, [Move(anchors_of(result.view, 1), ("h20",))])
     assert members(edited, "harbor") == {f"{i}.jpg" for i in (3, *range(8, 14), 20)}
     assert [record["size"] for record in edited.clusters] == [7, 8, 9]
 
 
 def test_clusters_left_empty_are_gone(result):
-    edited = apply_edits(result, [Move(anchors_of(result, 0), tuple(f"h{i}" for i in range(8, 14)))])
+    edited = apply_edits(result, [Move(anchors_of(result.view, 0), tuple(f"h{i}" for i in range(8, 14)))])
     assert names_of(edited) == {0: "cat", 2: "tree"}
 
 
 def test_edits_build_on_each_other(result):
-    view, edits = result, []
-
-    def edit(make):
-        nonlocal view
-        edits.append(make(view))
+    view, edits = EditedView(result), []
+    for make in (
+        lambda: Split(anchors_of(view, 2), split_into(view, 2, 2)),
+        lambda: Merge((anchors_of(view, 1), anchors_of(view, 3)), "mixed"),
+        lambda: Rename(anchors_of(view, 1), "odd"),
+        lambda: Move(anchors_of(view, 0), ("h8",)),
+    ):
+        edits.append(make())
+        view.apply(edits[-1:])
         edited = apply_edits(result, edits)
         assert edited.unmatched == []
-        view = dataclasses.replace(result, assignments=edited.assignments, clusters=edited.clusters)
-        view.__dict__["embeddings"] = result.embeddings
-        return view
-
-    edit(lambda view: Split(anchors_of(view, 2), split_into(view, 2, 2)))
-    edit(lambda view: Merge((anchors_of(view, 1), anchors_of(view, 3)), "mixed"))
-    edit(lambda view: Rename(anchors_of(view, 1), "odd"))
-    edit(lambda view: Move(anchors_of(view, 0), ("h8",)))
-    assert set(names_of(view).values()) == {"cat", "odd", view.clusters[-1]["name"]}
-    assert len(members(view, "odd")) == SIZES[1] + 5 - 1
-    assert "8.jpg" in members(view, "cat")
+        assert edited.clusters == view.records()
+    assert set(names_of(edited).values()) == {"cat", "odd", edited.clusters[-1]["name"]}
+    assert len(members(edited, "odd")) == SIZES[1] + 5 - 1
+    assert "8.jpg" in members(edited, "cat")
 
 
 PERMUTATION = {0: 2, 1: 0, 2: 1}
@@ -167,9 +171,9 @@ PERMUTATION = {0: 2, 1: 0, 2: 1}
 
 def test_edits_outlive_a_new_fit_that_numbers_and_names_otherwise(result):
     edits = [
-        Rename(anchors_of(result, 1), "boats"),
-        Split(anchors_of(result, 2), split_into(result, 2, 2)),
-        Move(anchors_of(result, 0), ("h8",)),
+        Rename(anchors_of(result.view, 1), "boats"),
+        Split(anchors_of(result.view, 2), split_into(result.view, 2, 2)),
+        Move(anchors_of(result.view, 0), ("h8",)),
     ]
     edited = apply_edits(refit(result, PERMUTATION), edits)
     assert edited.unmatched == []
@@ -181,7 +185,7 @@ def test_edits_outlive_a_new_fit_that_numbers_and_names_otherwise(result):
 
 
 def test_clusters_that_a_new_fit_joined_need_no_merging(result):
-    merge = Merge((anchors_of(result, 0), anchors_of(result, 1)), "things")
+    merge = Merge((anchors_of(result.view, 0), anchors_of(result.view, 1)), "things")
     joined = refit(result, {0: 0, 1: 0, 2: 1})
     edited = apply_edits(joined, [merge])
     assert edited.unmatched == []
@@ -189,7 +193,7 @@ def test_clusters_that_a_new_fit_joined_need_no_merging(result):
 
 
 def test_a_pin_keeps_its_pictures_together(result):
-    pin = Pin(anchors_of(result, 1, every=True))
+    pin = Pin(anchors_of(result.view, 1, every=True))
     now = apply_edits(result, [pin])
     assert now.clusters == result.clusters
     assert now.assignments.equals(result.assignments)
@@ -212,7 +216,7 @@ def test_a_pin_keeps_its_pictures_together(result):
 
 
 def test_two_pins_stay_apart_in_one_new_cluster(result):
-    pins = [Pin(anchors_of(result, k, every=True)) for k in (0, 1)]
+    pins = [Pin(anchors_of(result.view, k, every=True)) for k in (0, 1)]
     edited = apply_edits(refit(result, {0: 0, 1: 0, 2: 1}, extra=0), pins)
     assert len(members(edited, "cat")) == SIZES[0]
     assert len(members(edited, "harbor")) == SIZES[1]
@@ -221,8 +225,8 @@ def test_two_pins_stay_apart_in_one_new_cluster(result):
 def test_edits_of_what_is_gone_are_told_and_the_others_applied(result):
     gone = Anchors("ghosts", ("x", "y"))
     spread = Anchors("everything", ("h0", "h8", "h14"))
-    edits = [Rename(gone, "a"), Rename(spread, "b"), Move(anchors_of(result, 0), ("x",)), Pin(gone)]
-    edited = apply_edits(result, [*edits, Rename(anchors_of(result, 0), "pets")])
+    edits = [Rename(gone, "a"), Rename(spread, "b"), Move(anchors_of(result.view, 0), ("x",)), Pin(gone)]
+    edited = apply_edits(result, [*edits, Rename(anchors_of(result.view, 0), "pets")])
     assert names_of(edited) == {0: "pets", 1: "harbor", 2: "tree"}
     assert [line.split(": ")[1] for line in edited.unmatched] == [
         "the pictures of ghosts are gone",
@@ -233,12 +237,12 @@ def test_edits_of_what_is_gone_are_told_and_the_others_applied(result):
 
 
 def test_edits_survive_the_disk(result, tmp_path):
-    anchors = anchors_of(result, 0)
+    anchors = anchors_of(result.view, 0)
     edits = (
         Rename(anchors, "größer <b>"),
-        Merge((anchors, anchors_of(result, 1)), "m"),
-        Split(anchors_of(result, 2), split_into(result, 2, 2)),
-        Pin(anchors_of(result, 2, every=True)),
+        Merge((anchors, anchors_of(result.view, 1)), "m"),
+        Split(anchors_of(result.view, 2), split_into(result.view, 2, 2)),
+        Pin(anchors_of(result.view, 2, every=True)),
         Move(anchors, ("h3",)),
     )
     assert load_edits(tmp_path) == ()
@@ -281,7 +285,7 @@ def test_a_saved_result_offers_the_edited_view(result_folder):
     plain = SavedResult.load(result_folder)
     assert plain.edited is plain
     cluster = plain.clusters[0]["id"]
-    save_edits([Rename(anchors_of(plain, cluster), "mine"), Rename(Anchors("ghosts", ("x",)), "a")], result_folder)
+    save_edits([Rename(anchors_of(plain.view, cluster), "mine"), Rename(Anchors("ghosts", ("x",)), "a")], result_folder)
     result = SavedResult.load(result_folder)
     assert result.clusters == plain.clusters  # what the fit found stays to be seen
     assert result.edited.clusters[0]["name"] == "mine"
@@ -293,4 +297,4 @@ def test_a_saved_result_offers_the_edited_view(result_folder):
 
 def test_a_number_is_that_of_a_cluster_even_if_another_one_is_called_so():
     result = make_result([0, 0, 1, 1, 2, 2], {0: "cat", 1: "2", 2: "tree"})
-    assert (find_cluster(result, 2), find_cluster(result, "2"), find_cluster(result, "0")) == (2, 1, 0)
+    assert (find_cluster(result.view, 2), find_cluster(result.view, "2"), find_cluster(result.view, "0")) == (2, 1, 0)

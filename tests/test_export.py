@@ -36,7 +36,7 @@ def visible(folder):
 
 def rename(result, *names):
     """Call the clusters something, and read the result again."""
-    edits = [Rename(anchors_of(result, k), name) for k, name in enumerate(names)]
+    edits = [Rename(anchors_of(result.view, k), name) for k, name in enumerate(names)]
     save_edits(edits, result.folder)
     return SavedResult.load(result.folder)
 
@@ -123,7 +123,7 @@ def test_edits_show_and_bring_an_earlier_export_up_to_date(result, tmp_path):
     strangers = out / "notes.txt"
     strangers.write_text("mine")
     old = {record["name"] for record in result.clusters}
-    save_edits([Merge((anchors_of(result, 0), anchors_of(result, 1)), "both/all")], result.folder)
+    save_edits([Merge((anchors_of(result.view, 0), anchors_of(result.view, 1)), "both/all")], result.folder)
     edited = SavedResult.load(result.folder)
     done = export(edited, "folders", out)
     names = {path.name for path in out.iterdir() if path.is_dir()}

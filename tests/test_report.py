@@ -21,11 +21,12 @@ from cae.report.data import N_DOUBTFUL, columns, describe_groups, fused, packed
 from cae.report.kept import ReportCache
 from cae.report.map import lay_among, lay_out
 from cae.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails, thumbnail_side, write_sheets
+from cae.results import make_edits
 from cae.results.compare import compare
-from cae.results.edits import Anchors, Merge, Move, Rename
+from cae.results.edits import Anchors, Merge, Rename
 from cae.results.edits_file import save_edits
 from cae.results.layout import ResultError
-from cae.results.make_edits import anchors_of, find_images
+from cae.results.make_edits import anchors_of
 from cae.results.saved import SavedResult
 from cae.results.writing import OutputError
 from cae.utils.files import write_json
@@ -267,7 +268,7 @@ def test_pictures_that_are_all_gone_still_leave_a_page(result_folder, picture_fo
 
 def test_edits_show(result_folder):
     result = SavedResult.load(result_folder)
-    first, second, third = (anchors_of(result, record["id"]) for record in result.clusters)
+    first, second, third = (anchors_of(result.view, record["id"]) for record in result.clusters)
     gone = Anchors("gone", ("0" * 64,))
     save_edits([Rename(first, NASTY), Merge((second, third), "both"), Rename(gone, "x")], result_folder)
     write_report(SavedResult.load(result_folder), result_folder / "report", silent)
@@ -363,7 +364,8 @@ def move(result_folder, path, name="elsewhere"):
     result = SavedResult.load(result_folder)
     home = next(row["cluster"] for row in result.assignments.to_pylist() if row["path"] == path)
     other = next(record["id"] for record in result.clusters if record["id"] != home)
-    edits = [Rename(anchors_of(result, other), name), Move(anchors_of(result, other), find_images(result, [path]))]
+    view = result.view
+    edits = [make_edits.rename(view, other, name), make_edits.move(view, make_edits.find_images(view, [path]), other)]
     save_edits(edits, result_folder)
 
 

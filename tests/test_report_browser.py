@@ -14,11 +14,12 @@ from conftest import rewrite_assignments
 from playwright.sync_api import expect
 
 from cae.report import write_report
+from cae.results import make_edits
 from cae.results.compare import compare
 from cae.results.cut import cut
-from cae.results.edits import Move, Rename
+from cae.results.edits import Rename
 from cae.results.edits_file import save_edits
-from cae.results.make_edits import anchors_of, find_images
+from cae.results.make_edits import anchors_of
 from cae.results.saved import SavedResult
 from cae.utils.files import write_json
 
@@ -57,7 +58,7 @@ def report(result_folder):
     names = ["harbour", "meadow", "desert"]
     result = SavedResult.load(result_folder)
     edits = [
-        Rename(anchors_of(result, record["id"]), name) for record, name in zip(result.clusters, names, strict=True)
+        Rename(anchors_of(result.view, record["id"]), name) for record, name in zip(result.clusters, names, strict=True)
     ]
     save_edits(edits, result_folder)
     write_report(SavedResult.load(result_folder), result_folder / "report", lambda _: lambda *_: None)
@@ -182,9 +183,8 @@ def compared(result_folder, tmp_path):
     first = [path for path, home in homes.items() if home == 0][:2]
     second = [path for path, home in homes.items() if home == 1][:1]
     edits = [
-        Rename(anchors_of(before, 2), NASTY),
-        Move(anchors_of(before, 2), find_images(before, first)),
-        Move(anchors_of(before, 2), find_images(before, second)),
+        Rename(anchors_of(before.view, 2), NASTY),
+        *(make_edits.move(before.view, make_edits.find_images(before.view, paths), 2) for paths in (first, second)),
     ]
     save_edits(edits, result_folder)
     after = SavedResult.load(result_folder)

@@ -105,14 +105,13 @@ class OpenResult:
             state = describe_edited(editor.result, self._fused(editor), self._arranged)
             for group in state["groups"]:
                 group["pinned"] = editor.pinned(group["id"])
-            edits, undone = editor.history
             return {
                 **state,
                 "revision": editor.revision,
                 "fit": editor.fit,
-                "undo": str(edits[-1]) if edits else None,
-                "redo": str(undone[0]) if undone else None,
-                "unmatched": editor.unmatched,
+                "undo": next(map(str, reversed(editor.history.edits)), None),
+                "redo": next(map(str, editor.history.undone), None),
+                "unmatched": editor.view.unmatched,
                 "exports": shown_path(self.exports.absolute()),
             }
 

@@ -34,6 +34,7 @@ from cae.app.opened import OpenResult
 from cae.data.images import shown_path
 from cae.report.data import PAGE_FILES
 from cae.report.page import STATE_SCRIPT, state_script
+from cae.results import make_edits
 from cae.results.editor import Editor, StaleError
 from cae.results.export import TARGETS, Placing
 
@@ -101,15 +102,21 @@ def _refused(_request: Request, error: Exception) -> Response:
 
 
 _EDITS: dict[str, Callable[[Editor, Fields], None]] = {
-    "rename": lambda editor, fields: editor.rename(fields.whole("group"), fields.text("name")),
-    "merge": lambda editor, fields: editor.merge(
-        fields.wholes("groups"), fields.text("name") if "name" in fields else None
+    "rename": lambda editor, fields: editor.add(
+        make_edits.rename(editor.view, fields.whole("group"), fields.text("name"))
     ),
-    "split": lambda editor, fields: editor.split(fields.whole("group"), _parts(fields)),
-    "pin": lambda editor, fields: (
-        editor.pin(fields.wholes("pictures")) if "pictures" in fields else editor.pin_cluster(fields.whole("group"))
+    "merge": lambda editor, fields: editor.add(
+        make_edits.merge(editor.view, fields.wholes("groups"), fields.text("name") if "name" in fields else None)
     ),
-    "move": lambda editor, fields: editor.move(fields.wholes("pictures"), fields.whole("group")),
+    "split": lambda editor, fields: editor.add(editor.split(fields.whole("group"), _parts(fields))),
+    "pin": lambda editor, fields: editor.add(
+        *make_edits.pin_images(editor.view, fields.wholes("pictures"))
+        if "pictures" in fields
+        else [make_edits.pin(editor.view, fields.whole("group"))]
+    ),
+    "move": lambda editor, fields: editor.add(
+        make_edits.move(editor.view, fields.wholes("pictures"), fields.whole("group"))
+    ),
     "undo": lambda editor, _: editor.undo(),
     "redo": lambda editor, _: editor.redo(),
 }

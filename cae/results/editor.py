@@ -20,10 +20,10 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cae.results.edits import Anchors, Edit, EditedView, EditError, Merge, Move, Pin, Rename, Split, UnmatchedError
-from cae.results.edits_file import EDITS_FILE, load_history, save_edits
+from cae.results import make_edits
+from cae.results.edits import Edit, EditedView, Split
+from cae.results.edits_file import EDITS_FILE, History, load_history, save_edits
 from cae.results.layout import RUN
-from cae.results.make_edits import anchors_of, check_name, pins_of, split_into
 from cae.results.saved import SavedResult
 from cae.results.writing import changing
 
@@ -59,7 +59,8 @@ class Editor:
         saved: the result as the fit left it.
         revision: tells what the result and its edits are; another one after every change, by whomever.
         fit: tells what the result without its edits is.
-        unmatched: a line for each edit that could not be applied.
+        view: the result with its edits applied, which `make_edits` makes others of.
+        history: the edits, and those that were taken back.
 
     Raises:
         ResultError, EditError: no result, or one that is damaged.
@@ -68,7 +69,7 @@ class Editor:
     Examples:
         >>> editor = Editor("cae-result")
         >>> with editor.changing(editor.revision):
-        ...     editor.rename(0, "boats")
+        ...     editor.add(make_edits.rename(editor.view, 0, "boats"))
         >>> editor.result.clusters[0]["name"]
         'boats'
     """
@@ -79,8 +80,7 @@ class Editor:
         self._read_at: list[tuple[int, int, int] | None]
         self._edited: SavedResult | None
         self._last_split: tuple[tuple[str, int, int], Split] | None
-        self.unmatched: list[str]
-        self._earlier: deque[tuple[EditedView, int]] = deque(maxlen=_KEPT)  # and how many were unmatched
+        self._earlier: deque[EditedView] = deque(maxlen=_KEPT)
         with changing(self.folder):
             self._load()
 
@@ -89,24 +89,13 @@ class Editor:
         """The result with the edits applied."""
         with self._lock:
             if self._edited is None:
-                self._edited = replace(
-                    self.saved,
-                    assignments=self._view.assignments(),
-                    clusters=self._view.records(),
-                    edits=(),
-                    _unedited=self.saved,
-                )
+                self._edited = self.saved.seen_in(self.view)
             return self._edited
-
-    @property
-    def history(self) -> tuple[tuple[Edit, ...], tuple[Edit, ...]]:
-        """The edits, and those that were taken back and can be made again, the next one first."""
-        return self._edits, self._undone
 
     def pinned(self, cluster: int) -> int:
         """How many images of a cluster are pinned."""
-        rows = self._view.rows(self._view.pinned.get(cluster, ()))
-        return int((self._view.labels[rows] == cluster).sum())
+        rows = self.view.rows(self.view.pinned.get(cluster, ()))
+        return int((self.view.labels[rows] == cluster).sum())
 
     @contextmanager
     def looking(self) -> Iterator[Self]:
@@ -133,58 +122,10 @@ class Editor:
 
     # Inside `changing`.
 
-    def rename(self, cluster: int, name: str) -> None:
-        """Call a cluster something else.
-
-        Raises:
-            EditError: no such cluster, or the name is empty or taken.
-        """
-        self._make(Rename(self._anchors(cluster), check_name(self.result, name, [cluster])))
-
-    def merge(self, clusters: Sequence[int], name: str | None = None) -> None:
-        """Make several clusters one, by default under the first one's name.
-
-        Raises:
-            EditError: fewer than two clusters, or no such one; or the name is empty or taken.
-        """
-        ids = list(dict.fromkeys(clusters))
-        if len(ids) < 2:
-            raise EditError("merging takes at least two groups; choose another")
-        anchors = tuple(self._anchors(id) for id in ids)
-        self._make(Merge(anchors, anchors[0].name if name is None else check_name(self.result, name, ids)))
-
-    def split(self, cluster: int, into: int) -> None:
-        """Take a cluster apart by what its images look like, as `preview` shows.
-
-        Raises:
-            EditError: no such cluster, or fewer different images than parts.
-        """
-        self._make(self._split(cluster, into))
-
-    def pin(self, rows: Sequence[int]) -> None:
-        """Keep images together, those of each cluster under its name, whatever the next fit finds.
-
-        Raises:
-            EditError: no image, or no such one.
-        """
-        self._make(*pins_of(self._view, self._checked(rows)))
-
-    def pin_cluster(self, cluster: int) -> None:
-        """Keep all images of a cluster together under its name.
-
-        Raises:
-            EditError: no such cluster.
-        """
-        self._make(Pin(self._anchors(cluster, every=True)))
-
-    def move(self, rows: Sequence[int], to: int) -> None:
-        """Put images into another cluster.
-
-        Raises:
-            EditError: no image, or no such one; or no such cluster.
-        """
-        cluster, pictures = self._anchors(to), self._view.anchors(self._checked(rows), "the chosen pictures", None)
-        self._make(Move(cluster, pictures.pictures))
+    def add(self, *edits: Edit) -> None:
+        """Make edits that `make_edits` made of `view`, each of which can be taken back alone."""
+        self._save(self.history.add(edits))
+        self._go_on(edits)
 
     def undo(self) -> None:
         """Take the last edit back.
@@ -192,14 +133,12 @@ class Editor:
         Raises:
             EditError: there is none.
         """
-        if not self._edits:
-            raise EditError(f"there are no edits in {self.folder}, and so nothing to take back")
-        self._save(self._edits[:-1], (self._edits[-1], *self._undone))
+        self._save(self.history.undo())
         if self._earlier:
-            self._view, unmatched = self._earlier.pop()
-            del self.unmatched[unmatched:]
+            self.view = self._earlier.pop()
         else:
-            self._replay()
+            self.view.reset()
+            self.view.apply(self.history.edits)
 
     def redo(self) -> None:
         """Make the edit again that was taken back last.
@@ -207,86 +146,56 @@ class Editor:
         Raises:
             EditError: none was, or another edit was made since.
         """
-        if not self._undone:
-            raise EditError(f"no edit in {self.folder} was taken back last, and so there is none to make again")
-        edit, *undone = self._undone
-        self._save((*self._edits, edit), tuple(undone))
-        self._go_on([edit])
+        self._save(self.history.redo())
+        self._go_on(self.history.edits[-1:])
 
     # At any time.
 
-    def preview(self, cluster: int, into: int) -> list[Part]:
-        """What `split` would make of a cluster.
+    def split(self, cluster: int, into: int) -> Split:
+        """An edit that takes a cluster apart, computed once for its preview and for the split itself.
 
         Raises:
-            EditError: as `split`.
+            EditError: as `make_edits.split`.
         """
         with self._lock:
-            edit, view = self._split(cluster, into), self._view.branch()
+            key = (self.revision, cluster, into)
+            if self._last_split is None or self._last_split[0] != key:
+                self._last_split = key, make_edits.split(self.view, cluster, into)
+            return self._last_split[1]
+
+    def preview(self, cluster: int, into: int) -> list[Part]:
+        """What that edit would make of the cluster.
+
+        Raises:
+            EditError: as `make_edits.split`.
+        """
+        with self._lock:
+            edit, view = self.split(cluster, into), self.view.branch()
             before = set(view.clusters)
             edit.apply(view)
             ids = [cluster, *sorted(set(view.clusters) - before)]
             return [Part(view.clusters[id]["name"], view.most_typical(view.members(id))) for id in ids]
 
-    def _anchors(self, cluster: int, *, every: bool = False) -> Anchors:
-        if not len(self._view.members(cluster)):
-            raise EditError(f"there is no group {cluster} any more")
-        return anchors_of(self._view, cluster, every=every)
-
-    def _checked(self, rows: Sequence[int]) -> NDArray[np.int64]:
-        if not rows:
-            raise EditError("no picture is chosen: choose one or more")
-        n = len(self._view.labels)
-        if outside := [row for row in rows if not 0 <= row < n]:
-            raise EditError(f"there is no picture {outside[0]}: the result has {n}")
-        return np.array(list(dict.fromkeys(rows)), dtype=np.int64)
-
-    def _split(self, cluster: int, into: int) -> Split:
-        """The edit, computed once for the preview and for the split itself."""
-        key = (self.revision, cluster, into)
-        if self._last_split is None or self._last_split[0] != key:
-            anchors = self._anchors(cluster)
-            self._last_split = key, Split(anchors, split_into(self._view, cluster, into))
-        return self._last_split[1]
-
-    def _make(self, *edits: Edit) -> None:
-        self._save((*self._edits, *edits), ())
-        self._go_on(edits)
-
-    def _save(self, edits: tuple[Edit, ...], undone: tuple[Edit, ...]) -> None:
+    def _save(self, history: History) -> None:
         """Write the edits to disk, and only then change what is in memory."""
-        save_edits(edits, self.folder, undone)
-        self._edits, self._undone, self._edited = edits, undone, None
+        save_edits(history.edits, self.folder, history.undone)
+        self.history, self._edited = history, None
         self._note_files(self._stamps())
 
     def _go_on(self, edits: Sequence[Edit]) -> None:
         """Apply edits, each to a view of its own, so that taking one back is fast."""
         for edit in edits:
-            self._earlier.append((self._view, len(self.unmatched)))
-            self._view = self._view.branch()
-            self._apply([edit])
-
-    def _apply(self, edits: Sequence[Edit]) -> None:
-        for edit in edits:
-            try:
-                edit.apply(self._view)
-            except UnmatchedError as reason:
-                self.unmatched.append(f"{edit}: {reason}")
-
-    def _replay(self) -> None:
-        self._view.reset()
-        self.unmatched = []
-        self._apply(self._edits)
+            self._earlier.append(self.view)
+            self.view = self.view.branch().apply([edit])
 
     def _load(self) -> None:
         stamps = self._stamps()  # what is written from here on is read at the next look
         self._read_at = []  # and so is all, if something cannot be read
-        self._edits, self._undone = load_history(self.folder)
+        self.history = load_history(self.folder)
         self.saved = replace(SavedResult.load(self.folder, images=self._images), edits=())
-        self._view = EditedView(self.saved)
+        self.view = EditedView(self.saved).apply(self.history.edits)
         self._edited = self._last_split = None
         self._earlier.clear()
-        self._replay()
         self._note_files(stamps)
 
     def _note_files(self, stamps: list[tuple[int, int, int] | None]) -> None:

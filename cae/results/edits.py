@@ -36,7 +36,7 @@ from copy import copy
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -201,45 +201,28 @@ class Move:
 Edit = Rename | Merge | Split | Pin | Move
 
 
-class EditedResult(NamedTuple):
-    """A result as its edits show it.
-
-    Attributes:
-        assignments: the assignments, with other `cluster`, `name` and `runner_up`.
-        clusters: one record per cluster, without clusters that hold no image.
-        unmatched: a line for each edit that could not be applied, with the reason.
-    """
-
-    assignments: pa.Table
-    clusters: list[dict[str, Any]]
-    unmatched: list[str]
-
-
-def apply_edits(result: Assigned, edits: Iterable[Edit]) -> EditedResult:
-    """Apply edits in order; see the module for what each means.
-
-    Args:
-        result: the result as the fit left it, or already edited.
-        edits: edits from `load_edits`, or just made.
-    """
-    view, unmatched = EditedView(result), []
-    for edit in edits:
-        try:
-            edit.apply(view)
-        except UnmatchedError as reason:
-            unmatched.append(f"{edit}: {reason}")
-    return EditedResult(view.assignments(), view.records(), unmatched)
-
-
 class UnmatchedError(Exception):
     """An edit is about images or clusters that are no longer there; the message says which."""
 
 
 class EditedView:
-    """A result while edits are applied to it."""
+    """A result while edits are applied to it.
+
+    Args:
+        result: the result as the fit left it.
+
+    Attributes:
+        root: the folder of the images.
+        table: one row per image, as the fit left it.
+        x: (N, D) float32 unit rows, the image embeddings.
+        labels: (N,) int64, the cluster of each image.
+        clusters: a record for each id; those that hold no image any more are there, too.
+        pinned: hashes of the images that are pinned in a cluster, by its id.
+        unmatched: a line for each edit that could not be applied, with the reason.
+    """
 
     def __init__(self, result: Assigned) -> None:
-        self.table = result.assignments
+        self.root, self.table = result.root, result.assignments
         self.x = normalize(result.embeddings.float(), dim=1)
         self._hashes = self.table["sha256"].to_pylist()
         self._rows: dict[str, list[int]] = {}
@@ -253,16 +236,26 @@ class EditedView:
         self.labels: Rows = self.table["cluster"].to_numpy().copy()
         self.clusters = {record["id"]: dict(record) for record in self._records}
         self.pinned: dict[int, set[str]] = {}
+        self.unmatched: list[str] = []
         self._merged: dict[int, int] = {}
         self._changed: set[int] = set()
         self._next_id = max(self.clusters, default=-1) + 1
 
+    def apply(self, edits: Iterable[Edit]) -> Self:
+        """Apply edits in order; see the module for what each means."""
+        for edit in edits:
+            try:
+                edit.apply(self)
+            except UnmatchedError as reason:
+                self.unmatched.append(f"{edit}: {reason}")
+        return self
+
     def branch(self) -> EditedView:
-        """The same as it is now, to try an edit on; what edits do not change is shared."""
+        """The same as it is now, to go on from; what edits do not change is shared."""
         other = copy(self)
         other.labels, other._changed, other._merged = self.labels.copy(), set(self._changed), dict(self._merged)
         other.clusters = {id: dict(record) for id, record in self.clusters.items()}
-        other.pinned = dict(self.pinned)
+        other.pinned, other.unmatched = dict(self.pinned), list(self.unmatched)
         return other
 
     def rows(self, hashes: Iterable[str]) -> Rows:
@@ -272,6 +265,11 @@ class EditedView:
     def members(self, cluster: int) -> Rows:
         """Rows of a cluster."""
         return np.flatnonzero(self.labels == cluster)
+
+    def names(self) -> dict[int, str]:
+        """The name of each cluster that has images, by id."""
+        present = set(self.labels.tolist())
+        return {id: record["name"] for id, record in self.clusters.items() if id in present}
 
     def find(self, anchors: Anchors) -> int:
         """The cluster with more than half of the anchors that are still there."""
@@ -343,7 +341,7 @@ class EditedView:
         """A noun for each part that is typical of it and not of the others, and not the name of another cluster."""
         nouns = self.table["top_nouns"].to_pylist()
         counts = [Counter(chain.from_iterable(nouns[row] for row in part.tolist())) for part in parts]
-        taken = {record["name"] for id, record in self.clusters.items() if id != cluster}
+        taken = {name for id, name in self.names().items() if id != cluster}
         free = sorted(set().union(*counts) - taken)
         if len(free) < len(parts):
             return [f"{self.clusters[cluster]['name']} {i + 1}" for i in range(len(parts))]

@@ -16,7 +16,7 @@ show, and its anchors. For a part, `name` is what it will be called; for a pin, 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +41,30 @@ class History(NamedTuple):
 
     edits: tuple[Edit, ...] = ()
     undone: tuple[Edit, ...] = ()
+
+    def add(self, edits: Iterable[Edit]) -> History:
+        """With more edits; what was taken back cannot be made again."""
+        return History((*self.edits, *edits))
+
+    def undo(self) -> History:
+        """With the last edit taken back.
+
+        Raises:
+            EditError: there is none.
+        """
+        if not self.edits:
+            raise EditError("there are no edits, and so nothing to take back")
+        return History(self.edits[:-1], (self.edits[-1], *self.undone))
+
+    def redo(self) -> History:
+        """With the edit made again that was taken back last.
+
+        Raises:
+            EditError: none was, or another edit was made since.
+        """
+        if not self.undone:
+            raise EditError("no edit was taken back last, and so there is none to make again")
+        return History((*self.edits, self.undone[0]), self.undone[1:])
 
 
 def load_edits(folder: Path) -> tuple[Edit, ...]:

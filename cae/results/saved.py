@@ -20,7 +20,7 @@ from cae.data.images import shown_path
 from cae.data.listing import list_folder, looks_like_image
 from cae.method.fitted import FittedCAE, ModelError
 from cae.results.checks import check_consistent, check_unchanged, warn_of_changes
-from cae.results.edits import Edit, EditedResult, apply_edits
+from cae.results.edits import Edit, EditedView
 from cae.results.edits_file import load_edits
 from cae.results.layout import (
     ASSIGNMENTS,
@@ -107,10 +107,16 @@ class SavedResult:
     @cached_property
     def edited(self) -> Self:
         """The result as people want it: with its edits applied, and none left to apply."""
-        if not self.edits:
-            return self
-        view = self._edited
-        return replace(self, assignments=view.assignments, clusters=view.clusters, edits=(), _unedited=self)
+        return self.seen_in(self.view) if self.edits else self
+
+    @cached_property
+    def view(self) -> EditedView:
+        """The result with its edits applied, for others to be made on (`make_edits`)."""
+        return EditedView(self).apply(self.edits)
+
+    def seen_in(self, view: EditedView) -> Self:
+        """The result as a view of it has it, with no edits left to apply."""
+        return replace(self, assignments=view.assignments(), clusters=view.records(), edits=(), _unedited=self)
 
     @property
     def has_images(self) -> bool:
@@ -120,11 +126,7 @@ class SavedResult:
     @property
     def unmatched_edits(self) -> list[str]:
         """A line for each edit that `edited` leaves out because its images are gone or scattered."""
-        return self._edited.unmatched if self.edits else []
-
-    @cached_property
-    def _edited(self) -> EditedResult:
-        return apply_edits(self, self.edits)
+        return self.view.unmatched if self.edits else []
 
     @cached_property
     def fitted(self) -> FittedCAE:

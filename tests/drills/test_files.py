@@ -145,7 +145,7 @@ def of_result(result: SavedResult):
 )
 def test_result(result_folder, caplog, file, n):
     result = SavedResult.load(result_folder)
-    save_edits([Rename(anchors_of(result, 1), "renamed")], result_folder)
+    save_edits([Rename(anchors_of(result.view, 1), "renamed")], result_folder)
     expected = of_result(SavedResult.load(result_folder))
     errors = (ResultError, ModelError) if file != "edits.json" else (ResultError, EditError)
 
