@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 
@@ -13,6 +14,11 @@ from conftest import assert_not_loaded, page_of
 from PIL import Image
 
 from cae.results.saved import SavedResult
+
+
+def unboxed(text):
+    """What stands in the frame that usage errors have."""
+    return " ".join(text.replace("│", " ").split())
 
 
 def test_edits_are_shown_exported_and_outlive_the_next_run(clustered, run, picture_folder, text_files, tmp_path):
@@ -103,6 +109,22 @@ def test_edits_that_cannot_be_made_say_why(clustered, run, arguments, message):
     assert code == 1
     assert message in " ".join(stderr.split())
     assert not (out / "edits.json").exists()
+
+
+@pytest.mark.parametrize("arguments", [["rename", "old name", "new"], ["undo"], ["split", "--help"]])
+def test_a_command_in_place_of_the_result_is_told_what_comes_first(run, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, stdout, stderr = run("edit", *arguments)
+    assert (code, stdout) == (2, "")
+    assert f"the folder of the result comes first: cae edit RESULT {shlex.join(arguments)}" in unboxed(stderr)
+
+
+def test_a_result_may_be_called_as_a_command(clustered, run, monkeypatch):
+    out, *_ = clustered
+    monkeypatch.chdir(out.parent)
+    code, stdout, stderr = run("edit", out.rename(out.with_name("split")).name, "rename", "0", "boats")
+    assert code == 0, stderr
+    assert "boats" in stdout
 
 
 def test_broken_edits_stop_a_run_before_its_work(clustered, run, picture_folder, monkeypatch):

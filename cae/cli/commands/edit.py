@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from cae.cli import terminal
 from cae.cli.commands.report import redraw
@@ -17,7 +19,19 @@ if TYPE_CHECKING:
 Cluster = Annotated[str, typer.Argument(help="A group's name or number.", metavar="GROUP")]
 Clusters = Annotated[list[str], typer.Argument(help="Names or numbers of groups.", metavar="GROUP")]
 
+
+class _ResultFirst(TyperGroup):
+    """Says so where a command stands in the place of the result, which would be looked for by its name."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] in self.commands and not Path(args[0]).is_dir():
+            command = f"cae edit RESULT {shlex.join(args)}"
+            raise typer.BadParameter(f"the folder of the result comes first: {command}", ctx)
+        return super().parse_args(ctx, args)
+
+
 edit_app = typer.Typer(
+    cls=_ResultFirst,
     help="Rename, merge, split and pin groups, or move single pictures. Edits are kept beside the result, shown in "
     "exports and reports, and applied again after the next `cae cluster` into the same folder.",
     subcommand_metavar="[COMMAND] [ARGS]...",
