@@ -15,9 +15,11 @@ from lightning import Trainer
 from PIL import Image
 from torch.nn.functional import normalize
 
+import cae
 from cae import CAE
 from cae.callbacks import PredictionWriter
 from cae.data import EmbeddingData, list_images, read_embeddings
+from cae.encoders import EncoderError
 from cae.evaluation import load_dataset
 from cae.results.layout import ResultError
 from cae.results.saved import SavedResult
@@ -180,6 +182,26 @@ def test_bad_embeddings_are_named(run, nouns, tmp_path, x, message):
     assert code == 1
     assert message.format(nouns=nouns) in stderr
     assert not (tmp_path / "out/run.json").exists()
+
+
+def test_embeddings_without_texts_of_their_space_are_told_what_to_give(run, tmp_path, monkeypatch):
+    """The default encoder cannot be downloaded here, and another one, as for images, would be the wrong one."""
+
+    def unreachable(*_, **__):
+        raise EncoderError("the weights cannot be downloaded", "Use --encoder lite")
+
+    monkeypatch.setattr("cae.models.embedder.load_encoder", unreachable)
+    with pytest.raises(EncoderError, match="the weights cannot be downloaded; give vectors of nouns") as caught:
+        cae.cluster(X, K, out=tmp_path / "out", progress=False)
+    for remedy in ("--nouns FILE, nouns=FILE", "--encoder, encoder=", "cae.CAEClusterer"):
+        assert remedy in str(caught.value)
+    assert "lite" not in str(caught.value)
+
+
+def test_embeddings_of_another_width_than_the_encoders_are_told_what_to_give(fake_encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("cae.models.embedder.load_encoder", lambda *_, **__: fake_encoder)
+    with pytest.raises(ValueError, match=r"of the encoder fake have width 48; .* give vectors of nouns"):
+        cae.cluster(X[:, :7], K, out=tmp_path / "out", progress=False)
 
 
 def test_bad_texts_are_named(run, nouns, tmp_path):

@@ -11,7 +11,15 @@ from torch import Tensor
 
 
 class EncoderError(RuntimeError):
-    """An encoder is not available; the message says why and what to do instead."""
+    """An encoder is not available; the message says why and what to do instead.
+
+    Attributes:
+        problem: the message without the remedy, which is another one for embeddings that are given.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{problem}. {remedy}" if remedy else problem)
+        self.problem = problem
 
 
 class Encoder(Protocol):

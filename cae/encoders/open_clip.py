@@ -174,9 +174,9 @@ def _hub_weights(tag: dict[str, Any], name: str) -> Path:
         return Path(download_pretrained(tag))
     except Exception as error:  # The client's errors change with its HTTP library.
         raise EncoderError(
-            f"the weights of {name} cannot be downloaded from {constants.ENDPOINT} ({error}). Without a connection use "
-            "`--encoder lite`, whose weights come from installed packages, or `--encoder-weights FILE`; from Python, "
-            "encoder='lite' or encoder_weights=FILE"
+            f"the weights of {name} cannot be downloaded from {constants.ENDPOINT} ({error})",
+            "Without a connection use `--encoder lite`, whose weights come from installed packages, or "
+            "`--encoder-weights FILE`; from Python, encoder='lite' or encoder_weights=FILE",
         ) from error
 
 

@@ -18,6 +18,7 @@ from cae.data import ImageError, ImageFolderData, list_folder, read_image
 from cae.data.listing import check_not_empty
 from cae.data.on_disk import on_disk
 from cae.data.vector_files import holds_vectors, read_vectors
+from cae.encoders import Encoder, EncoderError
 from cae.encoders.deferred import maker
 from cae.method.cluster_count import FEWEST
 from cae.method.kmeans import image_kmeans
@@ -161,19 +162,21 @@ def run_embeddings(module: CAE, source: Path, *, device: torch.device, reporter:
     Raises:
         EmbeddingError: the source cannot be read, or a row is not finite or zero.
         ValueError: fewer embeddings than clusters, or of another width than the texts.
-        EncoderError, TextError: as the module raises them.
+        EncoderError: the encoder that texts need cannot be had.
+        TextError: as the module raises it.
     """
     vectors = read_vectors(source)
     x = vectors.unit_rows()
     if module.fitted is None:
         _check_enough(module, source, len(x), "embedding")
-        expected, whose = module.encoder.to(device).dim, maker(module.encoder)
+        expected, whose = _encoder_for(module, source, device).dim, maker(module.encoder)
+        remedy = f": {_TEXTS_FOR_EMBEDDINGS}"
     else:
-        expected, whose = module.fitted.means.shape[1], "the model"
+        expected, whose, remedy = module.fitted.means.shape[1], "the model", ""
     if x.shape[1] != expected:
         raise ValueError(
-            f"{source} holds embeddings of width {x.shape[1]}, those of {whose} have width {expected}: both must come "
-            "from the same encoder"
+            f"{source} holds embeddings of width {x.shape[1]}, those of {whose} have width {expected}; both must come "
+            f"from the same encoder{remedy}"
         )
     _load_texts(module, reporter)
     prediction = _place(module, x, device, reporter)
@@ -193,6 +196,26 @@ def run_embeddings(module: CAE, source: Path, *, device: torch.device, reporter:
         skipped={},
         vectors=vectors,
     )
+
+
+_TEXTS_FOR_EMBEDDINGS = (
+    "give vectors of nouns that the embeddings' own encoder has made (--nouns FILE, nouns=FILE), with which no encoder "
+    "is needed, or give that encoder (--encoder, encoder=); for groups without names, of the embeddings alone, use "
+    "cae.CAEClusterer"
+)
+
+
+def _encoder_for(module: CAE, source: Path, device: torch.device) -> Encoder:
+    """The encoder of the texts that embeddings are clustered with.
+
+    Raises:
+        EncoderError: it cannot be had. To take another one, as for images, is no way out.
+    """
+    try:
+        return module.encoder.to(device)
+    except EncoderError as error:
+        problem = f"{source} holds embeddings, and texts cannot be embedded to go with them: {error.problem}"
+        raise EncoderError(f"{problem}; {_TEXTS_FOR_EMBEDDINGS}") from error
 
 
 def _root_of_images(source: Path, paths: Sequence[str] | None) -> Path:
