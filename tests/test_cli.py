@@ -11,6 +11,7 @@ import numpy
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+import typer
 from conftest import assert_not_loaded, page_of
 from PIL import Image
 
@@ -347,7 +348,38 @@ def test_interruption_says_so_and_has_its_exit_code(
         "--captions", text_files["captions"], "--workers", 0,
     )  # fmt: skip
     assert code == 130
-    assert "run the command again to go on" in stderr
+    assert stderr.endswith("interrupted; what is embedded so far is kept: run the command again to go on\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left"),
+    [
+        (
+            ["edit", "{out}", "rename", "0", "x"],
+            "the result is as it was, or changed as asked: `cae edit RESULT` shows",
+        ),
+        (["cut", "{out}", "-k", "2"], "the result is as it was, or changed as asked"),
+        (["export", "{out}", "--to", "csv"], "what is exported so far is whole and stays: run the command again"),
+        (["open", "{out}"], "every edit is kept: run the command again"),
+        (["report", "{out}"], "no file is left half-written: run the command again"),
+        (["search", "{out}", "red"], "no file is left half-written: run the command again"),
+    ],
+)
+def test_what_interruption_leaves_is_told_of_each_command(run, monkeypatch, result_folder, arguments, left):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cae.results.saved.SavedResult.load", interrupted)
+    code, _, stderr = run(*(argument.format(out=result_folder) for argument in arguments))
+    assert code == 130
+    assert stderr.startswith(f"interrupted; {left}")
+    assert "embedded" not in stderr
+
+
+def test_every_command_that_is_told_of_exists():
+    from cae.cli.commands import INTERRUPTED, app
+
+    assert set(INTERRUPTED) <= set(typer.main.get_command(app).commands)
 
 
 @pytest.mark.parametrize(

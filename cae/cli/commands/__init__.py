@@ -30,6 +30,16 @@ COMMANDS: list[Callable[..., None]] = [
 ]
 """In the order in which `cae --help` lists them; each is called after its function."""
 
+_EMBEDDED = "what is embedded so far is kept: run the command again to go on"
+_EDITED = "the result is as it was, or changed as asked: `cae edit RESULT` shows it"
+INTERRUPTED = {
+    **dict.fromkeys(("cluster", "demo", "predict", "update", "evaluate", "texts"), _EMBEDDED),
+    **dict.fromkeys(("edit", "cut"), _EDITED),
+    "export": "what is exported so far is whole and stays: run the command again to go on",
+    "open": "every edit is kept: run the command again to go on",
+}
+"""What Ctrl-C leaves of each command; the others write whole files or none."""
+
 EXIT_FAILURE = 1
 EXIT_INTERRUPTED = 130
 
@@ -47,7 +57,8 @@ class _Commands(TyperGroup):
             error.message = error.message.removeprefix("Value error, ")
             raise
         except KeyboardInterrupt as error:
-            terminal.warn("interrupted; what is embedded so far is kept: run the command again to go on")
+            left = INTERRUPTED.get(ctx.invoked_subcommand, "no file is left half-written: run the command again")
+            terminal.warn(f"interrupted; {left}")
             raise typer.Exit(EXIT_INTERRUPTED) from error
         except (ValueError, OSError, RuntimeError) as error:
             terminal.print_error(error)
