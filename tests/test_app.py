@@ -204,13 +204,14 @@ def test_on_the_port_of_http_browsers_leave_it_out_of_the_address():
 # ---- the command ----
 
 
-def test_the_command_says_where_and_ends_with_ctrl_c(result_folder):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "terminated"])
+def test_the_command_says_where_and_ends_with_the_page_drawn(result_folder, number):
     command = [sys.executable, "-m", "cae", "open", result_folder, "--no-browser"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     address = process.stdout.readline().strip()
     client = Client(address, None)
     assert client.edit("rename", group=0, name="boats")[0] == 200
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (0, "")
     assert "Ctrl-C ends it" in stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import threading
 import webbrowser
@@ -31,6 +32,8 @@ def serve(
 ) -> None:
     """Serve the page of a result to the browser of this machine, until Ctrl-C; then draw it with its edits on disk.
 
+    In the main thread SIGTERM, by which systems end a program, does as Ctrl-C does.
+
     Args:
         opened: the result.
         port: to listen on; 0 for a free one.
@@ -46,7 +49,11 @@ def serve(
         >>> serve(OpenResult("cae-result"))  # doctest: +SKIP
         http://127.0.0.1:43117/?token=...
     """
-    with _listening(opened, port, progress) as (server, listener, address), suppress(KeyboardInterrupt):
+    with (
+        _listening(opened, port, progress) as (server, listener, address),
+        _terminating_as_ctrl_c(),
+        suppress(KeyboardInterrupt),
+    ):
         announce(address)
         if browser:
             webbrowser.open(address)
@@ -108,6 +115,19 @@ def _listening(opened: OpenResult, port: int, progress: bool) -> Iterator[tuple[
         finally:  # also where the block fails: the edits are made
             listener.close()  # a browser would wait for an answer
             _draw(opened, progress)
+
+
+@contextmanager
+def _terminating_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt; uvicorn hands on the signals that it has ended for, and the page is drawn."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may say what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _draw(opened: OpenResult, progress: bool) -> None:
