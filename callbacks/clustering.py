@@ -151,6 +151,11 @@ class ClusteringCallback(Callback):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if n_clusters != "auto" and max_samples < n_clusters:
             raise ValueError(f"max_samples must be at least n_clusters = {n_clusters}, got {max_samples}")
+        if method is not None and not isinstance(method, str) and not callable(method):
+            raise ValueError(
+                "method must be a function of module and batch, or the name of a method of the LightningModule, got "
+                f"{method!r}"
+            )
         if banks is not None and encoder is not None:
             raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
         self.embedding = embedding if embedding or method else "embedding"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,9 +36,10 @@ class EmbeddingSource:
             ValueError: it has not.
         """
         if isinstance(self.method, str) and not callable(getattr(pl_module, self.method, None)):
-            raise ValueError(
-                f"{type(pl_module).__name__} has no method {self.method!r}, which this callback should call"
-            )
+            own = [name for name in dir(type(pl_module)) if not hasattr(pl.LightningModule, name) and name[0] != "_"]
+            there = f"it has {', '.join(own)}: name one that takes the batch, or" if own else "add one, or"
+            problem = f"{type(pl_module).__name__} has no method {self.method!r}"
+            raise ValueError(f"method={self.method!r}: {problem}; {there} {METHOD_HINT}")
 
     def read(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, width: int | None
@@ -53,7 +55,7 @@ class EmbeddingSource:
 
         Raises:
             LookupError: no embeddings or no labels where they should be.
-            ValueError: something else is there.
+            ValueError: something else is there, or the method failed.
         """
         source, labelled = ("validation_step", outputs), ("validation_step", outputs)
         if self.method is not None:
@@ -91,10 +93,17 @@ class EmbeddingSource:
         return y
 
     def _call_method(self, pl_module: pl.LightningModule, batch: Any) -> Any:
-        if isinstance(self.method, str):
-            return getattr(pl_module, self.method)(batch)
         assert self.method is not None
-        return self.method(pl_module, batch)
+        method = getattr(pl_module, self.method) if isinstance(self.method, str) else partial(self.method, pl_module)
+        try:
+            return method(batch)
+        except Exception as error:
+            name, given = _name_of(self.method), describe(batch)
+            if isinstance(self.method, str):
+                given, error_hint = f"the whole batch, {given}", f"; for a part of it, {METHOD_HINT}"
+            else:
+                given, error_hint = f"the module and the batch, {given}", ""
+            raise ValueError(f"method={name!r} was given {given}, and failed: {error}{error_hint}") from error
 
 
 def _name_of(where: Any) -> str:

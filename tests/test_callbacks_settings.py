@@ -120,6 +120,7 @@ def test_details_go_to_the_loggers_that_can_show_them(tmp_path):
         ({"max_samples": 2}, "max_samples must be at least n_clusters = 3"),
         ({"banks": {}, "encoder": "lite"}, "banks or an encoder"),
         ({"epsilom": 1}, "did you mean 'epsilon'"),
+        ({"method": 3}, "method must be a function of module and batch, or the name of a method .* got 3"),
     ],
 )
 def test_settings_are_checked_at_once(options, message):
@@ -128,8 +129,29 @@ def test_settings_are_checked_at_once(options, message):
 
 
 def test_a_method_that_is_not_there_is_named_before_training():
-    with pytest.raises(ValueError, match="Classifier has no method 'encode'"):
+    message = r"method='encode': Classifier has no method 'encode'; it has embed, noisy: name one .* method=lambda "
+    with pytest.raises(ValueError, match=message):
         fit(trainer(ClusteringCallback(K, method="encode")))
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (
+            "body",
+            r"method='body' was given the whole batch, a list of length 2, and failed: .*; .* method=lambda module",
+        ),
+        ("validation_step", r"method='validation_step' was given the whole batch, .* 'batch_idx'"),
+        (
+            lambda batch: batch[0],
+            r"<lambda>' was given the module and the batch, a list of length 2, and failed: .* take",
+        ),
+    ],
+    ids=["layer", "takes more", "takes less"],
+)
+def test_a_method_that_fails_is_named_with_what_it_was_given(method, message):
+    with pytest.raises(ClusteringError, match=message):
+        fit(trainer(ClusteringCallback(K, method=method, strict=True)))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning calls jsonargparse in its old way
