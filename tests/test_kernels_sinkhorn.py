@@ -2,6 +2,7 @@
 
 import socket
 import warnings
+from datetime import timedelta
 from itertools import accumulate, product
 from math import ceil, log
 
@@ -337,6 +338,22 @@ def _shard(rank: int, world: int, port: int, weighted: bool, results) -> None:
     )
     results[rank] = tuple(value.numpy() if isinstance(value, Tensor) else value for value in result)
     dist.destroy_process_group()
+
+
+def _uneven(rank: int, folder: str) -> None:
+    """Ranks that give other options than each other: before there was a check, they waited for ever."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=30)
+    )
+    group, (x, u) = dist.group.WORLD, (matrix.cpu() for matrix in pair("clustered", 30, 20))
+    for name, value in {"row_weights": torch.full((30,), 1 / 60), "col_weights": torch.full((20,), 1 / 20)}.items():
+        with pytest.raises(ValueError, match=f"{name} is given on 1 of 2 ranks: give it on all or on none"):
+            cosine_sinkhorn(x, u, epsilon=0.1, group=group, backend="torch", **({name: value} if rank else {}))
+    dist.destroy_process_group()
+
+
+def test_options_on_some_ranks_alone_are_an_error_on_all(tmp_path):
+    torch.multiprocessing.spawn(_uneven, (str(tmp_path),), nprocs=2)
 
 
 @pytest.mark.parametrize(("world", "weighted"), [(2, True), (3, False)])

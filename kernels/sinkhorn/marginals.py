@@ -22,6 +22,17 @@ def marginal(weights: Tensor | None, points: Tensor, group: ProcessGroup | None 
     return weights.double() / _mass(weights, group)
 
 
+def check_given_alike(group: ProcessGroup | None, device: torch.device, **options: Tensor | None) -> None:
+    """Each option on all ranks or on none: they would wait for each other's sums for ever."""
+    if group is None:
+        return
+    given = torch.tensor([float(value is not None) for value in options.values()], device=device)
+    all_reduce(given, group=group)
+    for name, ranks in zip(options, given.tolist(), strict=True):
+        if ranks not in (0, group.size()):
+            raise ValueError(f"{name} is given on {ranks:.0f} of {group.size()} ranks: give it on all or on none")
+
+
 def check_weights(name: str, weights: Tensor | None, group: ProcessGroup | None = None) -> None:
     """Non-negative and, over the whole group, of sum 1."""
     if weights is not None:

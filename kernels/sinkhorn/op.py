@@ -77,8 +77,8 @@ def cosine_sinkhorn(
         acceleration: Anderson's, with options if they are given; False gives the plain iteration, one exact Sinkhorn
             update a step.
         group: process group whose ranks each hold a shard of the rows and all columns; column sums are reduced over
-            it, and every rank gets the same g. f and g are detached then. None: this process holds all rows, as it
-            has to in a graph.
+            it, and every rank gets the same g. f and g are detached then. All ranks give the same options; whether
+            weights and `init` are given is checked. None: this process holds all rows, as it has to in a graph.
         callback: hears of each iteration: its number, from 1 on, and the L1 error of the column sums it found; not in a
             graph.
         backend: "reference" (dense float64, plain iteration), "torch", "triton", or "auto" by device.

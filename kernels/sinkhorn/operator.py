@@ -14,7 +14,7 @@ from cae.kernels.sinkhorn import reference
 from cae.kernels.sinkhorn import torch as streaming
 from cae.kernels.sinkhorn.acceleration import AndersonAcceleration
 from cae.kernels.sinkhorn.gradient import potentials_gradient, row_gradient
-from cae.kernels.sinkhorn.marginals import check_weights, marginal
+from cae.kernels.sinkhorn.marginals import check_given_alike, check_weights, marginal
 from cae.kernels.sinkhorn.solver import SinkhornResult
 
 
@@ -48,6 +48,7 @@ def run_checked(
         f, g and, on the CPU, marginal error and number of iterations.
     """
     run = BACKENDS.choose(backend, x.device)
+    check_given_alike(group, x.device, row_weights=row_weights, col_weights=col_weights, init=init)
     for name, matrix in (("x", x), ("u", u)):
         checks.finite(name, matrix)
         checks.unit_rows(name, matrix)
