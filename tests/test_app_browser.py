@@ -61,7 +61,27 @@ def test_groups_are_merged_by_choice_and_by_dragging(visit, served, opened):
     expect(said(page)).to_have_text("Saved: meadow now part of harbour.")
     assert names(page) == ["harbour"]
     expect(page.locator(".lead")).to_have_text("30 pictures in 1 group")
+    expect(page).to_have_title("pictures: 30 pictures in 1 group")
     assert edits(opened) == ["merge harbour and desert as harbour", "merge harbour and meadow as harbour"]
+
+
+def test_text_that_is_selected_on_a_card_and_dragged_merges_nothing(visit, served, opened):
+    page = visit(served)
+    start = card(page, "harbour").locator(".chips li").first
+    start.evaluate("(each) => getSelection().selectAllChildren(each)")
+    card(page, "meadow").scroll_into_view_if_needed()
+    (x, y), (to_x, to_y) = (
+        (box["x"] + min(box["width"] / 2, 20), box["y"] + box["height"] / 2)
+        for box in (start.bounding_box(), card(page, "meadow").bounding_box())
+    )
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for step in range(1, 11):
+        page.mouse.move(x + (to_x - x) * step / 10, y + (to_y - y) * step / 10)
+    expect(page.locator(".drop")).to_have_count(0)
+    page.mouse.up()
+    assert names(page) == ["desert", "harbour", "meadow"]
+    assert edits(opened) == []
 
 
 def test_a_split_is_looked_at_before_it_is_made(visit, served, opened):
@@ -134,6 +154,16 @@ def test_pictures_are_chosen_moved_and_moved_back(visit, served, opened):
     page.locator("#pin").click()
     expect(said(page)).to_have_text("Saved: 30 pictures pinned where they are.")
     expect(page.get_by_role("button", name=f"Pinned: {to}")).to_be_disabled()
+
+
+def test_all_found_can_be_chosen_where_something_is_found(visit, served):
+    page = visit(served)
+    page.locator("#query").fill("nothing is called so")
+    expect(page.locator("#found")).to_contain_text("No picture fits")
+    expect(page.locator("#pick-all")).to_be_disabled()
+    page.locator("#query").fill("")
+    page.locator("#pick-all").click()
+    expect(page.locator("#picked-said")).to_have_text("30 pictures chosen")
 
 
 def test_pictures_are_chosen_on_the_map(visit, served):

@@ -109,12 +109,12 @@ function showChosenGroups() {
 function listenToDrags(cards) {
   let dragged = null;
   const over = (event) => {
-    const card = event.target.closest(".card[data-id]");
-    return card && dragged !== null && Number(card.dataset.id) !== dragged ? card : null;
+    const card = dragged === null ? null : event.target.closest(".card[data-id]");
+    return card && Number(card.dataset.id) !== dragged ? card : null;
   };
   cards.addEventListener("dragstart", (event) => {
-    const card = event.target.closest(".card[data-id]");
-    dragged = card && Number(card.dataset.id);
+    if (!event.target.matches?.("header[draggable]")) return; // text that is selected, or a thumbnail
+    dragged = Number(event.target.closest(".card").dataset.id);
     event.dataTransfer.effectAllowed = "move";
   });
   cards.addEventListener("dragover", (event) => {

@@ -58,6 +58,7 @@ const page = (() => {
     find("#gallery").replaceChildren(...Array.from(numbers, (i) => (STATE ? picks.tile(i) : pictureButton(i))));
     find("#hits").textContent = count(state.found.length, "picture");
     find("#hits").hidden = !state.query;
+    find("#pick-all").disabled = !state.found.length;
     find("#found").textContent = state.found.length ? count(state.found.length, "picture") : "No picture fits. Search for another word, or look in all groups.";
     find("#page").value = state.page + 1;
     find("#page").max = pages;
@@ -134,7 +135,9 @@ const page = (() => {
       }
     }
     Object.assign(pictures, view);
-    find(".lead").textContent = `${count(pictures.count, "picture")} in ${said}`;
+    const lead = `${count(pictures.count, "picture")} in ${said}`;
+    find(".lead").textContent = lead;
+    document.title = `${find("#title").textContent}: ${lead}`;
     drawGroups(true);
     showGroup(looked === undefined ? -1 : pictures.groups.findIndex(({ id }) => id === looked), state.page);
   }
