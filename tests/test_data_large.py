@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from cae.data import ImageError, read_image
@@ -111,6 +112,27 @@ def test_who_says_how_many_pixels_is_heeded(monkeypatch):
     assert read_image(file).size == (40, 30)
     monkeypatch.setenv(MAX_PIXELS, "many")
     with pytest.raises(ImageError, match="CAE_MAX_PIXELS must be a whole number of pixels, got 'many'"):
+        read_image(file)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "counted"),
+    [
+        ((10, 10, 3000), {"planarconfig": "contig"}, 75_000),
+        ((1000, 10, 10), {"volumetric": True}, 25_000),
+        ((10, 10, 4), {"planarconfig": "contig"}, 100),
+    ],
+    ids=["bands", "slices", "four bands"],
+)
+def test_bands_and_slices_count_as_pixels(monkeypatch, shape, options, counted):
+    """Few pixels of thousands of samples each take the memory of many."""
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.zeros(shape, np.float16), photometric="minisblack", **options)
+    monkeypatch.setenv(MAX_PIXELS, str(counted))
+    assert read_image(file).size == (10, 10)
+    monkeypatch.setenv(MAX_PIXELS, str(counted - 1))
+    deeper = f" of {max(shape):,} samples each, bands or slices, which count as {counted:,}" if counted > 100 else ""
+    with pytest.raises(ImageError, match=f"^over the limit of {counted - 1:,} pixels: it has 100{deeper}; allow more"):
         read_image(file)
 
 

@@ -53,7 +53,8 @@ MaxPixels = Annotated[
         min=1,
         envvar="CAE_MAX_PIXELS",
         callback=_allow_pixels,
-        help="Leave out larger pictures; by default what takes too much memory.",
+        help="Leave out larger pictures; by default what takes too much memory. Four bands or slices of a TIFF count "
+        "as a pixel.",
     ),
 ]
 ResultFolder = Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")]

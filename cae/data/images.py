@@ -34,6 +34,8 @@ _COMMON = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "HEIF", "AVIF", "JPEG2000", "PS
 """Formats that are looked for first, and under any ending: their first bytes are long enough to know them by."""
 _MOST_PER_PIXEL = 4 + 8 + 6
 """Bytes that a pixel takes at most while an image is read: stored, converted, and in the decoder."""
+_SAMPLES_OF_A_PIXEL = 4
+"""Of a pixel of many bands, or of a volume, so many count as one pixel: those of red, green, blue and transparency."""
 _BY_ROWS = ("PNG", "BMP", "PPM")
 """Formats that are decoded with no more memory than the image itself takes."""
 _REDUCIBLE = ("L", "RGB", "RGBA", "CMYK")
@@ -215,8 +217,15 @@ def _check_size(image: Image.Image, full: int, side: int | None) -> None:
     """
     limit = max_pixels()
     if limit is not None:
-        if full > limit:
-            raise ImageError(f"over the limit of {limit:,} pixels: it has {full:,}; allow more with --max-pixels")
+        samples = getattr(image, "samples_per_pixel", 1)
+        counted = full * -(-samples // _SAMPLES_OF_A_PIXEL)
+        if counted > limit:
+            deeper = (
+                f" of {samples:,} samples each, bands or slices, which count as {counted:,}" if counted > full else ""
+            )
+            raise ImageError(
+                f"over the limit of {limit:,} pixels: it has {full:,}{deeper}; allow more with --max-pixels"
+            )
     # Nearly all are so small that no closer look is needed.
     elif (
         full * getattr(image, "bytes_per_pixel", _MOST_PER_PIXEL)

@@ -47,8 +47,8 @@ class TiffImage(ImageFile.ImageFile):
         self._page: Any = page
         self._size = page.imagewidth, page.imagelength
         self._mode = "RGB" if page.samplesperpixel >= 3 else "L"
-        stored = page.imagedepth * page.samplesperpixel * page.dtype.itemsize  # a volume is decoded as a whole
-        self.bytes_per_pixel = stored + 8 * len(self._mode)  # and as float64
+        self.samples_per_pixel = page.imagedepth * page.samplesperpixel  # a volume is decoded as a whole
+        self.bytes_per_pixel = self.samples_per_pixel * page.dtype.itemsize + 8 * len(self._mode)  # and as float64
         self.tile = []
         held = Image.Exif()
         held[ExifTags.Base.Orientation] = page.tags.valueof(ExifTags.Base.Orientation, default=1)
