@@ -135,6 +135,16 @@ def result_folder(tmp_path: Path, picture_folder: Path, text_files: dict[str, st
 
 
 @pytest.fixture
+def report(result_folder: Path) -> Path:
+    """The folder of the page of `result_folder`."""
+    from cae.report import write_report
+    from cae.results.saved import SavedResult
+
+    write_report(SavedResult.load(result_folder), result_folder / "report", lambda _: lambda *_: None)
+    return result_folder / "report"
+
+
+@pytest.fixture
 def tree_folder(tmp_path: Path, text_files: dict[str, str]) -> Path:
     """What `cae cluster` leaves of 72 pictures of eight colours in six clusters: a tree with merges and splits."""
     generator = numpy.random.default_rng(0)
@@ -174,6 +184,31 @@ def browser():
         chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def view(browser):
+    """Open a report; the test fails if the page complains, loads from anywhere else, or asks something."""
+    from app_page import DESK
+
+    complaints, contexts = [], []
+
+    def view(report, viewport=DESK, expect_missing_files=False, **options):
+        context = browser.new_context(viewport=viewport, reduced_motion="reduce", **options)
+        contexts.append(context)
+        page = context.new_page()
+        if not expect_missing_files:
+            page.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url))
+        page.goto((report / "index.html").as_uri())
+        return page
+
+    yield view
+    for context in contexts:
+        context.close()
+    assert complaints == []
 
 
 @pytest.fixture

@@ -1,27 +1,19 @@
 """`CAE` under a real Trainer: one pass on a fresh module, the same labels ever after."""
 
-import inspect
-import logging
-import sys
 import warnings
-from contextlib import suppress
-from dataclasses import fields
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
-from conftest import FakeEncoder
 from lightning.pytorch.callbacks import BasePredictionWriter, BatchSizeFinder
 from PIL import Image
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
-from cae import CAE, CAEConfig, ImageFolderData
+from cae import CAE, ImageFolderData
 from cae.data import EmbeddingData
 from cae.method.fitted import ModelError
 from cae.metrics import clustering_scores
-from cae.models.embedder import Embedder, embed_images
 
 K = 3
 
@@ -321,31 +313,12 @@ def test_a_store_on_disk_changes_nothing_and_spares_the_encoder(
     assert sum(encoded) == 2 * len(data.paths)
 
 
-def test_the_embedder_alone_gives_embeddings(fake_encoder, picture_folder):
-    embedder = Embedder(fake_encoder)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        trainer(max_epochs=1).fit(embedder, datamodule=ImageFolderData(picture_folder, num_workers=0))
-    assert embedder.store.rows.shape == (30, fake_encoder.dim)
-    assert embedder.store.index.tolist() == list(range(30))
-    with pytest.raises(ValueError, match="float32 or float16"):
-        Embedder(fake_encoder, dtype="int8")
-
-
 def test_a_trainer_goes_from_one_run_to_the_next_without_a_notice(module, blobs, caplog):
     data, runner = EmbeddingData(*blobs), trainer(max_epochs=1)
     with caplog.at_level("INFO"):
         runner.fit(module, datamodule=data)
         runner.test(module, datamodule=data, verbose=False)
     assert "override existing callbacks" not in caplog.text
-
-
-def test_embedding_pictures_says_nothing_and_leaves_lightning_its_voice(fake_encoder, picture_folder, caplog):
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    embed_images(ImageFolderData(picture_folder, num_workers=0), fake_encoder)
-    assert log.level == level
-    assert not caplog.records
 
 
 def test_a_checkpoint_of_a_fit_can_be_loaded(module, blobs, fake_encoder, tmp_path):
@@ -372,44 +345,6 @@ def test_a_tuner_of_the_batch_size_leaves_a_fitted_module(picture_folder, fake_e
     assert torch.equal(found[0].partition.centroids, found[1].partition.centroids)
 
 
-def test_the_constructor_spells_out_every_setting():
-    parameters = inspect.signature(CAE).parameters
-    assert {field.name for field in fields(CAEConfig)} <= set(parameters)
-    assert CAE(3, epsilon=None, preset="paper").config == CAEConfig.from_preset("paper", 3)
-
-
-class Normalising(FakeEncoder):
-    """Preprocesses as CLIP does: black is below 0, white above 1."""
-
-    @staticmethod
-    def preprocess(image):
-        return (FakeEncoder.preprocess(image) - 0.5) / 0.25
-
-
-def prepared(n):
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (n, 9, 7, 3), dtype=torch.uint8, generator=generator).numpy()
-    return [Image.fromarray(each) for each in pixels]
-
-
-def test_bytes_are_preprocessed_and_unprepared_floats_are_told(text_files):
-    module = CAE(3, encoder=Normalising(), **text_files)
-    images = prepared(6)
-    expected = module.embed(torch.stack([module.encoder.preprocess(image) for image in images]))
-    bytes_ = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
-    torch.testing.assert_close(module.embed(bytes_), expected)
-    for floats, message in (
-        (bytes_ / 255, r"are 9 × 7 pixels, in place of 4 × 4"),
-        (torch.rand(6, 3, 4, 4), r"hold no value below 0, where black is -2"),
-        (255 * torch.rand(6, 3, 4, 4), r"hold values up to 2\d\d, where white is 2"),
-    ):
-        fresh = CAE(3, encoder=Normalising(), **text_files)
-        with pytest.warns(UserWarning, match=message + r".*transform=model.encoder.preprocess"), suppress(RuntimeError):
-            fresh.embed(floats)
-        with suppress(RuntimeError):  # once is enough; an encoder may refuse another size
-            fresh.embed(floats)
-
-
 def test_a_fitted_module_is_called_on_images_or_embeddings(module, picture_folder):
     quiet = trainer(max_epochs=1)
     with pytest.raises(ModelError, match="not fitted yet"):
@@ -424,43 +359,6 @@ def test_a_fitted_module_is_called_on_images_or_embeddings(module, picture_folde
     assert sorted(found["cluster"].bincount().tolist()) == [10, 10, 10]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between Lightning and jsonargparse
-def test_lightning_cli_makes_the_module(monkeypatch):
-    pytest.importorskip("jsonargparse")
-    from lightning.pytorch.cli import LightningCLI
-
-    monkeypatch.setattr(sys, "argv", ["cli"])
-    arguments = {"n_clusters": 7, "preset": "paper", "epsilon": 0.02, "modalities": ["noun"]}
-    cli = LightningCLI(
-        CAE,
-        args={"model": arguments, "trainer": {"logger": False, "max_epochs": 1}},
-        run=False,
-        seed_everything_default=False,
-        save_config_callback=None,
-    )
-    assert cli.model.config == CAEConfig.from_preset("paper", 7, epsilon=0.02, modalities=("noun",))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between Lightning and jsonargparse
-def test_lightning_cli_prints_a_configuration_that_it_reads(monkeypatch, capsys, tmp_path):
-    pytest.importorskip("jsonargparse")
-    from lightning.pytorch.cli import LightningCLI
-
-    command = ["cli", "predict", "--model.n_clusters=7", "--model.preset=paper"]
-    monkeypatch.setattr(sys, "argv", [*command, "--print_config"])
-    options = {"seed_everything_default": False, "save_config_callback": None}
-    with pytest.raises(SystemExit) as stopped:
-        LightningCLI(CAE, **options)
-    printed = capsys.readouterr().out
-    assert not stopped.value.code
-    assert {f"{field.name}:" for field in fields(CAEConfig)} <= set(printed.split())
-    (tmp_path / "config.yaml").write_text(printed)
-    monkeypatch.setattr(sys, "argv", ["cli", "predict", f"--config={tmp_path / 'config.yaml'}", "--print_config"])
-    with pytest.raises(SystemExit):
-        LightningCLI(CAE, **options)
-    assert capsys.readouterr().out == printed
-
-
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
@@ -473,13 +371,6 @@ def test_lightning_cli_prints_a_configuration_that_it_reads(monkeypatch, capsys,
 def test_batches_of_something_else_are_named(module, samples, message):
     with pytest.raises(ValueError, match=message):
         predict(module, DataLoader(samples, batch_size=4))
-
-
-def test_settings_are_checked_at_once():
-    with pytest.raises(ValueError, match="did you mean 'epsilon'"):
-        CAE(3, epsilom=0.1)
-    with pytest.raises(ValueError, match="at least 2, or auto, got 'aut'"):
-        CAE("aut")
 
 
 def test_a_fusion_that_collapses_is_said(fake_encoder, text_files, caplog):

@@ -11,13 +11,11 @@ import numpy
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
-import typer
 from conftest import assert_not_loaded, page_of
 from PIL import Image
 
 from cae.cli import terminal
 from cae.cli.terminal import print_choices
-from cae.encoders import EncoderError
 
 K = 3
 
@@ -253,57 +251,6 @@ def test_texts_build_fills_the_cache(run, text_files):
     assert "captions:" in stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["cluster", "{folder}/nowhere", "-k", "3"], 1, "no such folder"),
-        (["cluster", "{empty}", "-k", "3"], 1, "no pictures"),
-        (["cluster", "{folder}", "-k", "1"], 2, "at least 2"),
-        (["cluster", "{folder}", "-k", "500"], 1, "too few for 500 clusters"),
-        (["cut", "{empty}"], 2, "--clusters"),
-        (["cut", "{empty}", "-k", "many"], 2, "--clusters"),
-        (["cut", "{empty}", "-k", "3"], 1, "no result of `cae cluster`"),
-        (
-            ["cluster", "{folder}", "-k", "3", "--method", "mca", "--preset", "tac"],
-            1,
-            "(--preset) is for the method cae",
-        ),
-        (["cluster", "{folder}", "-k", "3", "--out", "{file}"], 1, "choose another folder with --out"),
-        (["cluster", "{folder}", "-k", "3", "--nouns", "{blank}"], 1, "blank.txt"),
-        (["cluster", "{folder}", "-k", "3", "--nouns", "no-such-corpus"], 1, "no-such-corpus"),
-        (["cluster", "{folder}", "-k", "3", "--device", "abacus"], 1, "try --device cpu"),
-        (["predict", "{empty}", "{folder}"], 1, "not a model folder"),
-        (["report", "{empty}"], 1, "no result of `cae cluster`"),
-        (["export", "{empty}", "--to", "csv"], 1, "no result of `cae cluster`"),
-        (["export", "{empty}", "--to", "xml"], 2, "'--to': 'xml' is not one of"),
-        (["update", "{empty}", "{folder}"], 1, "no result of `cae cluster`"),
-        (["compare", "{empty}", "{empty}"], 1, "no result of `cae cluster`"),
-        (["edit", "{empty}"], 1, "no result of `cae cluster`"),
-        (["frobnicate"], 2, "No such command"),
-    ],
-)
-def test_bad_input_ends_with_a_message_and_a_code(run, picture_folder, tmp_path, monkeypatch, arguments, code, message):
-    monkeypatch.chdir(tmp_path)
-    places = {
-        "folder": picture_folder,
-        "empty": tmp_path / "void",
-        "file": tmp_path / "file",
-        "blank": tmp_path / "blank.txt",
-    }
-    places["empty"].mkdir()
-    places["file"].write_text("x")
-    places["blank"].write_text("\n \n")
-    found, _, stderr = run(*(argument.format(**places) for argument in arguments))
-    assert found == code
-    assert message in " ".join(stderr.split())
-
-
-def test_a_corpus_that_is_not_there_is_one_clear_line(run, picture_folder, tmp_path):
-    code, _, stderr = run("cluster", picture_folder, "-k", K, "-o", tmp_path / "out", "--nouns", "nowhere.txt")
-    assert code == 1
-    assert stderr.count("\n") == 1
-
-
 def test_a_row_of_a_table_is_one_line_where_there_is_no_screen(clustered, run):
     out, *_ = clustered
     name = "a name " * 40
@@ -322,64 +269,6 @@ def test_a_choice_that_nothing_decided_is_told_as_such(clustered, run, monkeypat
     assert "what the texts may weigh: undecided, so image alone\n" in stdout
     assert "of 100: image alone 0" in stdout
     assert "does not show this yet" in stderr  # the page of the first run
-
-
-def test_an_unreachable_hub_is_one_clear_line(run, monkeypatch, picture_folder, tmp_path):
-    def unreachable(*_, **__):
-        raise EncoderError("weights cannot be downloaded; use --encoder lite or --encoder-weights FILE")
-
-    monkeypatch.setattr("cae.models.embedder.load_encoder", unreachable)
-    code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", tmp_path / "out")
-    assert code == 1
-    assert stderr.count("\n") == 1
-    assert "--encoder lite" in stderr
-
-
-@pytest.mark.parametrize("where", ["encode_texts", "encode_images"])
-def test_interruption_says_so_and_has_its_exit_code(
-    run, monkeypatch, fake_encoder, picture_folder, text_files, tmp_path, where
-):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(fake_encoder, where, interrupted)
-    code, _, stderr = run(
-        "cluster", picture_folder, "-k", K, "--out", tmp_path / "out", "--nouns", text_files["nouns"],
-        "--captions", text_files["captions"], "--workers", 0,
-    )  # fmt: skip
-    assert code == 130
-    assert stderr.endswith("interrupted; what is embedded so far is kept: run the command again to go on\n")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "left"),
-    [
-        (
-            ["edit", "{out}", "rename", "0", "x"],
-            "the result is as it was, or changed as asked: `cae edit RESULT` shows",
-        ),
-        (["cut", "{out}", "-k", "2"], "the result is as it was, or changed as asked"),
-        (["export", "{out}", "--to", "csv"], "what is exported so far is whole and stays: run the command again"),
-        (["open", "{out}"], "every edit is kept: run the command again"),
-        (["report", "{out}"], "no file is left half-written: run the command again"),
-        (["search", "{out}", "red"], "no file is left half-written: run the command again"),
-    ],
-)
-def test_what_interruption_leaves_is_told_of_each_command(run, monkeypatch, result_folder, arguments, left):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("cae.results.saved.SavedResult.load", interrupted)
-    code, _, stderr = run(*(argument.format(out=result_folder) for argument in arguments))
-    assert code == 130
-    assert stderr.startswith(f"interrupted; {left}")
-    assert "embedded" not in stderr
-
-
-def test_every_command_that_is_told_of_exists():
-    from cae.cli.commands import INTERRUPTED, app
-
-    assert set(INTERRUPTED) <= set(typer.main.get_command(app).commands)
 
 
 @pytest.mark.parametrize(

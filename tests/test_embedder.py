@@ -1,0 +1,66 @@
+"""Embedding alone: `Embedder`, and what becomes of images that are bytes or were not prepared."""
+
+import logging
+import warnings
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+from conftest import FakeEncoder
+from PIL import Image
+from test_cae import trainer
+
+from cae import CAE, ImageFolderData
+from cae.models.embedder import Embedder, embed_images
+
+
+def test_the_embedder_alone_gives_embeddings(fake_encoder, picture_folder):
+    embedder = Embedder(fake_encoder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer(max_epochs=1).fit(embedder, datamodule=ImageFolderData(picture_folder, num_workers=0))
+    assert embedder.store.rows.shape == (30, fake_encoder.dim)
+    assert embedder.store.index.tolist() == list(range(30))
+    with pytest.raises(ValueError, match="float32 or float16"):
+        Embedder(fake_encoder, dtype="int8")
+
+
+def test_embedding_pictures_says_nothing_and_leaves_lightning_its_voice(fake_encoder, picture_folder, caplog):
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    embed_images(ImageFolderData(picture_folder, num_workers=0), fake_encoder)
+    assert log.level == level
+    assert not caplog.records
+
+
+class Normalising(FakeEncoder):
+    """Preprocesses as CLIP does: black is below 0, white above 1."""
+
+    @staticmethod
+    def preprocess(image):
+        return (FakeEncoder.preprocess(image) - 0.5) / 0.25
+
+
+def prepared(n):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (n, 9, 7, 3), dtype=torch.uint8, generator=generator).numpy()
+    return [Image.fromarray(each) for each in pixels]
+
+
+def test_bytes_are_preprocessed_and_unprepared_floats_are_told(text_files):
+    module = CAE(3, encoder=Normalising(), **text_files)
+    images = prepared(6)
+    expected = module.embed(torch.stack([module.encoder.preprocess(image) for image in images]))
+    bytes_ = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+    torch.testing.assert_close(module.embed(bytes_), expected)
+    for floats, message in (
+        (bytes_ / 255, r"are 9 × 7 pixels, in place of 4 × 4"),
+        (torch.rand(6, 3, 4, 4), r"hold no value below 0, where black is -2"),
+        (255 * torch.rand(6, 3, 4, 4), r"hold values up to 2\d\d, where white is 2"),
+    ):
+        fresh = CAE(3, encoder=Normalising(), **text_files)
+        with pytest.warns(UserWarning, match=message + r".*transform=model.encoder.preprocess"), suppress(RuntimeError):
+            fresh.embed(floats)
+        with suppress(RuntimeError):  # once is enough; an encoder may refuse another size
+            fresh.embed(floats)
