@@ -27,7 +27,8 @@ from cae.data import EmbeddingData
 from cae.encoders import load_encoder
 from cae.evaluation.naming import NamedCluster, is_a, name_clusters
 from cae.method.fitted import FittedCAE
-from cae.method.naming import assign_names, name_scores, transport_mass, typicality
+from cae.method.names import MIXED, NameScores, cluster_names, name_scores
+from cae.method.typicality import transport_mass, typicality
 from cae.results.saved import SavedResult
 from cae.text import TextBank
 
@@ -35,31 +36,41 @@ N_NOUNS = 5
 MOST_CLUSTERS = 100
 """Of the fit that selects nouns for true groups; naming them does not depend on its clusters."""
 Banks = Mapping[str, TextBank]
-Scores = Callable[[Tensor, Tensor, FittedCAE, Banks], tuple[Tensor, list[str]]]
+Scores = Callable[[Tensor, Tensor, FittedCAE, Banks], tuple[NameScores, list[str]]]
 
 
-def by_our_rule(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[Tensor, list[str]]:
-    """The project's rule for names, over the whole bank (cae/method/naming.py)."""
+def by_our_rule(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[NameScores, list[str]]:
+    """The project's rule for names, over the whole bank (cae/method/names.py)."""
     mass, selected = transport_mass(x, labels, fitted.selected["noun"], fitted.config), fitted.selected["noun"]
     scores = name_scores(mean_images(x, labels, fitted), banks["noun"], banks.get("caption"), mass, selected)
     return scores, banks["noun"].texts
 
 
-def without_kinds(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[Tensor, list[str]]:
-    """The same without what is known of kinds: likeness and commonness."""
+def without_mixed(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[NameScores, list[str]]:
+    """The same, but a noun need not hold for a cluster."""
+    scores, nouns = by_our_rule(x, labels, fitted, banks)
+    return all_hold(scores.score), nouns
+
+
+def without_kinds(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[NameScores, list[str]]:
+    """The same without what is known of kinds, too: likeness and commonness."""
     return name_scores(mean_images(x, labels, fitted), banks["noun"], banks.get("caption")), banks["noun"].texts
 
 
-def by_typicality(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[Tensor, list[str]]:
-    """The transport mass that goes to a selected noun from this cluster and not from others (cae/method/naming.py)."""
+def by_typicality(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[NameScores, list[str]]:
+    """The transport mass that goes to a selected noun from this cluster and not from others (typicality.py)."""
     selected = fitted.selected["noun"]
-    return typicality(transport_mass(x, labels, selected, fitted.config)), selected.texts
+    return all_hold(typicality(transport_mass(x, labels, selected, fitted.config))), selected.texts
 
 
-def by_nearest(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[Tensor, list[str]]:
+def by_nearest(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[NameScores, list[str]]:
     """Cosine of each noun of the whole bank to the cluster's mean image."""
     means = normalize(mean_images(x, labels, fitted), dim=1)
-    return means @ normalize(banks["noun"].embeddings.float(), dim=1).T, banks["noun"].texts
+    return all_hold(means @ normalize(banks["noun"].embeddings.float(), dim=1).T), banks["noun"].texts
+
+
+def all_hold(score: Tensor) -> NameScores:
+    return NameScores(score, torch.ones_like(score))
 
 
 def mean_images(x: Tensor, labels: Tensor, fitted: FittedCAE) -> Tensor:
@@ -68,6 +79,7 @@ def mean_images(x: Tensor, labels: Tensor, fitted: FittedCAE) -> Tensor:
 
 WAYS: dict[str, Scores] = {
     "our rule": by_our_rule,
+    "nothing mixed": without_mixed,
     "without kinds": without_kinds,
     "typicality alone": by_typicality,
     "nearest noun": by_nearest,
@@ -160,9 +172,10 @@ def name(groups: Groups) -> dict[str, list[NamedCluster]]:
     """The groups, named each way."""
     tables = {}
     for way, scores in WAYS.items():
-        score, texts = scores(groups.x, groups.labels, groups.fitted, groups.banks)
-        nouns = [[texts[j] for j in row] for row in score.topk(N_NOUNS).indices.tolist()]
-        tables[way] = name_clusters(groups.labels, groups.truth, groups.classes, assign_names(score, texts), nouns)
+        scored, texts = scores(groups.x, groups.labels, groups.fitted, groups.banks)
+        nouns = [[texts[j] for j in row] for row in scored.score.topk(N_NOUNS).indices.tolist()]
+        names = cluster_names(scored, texts)
+        tables[way] = name_clusters(groups.labels, groups.truth, groups.classes, names, nouns)
     return tables
 
 
@@ -182,12 +195,13 @@ def markdown(tables: dict[tuple[str, str], list[NamedCluster]], records: list[di
         )
     lines += ["", "Share of clusters whose name …", ""]
     lines += [
-        "| pictures | named by | is the class | or ≤ 2 hypernyms below | or above | one of 5 nouns is, or below |",
-        "|---|---|---|---|---|---|",
+        "| pictures | named by | is the class | or ≤ 2 hypernyms below | or above | one of 5 nouns | mixed |",
+        "|---|---|---|---|---|---|---|",
     ]
     for (pictures, way), table in tables.items():
         shares = " | ".join(f"{share(table, kind):.0%}" for kind in ("exact", "special", "fits", "among"))
-        lines.append(f"| {pictures} | {way} | {shares} |")
+        mixed = sum(cluster.name.startswith(MIXED) for cluster in table) / len(table)
+        lines.append(f"| {pictures} | {way} | {shares} | {mixed:.0%} |")
     lines += ["", "Names beside classes (and the class's share of the cluster); bold: at most two hypernyms away.", ""]
     lines += ["| pictures | class | " + " | ".join(WAYS) + " |", "|---|---|" + "---|" * len(WAYS)]
     for record in records:

@@ -1,25 +1,27 @@
 """Names: typical here and not elsewhere, distinct, and with the sense that the images show."""
 
+import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
 from cae.config import CAEConfig
 from cae.method.fitted import SelectedTexts
-from cae.method.naming import (
+from cae.method.names import (
     CANDIDATES,
-    assign_names,
+    HOLDS,
+    NameScores,
+    choose,
+    cluster_names,
     commonness,
-    describe_clusters,
-    describe_tree,
-    fitting_glosses,
     kind_typicality,
-    kinds_of_names_inside,
+    name_groups,
     name_scores,
-    transport_mass,
-    typicality,
+    parts_of_group,
 )
+from cae.method.naming import describe_clusters, describe_tree, fitting_glosses, kinds_of_names_inside
 from cae.method.pipeline import predict
+from cae.method.typicality import transport_mass, typicality
 from cae.results.saved import SavedResult
 from cae.text import Corpus, TextBank
 
@@ -49,19 +51,44 @@ def test_what_all_clusters_share_is_not_typical_of_any():
 
 def test_names_are_distinct_even_where_clusters_want_the_same():
     score = torch.tensor([[0.9, 0.8, 0.0], [1.0, 0.1, 0.0]])
-    assert assign_names(score, ["dog", "puppy", "cat"]) == ["puppy", "dog"]
+    assert choose(score).tolist() == [1, 0]
 
 
 def test_clusters_beyond_the_nouns_are_called_after_their_number():
-    assert assign_names(torch.tensor([[0.1], [0.9]]), ["dog"]) == ["cluster 0", "dog"]
+    scores = NameScores(torch.tensor([[0.1], [0.9]]), torch.ones(2, 1))
+    assert cluster_names(scores, ["dog"]) == ["cluster 0", "dog"]
+
+
+def test_a_noun_that_hardly_holds_is_no_name_however_alike():
+    nouns = ["fabric", "flower", "dog", "cat", "car"]
+    scores = NameScores(torch.tensor([[9.0, 1, 0, 0, 0], [9, 0, 3, 2, 1]]), torch.full((2, 5), 0.01))
+    scores.share[0, 1] = HOLDS
+    scores.share[1, 2:] = 0.1
+    assert cluster_names(scores, nouns) == ["flower", "mixed: dog, cat, car"]
+    assert name_groups(scores, nouns, taken={"flower"}) == [None, None]
+    scores.share[1] = 0
+    assert cluster_names(scores, nouns) == ["flower", "cluster 1"]
+
+
+def test_parts_of_a_mixed_group_are_no_kinds_of_each_other_and_nothing_that_another_is_called():
+    nouns = ["dog", "briard", "tabby", "cat", "tulip", "car", "Samoyed"]
+    scores = NameScores(torch.arange(7.0, 0, -1), torch.full((7,), 0.1))
+    assert parts_of_group(scores, nouns, taken=()) == ["dog", "tabby", "tulip"]
+    assert parts_of_group(scores, nouns, taken={"dog", "tulip"}) == ["briard", "tabby", "car"]
+
+
+def test_two_mixed_groups_have_different_names():
+    scores = NameScores(torch.tensor([[4.0, 3, 2, 1, 0, -1]] * 2), torch.full((2, 6), 0.1))
+    names = cluster_names(scores, ["dog", "cat", "car", "tulip", "house", "ship"])
+    assert names == ["mixed: dog, cat, car", "mixed: tulip, house, ship"]
 
 
 def test_of_nouns_alike_the_common_one_is_the_name_and_what_all_clusters_share_is_none():
     nouns = bank("noun", ["barnacle goose", "bird", "thing", "car"], [[0.9, 0.1], [0.88, 0.12], [0.7, 0.7], [0, 1.0]])
     captions = bank("caption", ["a bird sings", "two birds fly", "some thing", "one more thing"], [[1.0, 0.0]] * 4)
-    score = name_scores(torch.tensor([[1.0, 0.2], [0.2, 1.0]]), nouns, captions)
+    score = name_scores(torch.tensor([[1.0, 0.2], [0.2, 1.0]]), nouns, captions).score
     assert score.argmax(dim=1).tolist() == [1, 3]
-    without = name_scores(torch.tensor([[1.0, 0.2], [0.2, 1.0]]), nouns, bank("caption", ["x"], [[1.0, 0.0]]))
+    without = name_scores(torch.tensor([[1.0, 0.2], [0.2, 1.0]]), nouns, bank("caption", ["x"], [[1.0, 0.0]])).score
     assert without.argmax(dim=1).tolist() == [0, 3]
 
 
@@ -81,24 +108,35 @@ def test_a_group_of_many_breeds_has_the_name_of_the_kind_and_one_of_a_breed_its_
     one = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0], *[[0.0, 0.0, 0.0, 1.0]] * 3])
     for mass, best in ((many, ["dog"]), (one, ["briard", "dog"])):
         nothing_common = bank("caption", ["x"], [[1.0, 0.0]])
-        scores = name_scores(torch.zeros(len(mass), 2), nouns, nothing_common, mass, selected)
+        scores = name_scores(torch.zeros(len(mass), 2), nouns, nothing_common, mass, selected).score
         assert [nouns.texts[j] for j in scores.argmax(dim=1)[: len(best)]] == best
 
 
 def test_kinds_are_summed_and_words_outside_of_the_taxonomy_have_none(breeds):
     nouns, selected = breeds
     mass = torch.tensor([[0.2, 0.3, 0.4, 0.1], [0.0, 0.0, 0.0, 1.0]])
-    found = kind_typicality(mass, selected, nouns)
+    found, share = kind_typicality(mass, selected, nouns)
     dogs, half = torch.tensor([0.9, 0.0]), torch.tensor([0.45, 0.45])
     torch.testing.assert_close(found[:, 3], torch.special.xlogy(dogs, dogs / half))
-    assert not found[:, 6].any()
-    assert torch.equal(kind_typicality(mass, selected, bank("noun", ["x1", "x2"], [[1.0, 0.0]] * 2)), torch.zeros(2, 2))
+    torch.testing.assert_close(share[:, [0, 3]], torch.tensor([[0.2, 0.9], [0.0, 0.0]]))
+    assert not found[:, 6].any() and not share[:, 6].any()
+    unknown = bank("noun", ["x1", "x2"], [[1.0, 0.0]] * 2)
+    assert not torch.cat(kind_typicality(mass, selected, unknown)).any()
+
+
+def test_a_selected_noun_that_the_taxonomy_does_not_know_holds_by_its_own_mass():
+    nouns = bank("noun", ["dog", "frobnicator"], [[1.0, 0.0]] * 2)
+    selected = SelectedTexts(["frobnicator", "briard"], torch.eye(2), torch.zeros(2))
+    mass = torch.tensor([[0.75, 0.25]])
+    torch.testing.assert_close(kind_typicality(mass, selected, nouns)[1], torch.tensor([[0.25, 0.75]]))
+    unknown = SelectedTexts(["frobnicator", "Hund"], torch.eye(2), torch.zeros(2))
+    assert kind_typicality(mass, unknown, nouns)[1].eq(1).all(), "nothing is known of kinds in another language"
 
 
 def test_an_empty_cluster_takes_no_name_from_the_others():
     nouns = bank("noun", ["bird", "car"], [[1.0, 0.0], [0.0, 1.0]])
-    score = name_scores(torch.tensor([[1.0, 0.0], [0.0, 1.0], [torch.nan, torch.nan]]), nouns, None)
-    assert assign_names(score, nouns.texts) == ["bird", "car", "cluster 2"]
+    scores = name_scores(torch.tensor([[1.0, 0.0], [0.0, 1.0], [torch.nan, torch.nan]]), nouns, None)
+    assert cluster_names(scores, nouns.texts) == ["bird", "car", "cluster 2"]
 
 
 def test_where_there_is_nothing_to_count_in_the_glosses_of_imagenet_say_what_is_common():
@@ -120,9 +158,8 @@ def test_a_noun_is_counted_once_a_text_as_a_word_of_its_own():
 
 def test_the_choice_among_many_nouns_is_the_best_one():
     score = torch.randn(CANDIDATES // 2, 40 * CANDIDATES, generator=torch.Generator().manual_seed(0))
-    names = assign_names(score, [str(j) for j in range(score.shape[1])])
     _, nouns = linear_sum_assignment(score.numpy(), maximize=True)
-    assert names == [str(j) for j in nouns]
+    assert choose(score).tolist() == nouns.tolist()
 
 
 @pytest.mark.parametrize(("image", "sense"), [([1.0, 0.0], "a bird"), ([0.0, 1.0], "a machine")])
@@ -166,8 +203,8 @@ def test_every_group_of_a_tree_has_a_name_of_its_own(tree_folder, n_nouns, named
 
 def test_kinds_of_names_inside_are_found_in_any_sense_and_the_names_themselves_are_not():
     nouns = ["computer", "artifact", "device", "not in WordNet", "dog", "briard"]
-    above = torch.tensor([[True, False], [False, True], [True, True], [False, False]])
-    groups, found = kinds_of_names_inside(above, ["device", "Dog"], nouns)
+    inside = np.array([[True, False], [False, True], [True, True], [False, False]])
+    groups, found = kinds_of_names_inside(inside, ["device", "Dog"], nouns)
     pairs = {(group, nouns[noun]) for group, noun in zip(groups.tolist(), found.tolist(), strict=True)}
     # A dog is also an andiron, and that a device.
     assert pairs == {(0, "computer"), (0, "dog"), (1, "briard"), (2, "computer"), (2, "dog"), (2, "briard")}

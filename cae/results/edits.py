@@ -45,7 +45,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae.kernels import nearest
-from cae.method.naming import N_REPRESENTATIVES, TEXTS_PER_CLUSTER, assign_names, typicality
+from cae.method.names import choose
+from cae.method.naming import N_REPRESENTATIVES, TEXTS_PER_CLUSTER
+from cae.method.typicality import typicality
 from cae.utils.words import counted
 
 N_ANCHORS = 25
@@ -346,7 +348,7 @@ class EditedView:
         if len(free) < len(parts):
             return [f"{self.clusters[cluster]['name']} {i + 1}" for i in range(len(parts))]
         mass = normalize(torch.tensor([[count[noun] for noun in free] for count in counts]).float(), p=1, dim=1)
-        return assign_names(typicality(mass), free)
+        return [free[j] for j in choose(typicality(mass)).tolist()]
 
     def assignments(self) -> pa.Table:
         """The table as it is now."""

@@ -44,8 +44,8 @@ from cae.config import Preset
 from cae.kernels import nearest
 from cae.method.fitted import SelectedTexts
 from cae.method.kmeans import kmeans
-from cae.method.naming import transport_mass
 from cae.method.pipeline import top_texts
+from cae.method.typicality import transport_mass
 from cae.models.trained.heads import Adapter, cluster_head
 from cae.models.trained.losses import balance, consistency, instance_alignment, semantic_alignment
 from cae.models.trained.module import TrainedClustering
