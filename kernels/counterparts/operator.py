@@ -5,17 +5,17 @@ from typing import Any
 
 from torch import Tensor
 
-from cae.kernels import checks
-from cae.kernels.counterparts import reference
-from cae.kernels.counterparts import torch as streaming
-from cae.kernels.counterparts.gradient import counterparts_gradient
-from cae.kernels.dispatch import Backends
-from cae.kernels.exact import exact_products
-from cae.kernels.operators import Operator
+from .. import checks
+from ..dispatch import Backends
+from ..exact import exact_products
+from ..operators import Operator
+from . import reference
+from . import torch as streaming
+from .gradient import counterparts_gradient
 
 
 def _load_triton() -> Callable[..., Tensor]:
-    from cae.kernels.counterparts import triton
+    from . import triton
 
     return triton.counterparts
 

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cae.kernels.launch import FUSED, architecture, ceil_div, row_tile, weighted_sum_tile
-from cae.kernels.triton import LOG2_E, SoftmaxPanel, dot, grouped
+from ..launch import FUSED, architecture, ceil_div, row_tile, weighted_sum_tile
+from ..triton import LOG2_E, SoftmaxPanel, dot, grouped
 
 
 def counterparts(

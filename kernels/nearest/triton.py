@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cae.kernels.launch import FUSED, architecture, ceil_div, column_splits, nearest_tile, precision
-from cae.kernels.ranking import largest
-from cae.kernels.triton import product
+from ..launch import FUSED, architecture, ceil_div, column_splits, nearest_tile, precision
+from ..ranking import largest
+from ..triton import product
 
 
 def nearest(x: Tensor, centroids: Tensor, *, k: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cae.kernels import checks
+from .. import checks
 
 
 @dataclass(frozen=True)
