@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import FUSED, architecture, ceil_div, column_splits, nearest_tile, precision
+from ..launch import FUSED, architecture, ceil_div, column_splits, narrow_tile, precision
 from ..ranking import largest
 from ..triton import product
 
@@ -15,7 +15,7 @@ def nearest(x: Tensor, centroids: Tensor, *, k: int, bias: Tensor | None) -> tup
     x, centroids = x.contiguous(), centroids.contiguous()
     (N, D), C, device = x.shape, centroids.shape[0], x.device
     dtype = torch.promote_types(x.dtype, centroids.dtype)
-    tile = nearest_tile(architecture(device), dtype, D)
+    tile = narrow_tile(architecture(device), dtype, D)
     splits = column_splits(ceil_div(N, tile.BLOCK_I), ceil_div(C, tile.BLOCK_J))
     labels = torch.empty(N, splits, k, dtype=torch.int64, device=device)
     similarity = torch.empty(N, splits, k, dtype=torch.float32, device=device)
