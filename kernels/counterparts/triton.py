@@ -171,7 +171,7 @@ def counterparts_gradient(
             length = torch.linalg.vector_norm(h, dim=1)
             h = (h / torch.where(length > 0, length, 1)[:, None]).to(u.dtype)
             center = (h.float() * y).sum(dim=1)
-            grad_g += _score_gradient(panel, x[rows], h, length, center, bias, log_z[rows], kept, unit, epsilon)
+            grad_g += _score_gradient(panel, x[rows], h, length, center, bias, kept, unit, epsilon)
             _weighted_sums(panel, n, kept, ones, 1.0, sums)
             grad_x[rows] = sums[:n] * (length / unit)[:, None]
             grad_u.add(x[rows], h, length, kept, unit)
@@ -186,8 +186,8 @@ def score_gradient_kernel(
     p_length,
     p_center,
     p_bias,
-    p_log_z,
     p_p,
+    p_max,
     p_factor,
     p_kept,
     p_columns,
@@ -200,7 +200,7 @@ def score_gradient_kernel(
     unit,
     D: tl.constexpr,
     TILE_J: tl.constexpr,
-    LOG2_E: tl.constexpr,
+    LOG2_UNIT: tl.constexpr,
     WEIGH: tl.constexpr,
     BLOCK_I: tl.constexpr,
     BLOCK_J: tl.constexpr,
@@ -215,12 +215,16 @@ def score_gradient_kernel(
     # (BI, BJ)
     b_q = product(p_h, p_u, o_row, o_text, D, BLOCK_K, PRECISION)
     # (BI,)
-    b_factor = tl.load(p_factor + i_j * BLOCK_J // TILE_J * stride_t + o_i)
+    o_part = i_j * BLOCK_J // TILE_J * stride_t + o_i
+    b_factor = tl.load(p_factor + o_part)
     b_center = tl.load(p_center + o_row)
     if WEIGH:
         b_s = product(p_x, p_u, o_row, o_text, D, BLOCK_K, PRECISION)
         b_bias = tl.load(p_bias + o_j, mask=o_j < M, other=-float("inf"))
-        b_t = tl.exp2(b_s * scale + (b_bias[None, :] - (tl.load(p_log_z + o_row) * LOG2_E)[:, None]))
+        # From the tile's maximum, as the panel is: not by a row's normaliser, which is as coarse as an exponent.
+        b_max = tl.load(p_max + o_part)
+        b_max = tl.where(b_max == -float("inf"), 0.0, b_max) - LOG2_UNIT
+        b_t = tl.exp2(b_s * scale + b_bias[None, :] - b_max[:, None]) * b_factor[:, None]
         b_e = tl.load(p_p + o_p).to(tl.float32) * b_factor[:, None] * b_q - b_t * b_center[:, None]
         b_kept = b_e * unit_e + b_t * b_q * unit
     else:
@@ -306,7 +310,6 @@ def _score_gradient(
     length: Tensor,
     center: Tensor,
     bias: Tensor,
-    log_z: Tensor,
     kept: Tensor,
     unit: float,
     epsilon: float,
@@ -323,8 +326,8 @@ def _score_gradient(
         length,
         center,
         bias,
-        log_z,
         panel.p,
+        panel.maxima,
         panel.factor,
         kept,
         columns,
@@ -337,7 +340,7 @@ def _score_gradient(
         unit,
         D=D,
         TILE_J=panel.tile.BLOCK_J,
-        LOG2_E=LOG2_E,
+        LOG2_UNIT=panel.log2_unit,
         WEIGH=panel.weigh,
         PRECISION=panel.precision,
         **tile._asdict(),
