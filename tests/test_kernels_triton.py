@@ -201,6 +201,13 @@ def test_counterparts_gradient_on_hard_geometry(kind):
             check_counterparts_gradient(unit(40, 64, seed=2), x, u, torch.zeros(70, device=DEVICE), 4e-3, **options)
 
 
+def test_counterparts_gradient_among_texts_that_all_but_coincide():
+    """Terms of 1 / epsilon cancel: they have to come from one and the same plan."""
+    x, u = unit(3, 3, seed=1), unit(130, 3, seed=2)
+    options = {"epsilon": 0.01, "normalize": False, "similarity_weight": True}
+    check_counterparts_gradient(unit(3, 3, seed=5), x, u, torch.zeros(130, device=DEVICE), 2e-5, **options)
+
+
 @pytest.mark.usefixtures("one_tile_panels")
 def test_counterparts_gradient_over_several_panels():
     none = TILE[torch.float32] + 10  # texts of weight zero: the whole first tile, and a part of the second
