@@ -1,11 +1,11 @@
 """The five ops that the CAE pipeline runs on; only torch is needed to import them. See kernels/README.md."""
 
-from cae.kernels.counterparts import counterparts
-from cae.kernels.dispatch import Backend
-from cae.kernels.fuse import fuse
-from cae.kernels.nearest import Nearest, nearest
-from cae.kernels.retrieve import retrieve
-from cae.kernels.sinkhorn import (
+from .counterparts import counterparts
+from .dispatch import Backend
+from .fuse import fuse
+from .nearest import Nearest, nearest
+from .retrieve import retrieve
+from .sinkhorn import (
     AndersonAcceleration,
     ConvergenceWarning,
     SinkhornResult,

@@ -6,7 +6,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from cae.kernels.tiles import panels
+from .tiles import panels
 
 # How far from 1 the length of a "unit" row may be: rounding D components moves it by about the type's epsilon.
 UNIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}

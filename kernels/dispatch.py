@@ -8,7 +8,7 @@ from typing import Generic, Literal, ParamSpec, TypeVar, get_args
 
 import torch
 
-from cae.kernels.exact import exact_products
+from .exact import exact_products
 
 Backend = Literal["auto", "reference", "torch", "triton"]
 P = ParamSpec("P")

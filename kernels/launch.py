@@ -52,8 +52,8 @@ def product_tile(arch: int, dtype: torch.dtype, width: int) -> Tile:
     return tile._replace(BLOCK_K=max(16, min(tile.BLOCK_K, _power_of_2(width) // 2)))
 
 
-def nearest_tile(arch: int, dtype: torch.dtype, width: int) -> Tile:
-    """As `product_tile`, but with at most half a register file of scores: picking the best needs room beside them."""
+def narrow_tile(arch: int, dtype: torch.dtype, width: int) -> Tile:
+    """As `product_tile`, but with at most half a register file of scores: there must be room beside them."""
     tile = product_tile(arch, dtype, width)
     return tile._replace(BLOCK_J=min(tile.BLOCK_J, 128))
 
@@ -65,6 +65,12 @@ def weighted_sum_tile(arch: int, dtype: torch.dtype, width: int) -> Tile:
     while block > 64 and width % block:  # 384 is three blocks of 128, not one and a half of 256
         block //= 2
     return tile._replace(BLOCK_J=max(16, min(block, _power_of_2(width))), BLOCK_K=min(tile.BLOCK_K, tile.BLOCK_J))
+
+
+def column_sum_tile(arch: int, dtype: torch.dtype, width: int) -> Tile:
+    """As `weighted_sum_tile` for a panel's columns, BLOCK_I of them; narrower, since entries pass through registers."""
+    tile = weighted_sum_tile(arch, dtype, width)
+    return tile._replace(BLOCK_J=min(tile.BLOCK_J, 128))
 
 
 def _table_row(arch: int, dtype: torch.dtype) -> Tile:

@@ -11,6 +11,10 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+# PyTorch keeps one operator of a name in a process, and this package may be there twice: as `cae.kernels` and, from
+# Hugging Face's hub, under a name made for one version. So a copy's operators bear the name of the copy: `cae::fuse`.
+NAMESPACE = __name__.rpartition(".")[0].removesuffix(".kernels").replace(".", "_")
+
 
 class Operator:
     """A function of tensors and numbers, callable in eager mode, in a graph and under torch.func.
@@ -29,7 +33,7 @@ class Operator:
         setup_context: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
         backward: Callable[..., Any] | None = None,
     ) -> None:
-        """Register `cae::<name>`.
+        """Register `<namespace>::<name>`, in `cae.kernels` `cae::<name>`.
 
         Args:
             name: as graphs show it.
@@ -42,7 +46,7 @@ class Operator:
         """
         self.run, self.backward = run, backward or _no_derivative(name)
         self.setup_context = setup_context or (lambda ctx, inputs, output: None)
-        self.operator = torch.library.custom_op(f"cae::{name}", run, mutates_args=(), schema=schema)
+        self.operator = torch.library.custom_op(f"{NAMESPACE}::{name}", run, mutates_args=(), schema=schema)
         self.operator.register_fake(fake)
         if backward:
             self.operator.register_autograd(backward, setup_context=setup_context)

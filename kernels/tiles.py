@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 # Entries of one float32 score panel. On a CPU 8 MB stays in the last-level cache between the product and the passes
-# that follow it; a GPU needs a larger panel to fill its multiprocessors. Figures: kernels/README.md.
+# that follow it; a GPU needs a larger panel to fill its multiprocessors. Figures: docs/kernels/cosine_sinkhorn.md.
 _PANEL_ENTRIES = {"cpu": 2**21, "cuda": 2**26}
 # A product with fewer rows than this is bound by loading the other factor.
 _MIN_ROWS = 16

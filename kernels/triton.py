@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cae.kernels.launch import FUSED, architecture, ceil_div, panel_scratch_rows, precision, product_tile
+from .launch import FUSED, architecture, ceil_div, panel_scratch_rows, precision, product_tile
 
 LOG2_E = math.log2(math.e)
 _LN_2: tl.constexpr = tl.constexpr(math.log(2))

@@ -44,9 +44,9 @@ CASES = [
 ALL_CASES = [*product([80, 90, 100], [3, 384, 512, 768, 1280], ["float16", "float32", "bfloat16"])]
 # The most shared memory of a block: 163 KB on A100, 227 KB on H100 and B200.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-# Bytes of stack that a thread may spill to. A panel weighted by similarity holds scores and softmax at once, though
-# only after its loop; nothing else spills more than two registers.
-SPILL_BUDGET = {"softmax_panel_kernel weighted": 256}
+# Bytes of stack that a thread may spill to. A panel weighted by similarity holds scores and softmax at once, and its
+# gradient two tiles of scores, though only after the loop; nothing else spills more than two registers.
+SPILL_BUDGET = {"softmax_panel_kernel weighted": 256, "score_gradient_kernel weighted": 256}
 LEAST_SPILL_BUDGET = 8
 # The instruction that a product of half types comes down to.
 MATRIX_INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
@@ -115,6 +115,9 @@ def launch_all(D: int, dtype: torch.dtype) -> None:
     x, u, bias = torch.zeros(256, D, dtype=dtype), torch.zeros(512, D, dtype=dtype), torch.zeros(512)
     sinkhorn.TritonSweep(x, u, torch.ones(256), 0.02)(bias.double())
     counterparts.counterparts(x, u, bias, epsilon=0.02, normalize=True, similarity_weight=True)
+    for weigh in (True, False):
+        options = {"epsilon": 0.02, "normalize": True, "similarity_weight": weigh}
+        counterparts.counterparts_gradient(x, x, u, bias, **options)
     nearest.nearest(x, u, k=1, bias=bias)
     nearest.nearest(x, u, k=5, bias=None)
     shared.SoftmaxPanel(x, u, dtype=None).fill(slice(0, 256), scale=1.0, bias=bias, log_z=torch.zeros(256))

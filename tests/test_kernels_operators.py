@@ -55,7 +55,7 @@ def test_opcheck(tracked):
     torch.library.opcheck(counterparts_module.operator.operator, (x, u, g, 0.1, True, True, "torch"))
     torch.library.opcheck(fuse_module.operator.operator, ([x, (2 * x).detach()], 0.1, "torch"))
     if not tracked:
-        torch.library.opcheck(counterparts_module.gradient.operator, (x, x, u, g, 0.1, True, True))
+        torch.library.opcheck(counterparts_module.gradient.operator, (x, x, u, g, 0.1, True, True, "torch"))
         torch.library.opcheck(fuse_module.gradient.operator, (x, x[:, :2].clone(), [x, 2 * x], 0.1, "torch"))
         for mode in ("all", "assigned"):
             torch.library.opcheck(retrieve_module.operator.operator, (x, u, 3, mode, "torch"))
@@ -94,7 +94,7 @@ def strided_cases():
         options = (0.1, True, True)
         cases |= {
             f"counterparts{name}": (counterparts_module.operator, (part, u, G, *options, "torch")),
-            f"counterparts_gradient{name}": (counterparts_module.gradient, (part, part, u, G, *options)),
+            f"counterparts_gradient{name}": (counterparts_module.gradient, (part, part, u, G, *options, "torch")),
             f"fuse{name}": (fuse_module.operator, ([part, part], 0.1, "torch")),
             f"fuse_gradient{name}": (fuse_module.gradient, (part, part[:, :2], [part, part], 0.1, "torch")),
             f"nearest{name}": (nearest_module.operator, (part, u, 2, None, "torch")),

@@ -11,6 +11,8 @@ triton = pytest.importorskip("triton")
 tl = triton.language
 
 from cae.kernels import cosine_sinkhorn, counterparts, fuse, launch, nearest, retrieve  # noqa: E402
+from cae.kernels.counterparts import triton as counterparts_kernels  # noqa: E402
+from cae.kernels.counterparts.gradient import counterparts_gradient  # noqa: E402
 from cae.kernels.fuse import triton as fuse_kernels  # noqa: E402
 from cae.kernels.fuse.gradient import fuse_gradient  # noqa: E402
 from cae.kernels.sinkhorn.triton import TritonSweep  # noqa: E402
@@ -162,6 +164,79 @@ def test_counterparts_keep_a_zero_sum():
     assert torch.equal(counterparts(x, u, None, epsilon=0.05, backend="triton"), torch.zeros_like(x))
 
 
+# As TOLERANCE, for four factors rounded one after another. With bfloat16 rounded as a GPU does it, a third was found.
+GRADIENT_TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 4e-2}
+
+
+def check_counterparts_gradient(grad: Tensor, x: Tensor, u: Tensor, g: Tensor, tolerance: float, **options) -> None:
+    """In x, u and g, against the reference's autograd in float64."""
+    found = counterparts_kernels.counterparts_gradient(grad, x, u, g, **options)
+    assert [value.dtype for value in found] == [x.dtype, u.dtype, g.dtype]
+    leaves = [value.detach().clone().requires_grad_() for value in (x, u, g)]
+    y = counterparts(*leaves, **options, backend="reference")
+    expected = torch.autograd.grad(y, leaves, grad.to(y.dtype))
+    # What is rounded is the gradient of the sum before it is scaled. Where texts are alike, others cancel to nothing.
+    sums = counterparts(x, u, g, **options | {"normalize": False}, backend="reference").norm(dim=1, keepdim=True)
+    rounded = grad / sums.clamp_min(1e-12) if options["normalize"] else grad.double()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.double() - theirs.double()).norm() <= tolerance * max(theirs.double().norm(), rounded.norm())
+
+
+@pytest.mark.parametrize(("scale", "weigh"), [(True, True), (False, True), (True, False), (False, False)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "M", "D"), SHAPES)
+def test_counterparts_gradient(N, M, D, dtype, scale, weigh):
+    x, u, grad = (unit(rows, D, dtype, seed=seed) for seed, rows in enumerate((N, M, N)))
+    g = 0.1 * torch.randn(M, generator=torch.Generator().manual_seed(3)).to(DEVICE)
+    options = {"epsilon": 0.1, "normalize": scale, "similarity_weight": weigh}
+    check_counterparts_gradient(grad, x, u, g, GRADIENT_TOLERANCE[dtype], **options)
+
+
+@pytest.mark.parametrize("kind", ["clustered", "duplicated", "collinear"])
+def test_counterparts_gradient_on_hard_geometry(kind):
+    x, u = geometry(kind, 40, 64, torch.float16, seed=0), geometry(kind, 70, 64, torch.float16, seed=1)
+    for epsilon in (5e-3, 0.02, 1.0):
+        for scale in (True, False):
+            options = {"epsilon": epsilon, "normalize": scale, "similarity_weight": True}
+            check_counterparts_gradient(unit(40, 64, seed=2), x, u, torch.zeros(70, device=DEVICE), 4e-3, **options)
+
+
+def test_counterparts_gradient_among_texts_that_all_but_coincide():
+    """Terms of 1 / epsilon cancel: they have to come from one and the same plan."""
+    x, u = unit(3, 3, seed=1), unit(130, 3, seed=2)
+    options = {"epsilon": 0.01, "normalize": False, "similarity_weight": True}
+    check_counterparts_gradient(unit(3, 3, seed=5), x, u, torch.zeros(130, device=DEVICE), 2e-5, **options)
+
+
+@pytest.mark.usefixtures("one_tile_panels")
+def test_counterparts_gradient_over_several_panels():
+    none = TILE[torch.float32] + 10  # texts of weight zero: the whole first tile, and a part of the second
+    x, u, g = unit(150, 32), unit(none + 40, 32, seed=1), torch.zeros(none + 40, device=DEVICE)
+    g[:none] = -torch.inf
+    options = {"epsilon": 0.1, "normalize": True, "similarity_weight": True}
+    check_counterparts_gradient(unit(150, 32, seed=2), x, u, g, 5e-6, **options)
+    _, in_u, in_g = counterparts_kernels.counterparts_gradient(unit(150, 32, seed=2), x, u, g, **options)
+    assert not in_u[:none].any()
+    assert not in_g[:none].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_counterparts_gradient_of_rows_that_weigh_from_nothing_to_a_thousand(dtype):
+    """Every row's own gradient is as exact as if it were alone, and no half type overflows on the way."""
+    x, u, g = unit(70, 64, dtype), unit(45, 64, dtype, seed=1), torch.zeros(45, device=DEVICE)
+    weights = torch.logspace(-9, 3, 70, device=DEVICE)[:, None]
+    weights[7] = 0
+    grad = weights * unit(70, 64, seed=2)
+    options = {"epsilon": 0.1, "normalize": True, "similarity_weight": True}
+    check_counterparts_gradient(grad, x, u, g, GRADIENT_TOLERANCE[dtype], **options)
+    in_x, _, _ = counterparts_kernels.counterparts_gradient(grad, x, u, g, **options)
+    expected, _, _ = counterparts_gradient(grad.double(), x.double(), u.double(), g.double(), **options)
+    representable = weights[:, 0] > 1e-2 if dtype == torch.float16 else weights[:, 0] > 0
+    error = (in_x.double() - expected).norm(dim=1) / expected.norm(dim=1)
+    assert float(error[representable].max()) < GRADIENT_TOLERANCE[dtype]
+    assert not in_x[7].any()
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("N", "M", "D"), SHAPES)
@@ -301,6 +376,8 @@ class TestAtScale:
         check_sweep(x, u, epsilon=0.02)
         y = counterparts(x, u, None, epsilon=0.02, backend="triton")
         assert relative_error(y, counterparts(x, u, None, epsilon=0.02, backend="reference")) < TOLERANCE[dtype]
+        options = {"epsilon": 0.05, "normalize": True, "similarity_weight": True}
+        check_counterparts_gradient(unit(N, D, dtype, seed=2), x, u, torch.zeros(M, device=DEVICE), 2e-2, **options)
         labels, similarity = nearest(x, u, backend="triton")
         expected = nearest(x, u, backend="reference")
         torch.testing.assert_close(similarity.double(), expected.similarity, atol=1e-5, rtol=0)
@@ -332,3 +409,11 @@ class TestAtScale:
         sweep = TritonSweep(x, u, torch.full((len(x),), 1 / len(x), device=DEVICE), 0.02)
         sweep(torch.zeros(len(u), dtype=torch.float64))
         assert torch.cuda.max_memory_allocated() - before < 2**30
+
+    def test_memory_of_a_gradient_is_three_gradients_and_a_panel(self):
+        x, u = unit(400_000, 512, torch.float16), unit(20_000, 512, torch.float16, seed=1)
+        g, options = torch.zeros(len(u), device=DEVICE), {"normalize": True, "similarity_weight": True}
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        counterparts_kernels.counterparts_gradient(x, x, u, g, epsilon=0.02, **options)
+        assert torch.cuda.max_memory_allocated() - before < 2**30 + x.nbytes

@@ -23,10 +23,12 @@ ROWS = 12  # kernels shown
 def main() -> None:
     shape, device = tuple(map(int, sys.argv[1].split(","))), torch.device(sys.argv[2])
     x, u = inputs("clustered", *shape, device=device)
+    leaf = x.detach().requires_grad_()
     # At the end a second sweep makes the potentials of the best iterate, so two iterations are two sweeps here.
     calls = {
         "cosine_sinkhorn, 2 iterations": quiet(lambda: cosine_sinkhorn(x, u, epsilon=0.02, tol=1e-12, max_iter=2)),
         "counterparts": lambda: counterparts(x, u, None, epsilon=0.02),
+        "counterparts and gradient": lambda: counterparts(leaf, u, None, epsilon=0.02).sum().backward(),
     }
     found = {name: profiled(call, device) for name, call in calls.items()}
     for name, kernels in found.items():

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cae.kernels.tiles import panels
+from ..tiles import panels
 
 
 def counterparts_gradient(
@@ -38,7 +38,7 @@ def counterparts_gradient(
         t = torch.softmax(torch.add(log_v, s, alpha=1 / epsilon), dim=1)
         w = t * s if similarity_weight else t
         if normalize:
-            h = _before_scaling(h, w @ texts)
+            h = before_scaling(h, w @ texts)
         grad_u.addmm_(w.T, h)
         weighted = (h @ texts.T).mul_(t)  # t_ij q_ij
         inner = weighted * s if similarity_weight else weighted
@@ -50,7 +50,7 @@ def counterparts_gradient(
     return grad_x, grad_u.to(u.dtype), grad_g.to(g.dtype)
 
 
-def _before_scaling(grad: Tensor, y: Tensor) -> Tensor:
+def before_scaling(grad: Tensor, y: Tensor) -> Tensor:
     """Gradient in y of y / max(|y|, 1e-12)."""
     length = torch.linalg.vector_norm(y, dim=1, keepdim=True).clamp_min(1e-12)
     y = y / length

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from cae.kernels import checks
-from cae.kernels.counterparts.operator import BACKENDS, check_values, operator
-from cae.kernels.dispatch import Backend
+from .. import checks
+from ..dispatch import Backend
+from .operator import BACKENDS, check_values, operator
 
 
 def counterparts(

@@ -3,24 +3,32 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from cae.kernels import checks
-from cae.kernels.counterparts import reference
-from cae.kernels.counterparts import torch as streaming
-from cae.kernels.counterparts.gradient import counterparts_gradient
-from cae.kernels.dispatch import Backends
-from cae.kernels.exact import exact_products
-from cae.kernels.operators import Operator
+from .. import checks
+from ..dispatch import Backends
+from ..operators import Operator
+from . import reference
+from . import torch as streaming
+from .gradient import counterparts_gradient
 
 
 def _load_triton() -> Callable[..., Tensor]:
-    from cae.kernels.counterparts import triton
+    from . import triton
 
     return triton.counterparts
 
 
+def _load_triton_gradient() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    from . import triton
+
+    return triton.counterparts_gradient
+
+
 BACKENDS = Backends(reference.counterparts, streaming.counterparts, _load_triton)
+# The reference has autograd's.
+GRADIENTS = Backends(counterparts_gradient, counterparts_gradient, _load_triton_gradient)
 
 
 def check_values(x: Tensor, u: Tensor, g: Tensor) -> None:
@@ -43,13 +51,20 @@ def run_checked(
 
 
 def run_gradient(
-    grad: Tensor, x: Tensor, u: Tensor, g: Tensor, epsilon: float, normalize: bool, similarity_weight: bool
+    grad: Tensor,
+    x: Tensor,
+    u: Tensor,
+    g: Tensor,
+    epsilon: float,
+    normalize: bool,
+    similarity_weight: bool,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients in x, u and g."""
-    with exact_products(x.device):
-        return counterparts_gradient(
-            grad, x.contiguous(), u, g, epsilon=epsilon, normalize=normalize, similarity_weight=similarity_weight
-        )
+    run = GRADIENTS.choose(backend, x.device)
+    if not len(x):
+        return x.new_empty(x.shape), u.new_zeros(u.shape), torch.zeros_like(g)
+    return run(grad, x.contiguous(), u, g, epsilon=epsilon, normalize=normalize, similarity_weight=similarity_weight)
 
 
 def _fake(x: Tensor, *_: Any) -> Tensor:
@@ -62,7 +77,7 @@ def _fake_gradient(grad: Tensor, x: Tensor, u: Tensor, g: Tensor, *_: Any) -> tu
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:3])
-    ctx.options = inputs[3:6]
+    ctx.options = inputs[3:]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

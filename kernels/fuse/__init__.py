@@ -1,5 +1,5 @@
 """Prototype-weighted fusion of an image with its counterparts (Eq. 14-17)."""
 
-from cae.kernels.fuse.op import fuse
+from .op import fuse
 
 __all__ = ["fuse"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cae.kernels.tiles import panels
+from ..tiles import panels
 
 
 def fuse_gradient(grad_z: Tensor, grad_beta: Tensor, parts: Sequence[Tensor], *, gamma: float) -> list[Tensor]:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from cae.kernels import checks
-from cae.kernels.dispatch import Backend
-from cae.kernels.fuse.operator import BACKENDS, check_values, operator
+from .. import checks
+from ..dispatch import Backend
+from .operator import BACKENDS, check_values, operator
 
 
 def fuse(parts: Sequence[Tensor], *, gamma: float, backend: Backend = "auto") -> tuple[Tensor, Tensor]:

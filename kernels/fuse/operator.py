@@ -6,22 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cae.kernels import checks
-from cae.kernels.dispatch import Backends
-from cae.kernels.fuse import reference
-from cae.kernels.fuse import torch as streaming
-from cae.kernels.fuse.gradient import fuse_gradient
-from cae.kernels.operators import Operator
+from .. import checks
+from ..dispatch import Backends
+from ..operators import Operator
+from . import reference
+from . import torch as streaming
+from .gradient import fuse_gradient
 
 
 def _load_triton() -> Callable[..., tuple[Tensor, Tensor]]:
-    from cae.kernels.fuse import triton
+    from . import triton
 
     return triton.fuse
 
 
 def _load_triton_gradient() -> Callable[..., list[Tensor]]:
-    from cae.kernels.fuse import triton
+    from . import triton
 
     return triton.fuse_gradient
 

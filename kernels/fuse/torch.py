@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cae.kernels.tiles import panels
+from ..tiles import panels
 
 
 def fuse(parts: tuple[Tensor, ...], *, gamma: float) -> tuple[Tensor, Tensor]:

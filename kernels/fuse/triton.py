@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cae.kernels.launch import FUSED, ceil_div, row_tile
+from ..launch import FUSED, ceil_div, row_tile
 
 
 def fuse(parts: tuple[Tensor, ...], *, gamma: float) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,7 @@ def inverse_length(b_x):
 
 
 def fuse_gradient(grad_z: Tensor, grad_beta: Tensor, parts: Sequence[Tensor], *, gamma: float) -> list[Tensor]:
-    """As `cae.kernels.fuse.gradient.fuse_gradient`."""
+    """As `gradient.fuse_gradient`."""
     parts = tuple(part.contiguous() for part in parts)
     (N, D), m = parts[0].shape, len(parts)
     grads = tuple(torch.empty_like(part) for part in parts)

@@ -1,5 +1,5 @@
 """The nearest centroids of each row: labels, and texts that name a cluster."""
 
-from cae.kernels.nearest.op import Nearest, nearest
+from .op import Nearest, nearest
 
 __all__ = ["Nearest", "nearest"]

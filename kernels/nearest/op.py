@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cae.kernels import checks
-from cae.kernels.dispatch import Backend
-from cae.kernels.nearest.operator import operator
+from .. import checks
+from ..dispatch import Backend
+from .operator import operator
 
 
 class Nearest(NamedTuple):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from cae.kernels.ranking import RunningLargest
-from cae.kernels.tiles import block_columns, panels
+from ..ranking import RunningLargest
+from ..tiles import block_columns, panels
 
 
 def nearest(x: Tensor, centroids: Tensor, *, k: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cae.kernels.launch import FUSED, architecture, ceil_div, column_splits, nearest_tile, precision
-from cae.kernels.ranking import largest
-from cae.kernels.triton import product
+from ..launch import FUSED, architecture, ceil_div, column_splits, narrow_tile, precision
+from ..ranking import largest
+from ..triton import product
 
 
 def nearest(x: Tensor, centroids: Tensor, *, k: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -15,7 +15,7 @@ def nearest(x: Tensor, centroids: Tensor, *, k: int, bias: Tensor | None) -> tup
     x, centroids = x.contiguous(), centroids.contiguous()
     (N, D), C, device = x.shape, centroids.shape[0], x.device
     dtype = torch.promote_types(x.dtype, centroids.dtype)
-    tile = nearest_tile(architecture(device), dtype, D)
+    tile = narrow_tile(architecture(device), dtype, D)
     splits = column_splits(ceil_div(N, tile.BLOCK_I), ceil_div(C, tile.BLOCK_J))
     labels = torch.empty(N, splits, k, dtype=torch.int64, device=device)
     similarity = torch.empty(N, splits, k, dtype=torch.float32, device=device)

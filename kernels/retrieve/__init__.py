@@ -1,5 +1,5 @@
 """Selection of the texts that span the semantic space (Eq. 2-3)."""
 
-from cae.kernels.retrieve.op import Mode, retrieve
+from .op import Mode, retrieve
 
 __all__ = ["Mode", "retrieve"]

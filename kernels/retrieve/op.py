@@ -5,9 +5,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from cae.kernels import checks
-from cae.kernels.dispatch import Backend
-from cae.kernels.retrieve.operator import operator
+from .. import checks
+from ..dispatch import Backend
+from .operator import operator
 
 Mode = Literal["all", "assigned"]
 

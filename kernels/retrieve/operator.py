@@ -5,15 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cae.kernels import checks
-from cae.kernels.dispatch import Backends
-from cae.kernels.operators import Operator
-from cae.kernels.retrieve import reference
-from cae.kernels.retrieve import torch as streaming
+from .. import checks
+from ..dispatch import Backends
+from ..operators import Operator
+from . import reference
+from . import torch as streaming
 
 
 def _load_triton() -> Callable[..., Tensor]:
-    from cae.kernels.retrieve import triton
+    from . import triton
 
     return triton.retrieve
 

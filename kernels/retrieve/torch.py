@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from cae.kernels.ranking import RunningLargest
-from cae.kernels.tiles import panels
+from ..ranking import RunningLargest
+from ..tiles import panels
 
 
 def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: str) -> Tensor:

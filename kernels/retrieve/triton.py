@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from cae.kernels.nearest.triton import nearest
-from cae.kernels.retrieve.torch import leaders
-from cae.kernels.triton import SoftmaxPanel
+from ..nearest.triton import nearest
+from ..triton import SoftmaxPanel
+from .torch import leaders
 
 
 def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: str) -> Tensor:

@@ -1,4 +1,7 @@
-"""Anderson acceleration of a fixed point, with a way back from steps that lead astray. Figures: kernels/README.md."""
+"""Anderson acceleration of a fixed point, with a way back from steps that lead astray.
+
+Figures: docs/kernels/cosine_sinkhorn.md.
+"""
 
 import math
 from collections import deque
@@ -8,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cae.kernels import checks
+from .. import checks
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from cae.kernels.dispatch import Backend
-from cae.kernels.sinkhorn.op import cosine_sinkhorn
+from ..dispatch import Backend
+from .op import cosine_sinkhorn
 
 
 def sinkhorn_divergence(

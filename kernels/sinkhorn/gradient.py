@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from cae.kernels.exact import exact_products
-from cae.kernels.sinkhorn.solver import ConvergenceWarning
-from cae.kernels.tiles import kept_rows, panel_rows, panels
+from ..exact import exact_products
+from ..tiles import kept_rows, panel_rows, panels
+from .solver import ConvergenceWarning
 
 
 class RowSoftmax:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, all_reduce
 
-from cae.kernels import checks
+from .. import checks
 
 
 def marginal(weights: Tensor | None, points: Tensor, group: ProcessGroup | None = None) -> Tensor:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cae.kernels import checks
-from cae.kernels.dispatch import Backend
-from cae.kernels.operators import is_traced
-from cae.kernels.sinkhorn.acceleration import AndersonAcceleration
-from cae.kernels.sinkhorn.marginals import marginal
-from cae.kernels.sinkhorn.operator import potentials, solve
-from cae.kernels.sinkhorn.solver import ConvergenceWarning, SinkhornResult
-from cae.kernels.sinkhorn.value import transport_value
+from .. import checks
+from ..dispatch import Backend
+from ..operators import is_traced
+from .acceleration import AndersonAcceleration
+from .marginals import marginal
+from .operator import potentials, solve
+from .solver import ConvergenceWarning, SinkhornResult
+from .value import transport_value
 
 
 def cosine_sinkhorn(

@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cae.kernels import checks
-from cae.kernels.dispatch import Backends
-from cae.kernels.operators import Operator
-from cae.kernels.sinkhorn import reference
-from cae.kernels.sinkhorn import torch as streaming
-from cae.kernels.sinkhorn.acceleration import AndersonAcceleration
-from cae.kernels.sinkhorn.gradient import potentials_gradient, row_gradient
-from cae.kernels.sinkhorn.marginals import check_given_alike, check_weights, marginal
-from cae.kernels.sinkhorn.solver import SinkhornResult
+from .. import checks
+from ..dispatch import Backends
+from ..operators import Operator
+from . import reference
+from . import torch as streaming
+from .acceleration import AndersonAcceleration
+from .gradient import potentials_gradient, row_gradient
+from .marginals import check_given_alike, check_weights, marginal
+from .solver import SinkhornResult
 
 
 def _load_triton() -> Callable[..., SinkhornResult]:
-    from cae.kernels.sinkhorn import triton
+    from . import triton
 
     return triton.cosine_sinkhorn
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cae.kernels.sinkhorn.acceleration import AndersonAcceleration
-from cae.kernels.sinkhorn.solver import SinkhornResult
+from .acceleration import AndersonAcceleration
+from .solver import SinkhornResult
 
 
 def cosine_sinkhorn(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, all_reduce
 
-from cae.kernels.sinkhorn.acceleration import AndersonAcceleration, FixedPoint
+from .acceleration import AndersonAcceleration, FixedPoint
 
 
 class SinkhornResult(NamedTuple):

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cae.kernels.sinkhorn.solver import SinkhornResult, solve
-from cae.kernels.tiles import kept_rows, panel_rows, panels
+from ..tiles import kept_rows, panel_rows, panels
+from .solver import SinkhornResult, solve
 
 
 def cosine_sinkhorn(x: Tensor, u: Tensor, *, epsilon: float, row_weights: Tensor, **options: Any) -> SinkhornResult:

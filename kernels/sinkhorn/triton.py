@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cae.kernels.launch import FUSED, ceil_div
-from cae.kernels.sinkhorn.solver import SinkhornResult, solve
-from cae.kernels.triton import LOG2_E, SoftmaxPanel
+from ..launch import FUSED, ceil_div
+from ..triton import LOG2_E, SoftmaxPanel
+from .solver import SinkhornResult, solve
 
 
 def cosine_sinkhorn(x: Tensor, u: Tensor, *, epsilon: float, row_weights: Tensor, **options: Any) -> SinkhornResult:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, all_reduce
 
-from cae.kernels.sinkhorn.operator import row_potentials
+from .operator import row_potentials
 
 
 def transport_value(

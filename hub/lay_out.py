@@ -1,0 +1,79 @@
+"""Lay out the kernel package as Hugging Face's `kernels` library loads it: `python hub/lay_out.py FOLDER`.
+
+    FOLDER/build/torch-cpu/      the package and metadata.json
+    FOLDER/build/torch-cuda/     the same; torch is all that either needs, Triton comes with torch's builds for CUDA
+    FOLDER/README.md, LICENSE    the repository's card
+
+This is what kernel-builder makes of the project in this folder. There is nothing to compile, so Python will do.
+Needs nothing but the standard library.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+HUB = Path(__file__).parent
+
+
+def lay_out(folder: Path) -> list[Path]:
+    """Write the package once for each backend of build.toml.
+
+    Args:
+        folder: where to; made if it is not there, and its `build` must not be there.
+
+    Returns:
+        The folders that hold a package.
+
+    Raises:
+        FileExistsError: `build` is there, perhaps with another version.
+    """
+    if (folder / "build").exists():
+        raise FileExistsError(f"{folder / 'build'}: is there; remove it, or choose another folder")
+    general = tomllib.loads((HUB / "build.toml").read_text(encoding="utf-8"))["general"]
+    package = HUB / "torch-ext" / general["name"].replace("-", "_")
+    version = digest(package)
+    variants = []
+    for backend in general["backends"]:
+        variant = folder / "build" / f"torch-{backend}"
+        for path in package.rglob("*.py"):
+            copy = variant / path.relative_to(package)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+        described = json.dumps(metadata(general, package.name, backend, version), indent=2)
+        (variant / "metadata.json").write_text(f"{described}\n", encoding="utf-8")
+        variants.append(variant)
+    shutil.copy(HUB / "CARD.md", folder / "README.md")
+    shutil.copy(HUB.parent / "LICENSE", folder)
+    return variants
+
+
+def digest(package: Path) -> str:
+    """Eight digits that change with the sources."""
+    sources = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        content = path.read_bytes()
+        sources.update(f"{path.relative_to(package).as_posix()} {len(content)} ".encode() + content)
+    return sources.hexdigest()[:8]
+
+
+def metadata(general: dict[str, Any], package: str, backend: str, version: str) -> dict[str, Any]:
+    """What `kernels` reads before it imports; the package is imported under the name `id`, as are its operators."""
+    return {
+        "id": f"_{package}_{backend}_{version}",
+        "name": general["name"],
+        "version": general["version"],
+        "license": general["license"],
+        "python-depends": [],
+        "backend": {"type": backend},
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where to; its `build` must not be there")
+    for variant in lay_out(parser.parse_args().folder):
+        print(variant)
