@@ -39,6 +39,12 @@ def test_a_noun_fits_a_class_that_it_is_or_lies_below(noun, steps, fits):
     assert naming.is_a(noun, "cats", steps) == fits
 
 
+def test_the_name_of_a_mixed_cluster_fits_no_class(monkeypatch):
+    monkeypatch.setattr(naming, "_senses", lambda text: frozenset({CAT}))
+    (mixed,) = naming.name_clusters(torch.tensor([0]), torch.tensor([0]), ["cats"], ["mixed: cat, dog"], [[]])
+    assert not (mixed.exact or mixed.fits or mixed.among)
+
+
 def test_clusters_are_compared_with_the_class_that_most_of_their_images_have():
     clusters = torch.tensor([0, 0, 0, 1, 1, 3])
     labels = torch.tensor([0, 0, 1, 1, 1, 0])

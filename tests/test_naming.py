@@ -70,11 +70,18 @@ def test_a_noun_that_hardly_holds_is_no_name_however_alike():
     assert cluster_names(scores, nouns) == ["flower", "cluster 1"]
 
 
+def test_a_noun_that_two_groups_have_alone_goes_to_the_one_that_it_fits_better():
+    scores = NameScores(torch.tensor([[3.0, 2, 1], [7, 2, 1]]), torch.tensor([[0.3, 0.1, 0.1]] * 2))
+    assert cluster_names(scores, ["face", "brain", "car"]) == ["mixed: brain, car", "face"]
+
+
 def test_parts_of_a_mixed_group_are_no_kinds_of_each_other_and_nothing_that_another_is_called():
     nouns = ["dog", "briard", "tabby", "cat", "tulip", "car", "Samoyed"]
     scores = NameScores(torch.arange(7.0, 0, -1), torch.full((7,), 0.1))
     assert parts_of_group(scores, nouns, taken=()) == ["dog", "tabby", "tulip"]
     assert parts_of_group(scores, nouns, taken={"dog", "tulip"}) == ["briard", "tabby", "car"]
+    scores.share[:] = torch.tensor([0.1, 0.01, 0.01, 0, 0, 0, 0])
+    assert parts_of_group(scores, nouns, taken=()) == ["dog", "tabby"], "two parts at least, if there are any"
 
 
 def test_two_mixed_groups_have_different_names():

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cae.method.names import MIXED
 from cae.text.corpora import ensure_wordnet
 from cae.text.taxonomy import bare
 
@@ -50,6 +51,8 @@ def name_clusters(
 ) -> list[NamedCluster]:
     """Compare the names of K clusters with the classes of their images; clusters without images are left out.
 
+    The name of a mixed cluster fits no class.
+
     Args:
         clusters: (N,) int64 in [0, K).
         labels: (N,) int64 true classes.
@@ -68,7 +71,9 @@ def name_clusters(
             continue
         majority = int(inside.mode().values)
         label = classes[majority]
-        exact, special, general = is_a(name, label, 0), is_a(name, label, STEPS), is_a(label, name, STEPS)
+        named = not name.startswith(MIXED)
+        exact, special = (named and is_a(name, label, steps) for steps in (0, STEPS))
+        general = named and is_a(label, name, STEPS)
         among = special or any(is_a(noun, label, 0) for noun in typical)
         purity = float((inside == majority).to(torch.float32).mean())
         table.append(NamedCluster(label, purity, name, list(typical), exact, special, general, among))

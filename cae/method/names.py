@@ -65,8 +65,8 @@ CANDIDATES = 50
 SHORTEST = 3
 """Minimum length of a noun that is counted. Shorter nouns, such as "a" and "or", are other words in most texts."""
 
-_RULED_OUT = 1000.0
-"""What a noun loses that does not hold: more than scores differ by."""
+_NAMELESS = 0.0
+"""What a group without a name adds to the total: one gives its noun up only to another that it fits better."""
 
 _WORD = re.compile(r"\w+(?:['-]\w+)*")
 
@@ -180,27 +180,23 @@ def commonness(bank: TextBank, captions: TextBank | None) -> Tensor:
 def choose(score: Tensor) -> Tensor:
     """One noun for each group, no noun twice, the total of `score` (K, T) as large as possible.
 
-    Args:
-        score: (K, T) float32; -inf where a noun is no name for a group.
-
     Returns:
         (K,) int64, -1 for groups that no noun is left for.
     """
-    bounded = score.clamp_min(-_RULED_OUT)
-    candidates = bounded.topk(min(CANDIDATES, bounded.shape[1])).indices.unique()
-    groups, chosen = linear_sum_assignment(bounded[:, candidates].numpy(), maximize=True)
+    candidates = score.topk(min(CANDIDATES, score.shape[1])).indices.unique()
+    groups, chosen = linear_sum_assignment(score[:, candidates].numpy(), maximize=True)
     found = torch.full((len(score),), -1)
     found[groups] = candidates[chosen]
-    ruled_out = score.gather(1, found.clamp_min(0).unsqueeze(1)).squeeze(1).isneginf()
-    return found.masked_fill(ruled_out, -1)
+    return found
 
 
 def name_groups(scores: NameScores, nouns: Sequence[str], taken: Collection[str] = ()) -> list[str | None]:
     """A noun that holds for each of K groups, none twice and none of those taken; None where no noun is left."""
     holds = scores.share >= HOLDS
     holds[:, _places(taken, nouns)] = False
-    chosen = choose(scores.score.masked_fill(~holds, -torch.inf))
-    return [nouns[j] if j >= 0 else None for j in chosen.tolist()]
+    score = scores.score.masked_fill(~holds, _NAMELESS).clamp_min(_NAMELESS)
+    chosen = choose(score).tolist()
+    return [nouns[j] if j >= 0 and score[k, j] > _NAMELESS else None for k, j in enumerate(chosen)]
 
 
 def cluster_names(scores: NameScores, nouns: Sequence[str]) -> list[str]:
@@ -211,20 +207,25 @@ def cluster_names(scores: NameScores, nouns: Sequence[str]) -> list[str]:
         if name is None:
             parts = parts_of_group(NameScores(*(each[k] for each in scores)), nouns, taken)
             taken.update(parts)
-            names[k] = f"{MIXED}{', '.join(parts)}" if parts else f"cluster {k}"
+            names[k] = MIXED + ", ".join(parts) if parts else f"cluster {k}"
     return [name or "" for name in names]
 
 
 def parts_of_group(scores: NameScores, nouns: Sequence[str], taken: Collection[str]) -> list[str]:
     """Up to `PARTS` nouns that hold for parts of a group, the best first, none a kind of another and none taken.
 
+    Where there are not two with `HOLDS_IN_PART` of the mass, those with any.
+
     Args:
         scores: score and share of T nouns, (T,) each.
         nouns: the nouns.
         taken: nouns that others are called.
     """
-    holds = scores.share >= HOLDS_IN_PART
-    holds[_places(taken, nouns)] = False
+    share = scores.share.clone()
+    share[_places(taken, nouns)] = 0
+    holds = share >= HOLDS_IN_PART
+    if holds.sum() < 2:
+        holds = share > 0
     best = scores.score.masked_fill(~holds, -torch.inf).topk(min(CANDIDATES, len(nouns))).indices
     candidates = [nouns[j] for j in best[holds[best]].tolist()]
     taxonomy = Taxonomy.of(candidates)

@@ -144,9 +144,13 @@ def tree_names(tree: Hierarchy, scores: NameScores, nouns: Sequence[str], sizes:
 
 def _mixed_name(inside: Sequence[str]) -> str:
     """A name for a group of clusters after theirs, the largest first; of mixed ones after their first part."""
-    first = [name.removeprefix(MIXED).split(", ")[0] for name in inside[:PARTS]]
+    first = [_first_part(name) for name in inside[:PARTS]]
     more = len(inside) - len(first)
     return MIXED + ", ".join(first) + (f" and {more} more" if more else "")
+
+
+def _first_part(name: str) -> str:
+    return name.removeprefix(MIXED).split(", ")[0]
 
 
 def _part_name(tree: Hierarchy, node: int, names: Mapping[int, str]) -> str:
@@ -156,7 +160,10 @@ def _part_name(tree: Hierarchy, node: int, names: Mapping[int, str]) -> str:
     while at is not None and at not in names:
         steps.append(str(1 + (at - tree.roots) % 2))
         at = tree.parents[at]
-    return f"{names[at]} {'.'.join(reversed(steps))}" if at is not None else f"group {node}"
+    around = "" if at is None else names[at]
+    if around.startswith(MIXED):
+        around = f"{MIXED}{_first_part(around)}, …"
+    return f"{around} {'.'.join(reversed(steps))}"
 
 
 def kinds_of_names_inside(
