@@ -54,6 +54,13 @@ def test_only_files_under_a_free_licence_are_credited():
     assert credits["b.webp"] == ("Ann and Bob", "CC0-1.0", "https://example.org/a")
 
 
+def test_the_fields_of_a_credit_stand_in_any_order():
+    credits = free_credits(
+        "Copyright: Di\nFiles: d.webp\nSource: https://example.org/d\nLicense: Public domain\nComments: cut\n"
+    )
+    assert credits == {"d.webp": ("Di", "Public domain", "https://example.org/d")}
+
+
 def test_what_is_no_qt_resource_file_is_refused():
     with pytest.raises(ValueError, match="no Qt resource file"):
         list(qt_resources(b"RIFF" + bytes(40)))

@@ -13,7 +13,7 @@ is where TAC selects its texts.
 | `imagenet`      | ROOT/imagenet/{train,val}/nXXXXXXXX                    | 1,281,167 | 50,000 | 1,000   |
 | `imagenet10`    | the same, ten synsets (Chang et al. 2017)              | 13,000    | 500    | 10      |
 | `imagenet-dogs` | the same, fifteen breeds (Chang et al. 2017)           | 19,500    | 750    | 15      |
-| `demo`          | the images that come with cae; not of the paper        |           | 227    | 8       |
+| `demo`          | the images that come with cae; not of the paper        |           | 254    | 8       |
 """
 
 from __future__ import annotations

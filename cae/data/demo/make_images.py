@@ -4,10 +4,11 @@
     dpkg-deb -x gcompris-qt-data_*.deb packages
     python -m cae.data.demo.make_images packages benchmarks/drawings
 
-A subject is a folder of the package, or the files of a folder with one name and a number, and that is the only label:
-nobody sorted, cleaned or picked single images. All of a subject are taken but those whose credit in the package is
-missing, or names neither the public domain nor a Creative Commons licence which lets everybody use and change the
-image, and those that are tiny. GCompris has four subjects of a dozen photographs and more; the others are folders of
+A subject is one or more folders of the package, or the files of a folder with one name and a number, and that is the
+only label: nobody sorted, cleaned or picked single images. All of a folder are taken but those whose credit in the
+package is missing, or names neither the public domain nor a Creative Commons licence which lets everybody use and
+change the image, and those that are tiny. GCompris has five subjects of a dozen photographs and more; its tour of
+countries and their monuments is none of them, for it shows landscapes, too. The others are folders of
 `benchmarks/drawings` that an ImageNet network can know, whole and as they are.
 
 Photographs are scaled down; cut-outs, which have no background, are put on a white square.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 import shutil
 import struct
@@ -32,17 +34,20 @@ from PIL import Image, ImageOps
 from cae.data.demo import demo_images
 
 GCOMPRIS = "gcompris-qt-data"
+ACTIVITIES = ("categorization", "erase", "explore_farm_animals", "explore_world_animals")
+# Regular expressions for `<activity>/<path in its resources>`.
 PHOTOGRAPHS = {
-    "fish": "fishes/*",
-    "monuments": "monuments/*",
-    "tools": "tools/*",
-    "windmills": "renewable/windmill*",
+    "animals": r"(erase|explore_\w+_animals/animals)/\w+\.webp",
+    "fish": r"categorization/images/fishes/\w+\.webp",
+    "monuments": r"categorization/images/monuments/\w+\.webp",
+    "tools": r"categorization/images/tools/\w+\.webp",
+    "windmills": r"categorization/images/renewable/windmill\d*\.webp",
 }
-DRAWINGS = ("birds", "computers", "flowers", "road_signs")
-CATEGORIZATION = "/gcompris/src/activities/categorization/resource/images/"
+DRAWINGS = ("computers", "flowers", "road_signs")
 SIDE, MARGIN = 224, 8  # pixels
 SMALLEST = 64  # pixels of the longer side
-FREE = re.compile(r"Public Domain|CC0-1\.0|CC-BY(-SA)?[- ][\d.]+")
+FREE = re.compile(r"Public domain|CC0-1\.0|CC-BY(-SA)?[- ][\d.]+", re.IGNORECASE)
+FIELD = re.compile(r"^(\w+):(.*(?:\n(?!\w+:).*)*)", re.MULTILINE)  # as far as the next one
 FOLDER, COMPRESSED_ZLIB, COMPRESSED_ZSTD = 2, 1, 4  # flags of an entry of a Qt resource file
 
 
@@ -74,7 +79,7 @@ def main(root: Path, drawings: Path) -> None:
     """
     images = demo_images()
     shutil.rmtree(images, ignore_errors=True)
-    found = gcompris_images(root)
+    found = {path: image for activity in ACTIVITIES for path, image in gcompris_images(root, activity).items()}
     sources = [source for subject in PHOTOGRAPHS for source in make_subject(subject, found, images)]
     sources += copied(drawings, images)
     with (images.parent / "SOURCES.csv").open("w", newline="", encoding="utf-8") as file:
@@ -83,16 +88,22 @@ def main(root: Path, drawings: Path) -> None:
         writer.writerows(sorted(sources))
 
 
-def make_subject(subject: str, found: dict[Path, tuple[bytes, Credit]], images: Path) -> Iterator[Source]:
+def make_subject(subject: str, found: dict[str, tuple[bytes, Credit]], images: Path) -> Iterator[Source]:
     """Write the photographs of one subject and yield where each comes from."""
     (images / subject).mkdir(parents=True)
-    for original in sorted(path for path in found if path.match(PHOTOGRAPHS[subject])):
+    for original in sorted(path for path in found if re.fullmatch(PHOTOGRAPHS[subject], path)):
         content, credit = found[original]
         image = small(content)
         if image is not None:
-            file = images / subject / f"{original.stem}.webp"
+            file = _unused(images / subject / Path(original).name)
             image.save(file, quality=80, method=6)
             yield Source(f"{subject}/{file.name}", subject, *credit, f"{GCOMPRIS}: {original}")
+
+
+def _unused(file: Path) -> Path:
+    """The file, numbered where there is one: two folders hold a horse."""
+    names = (file.with_stem(f"{file.stem}_{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([file], names) if not name.exists())
 
 
 def copied(drawings: Path, images: Path) -> Iterator[Source]:
@@ -107,30 +118,30 @@ def copied(drawings: Path, images: Path) -> Iterator[Source]:
         yield Source(row["file"], row["category"], author, "Public Domain", source, row["original"])
 
 
-def gcompris_images(root: Path) -> dict[Path, tuple[bytes, Credit]]:
-    """The free images of GCompris's categories, each with the credit that lies in a README beside it.
+def gcompris_images(root: Path, activity: str) -> dict[str, tuple[bytes, Credit]]:
+    """The free images of one of GCompris's activities, each with the credit that lies in a README near it.
 
     The package's copyright file speaks of other images, which earlier releases had under the same names.
     """
-    archive = (root / "usr" / "share" / "gcompris-qt" / "rcc" / "categorization.rcc").read_bytes()
-    files = {Path(name.removeprefix(CATEGORIZATION)): content for name, content in qt_resources(archive)}
+    archive = (root / "usr" / "share" / "gcompris-qt" / "rcc" / f"{activity}.rcc").read_bytes()
+    resources = f"/gcompris/src/activities/{activity}/resource"
+    files = {name.replace(resources, activity): content for name, content in qt_resources(archive)}
     credits = {
-        readme.with_name(name): credit
+        f"{Path(readme).parent}/{name}": credit
         for readme, content in files.items()
-        if readme.name == "README"
+        if Path(readme).name == "README"
         for name, credit in free_credits(content.decode()).items()
     }
     return {path: (files[path], credit) for path, credit in credits.items() if path in files}
 
 
 def free_credits(readme: str) -> dict[str, Credit]:
-    """The free images in one of GCompris's READMEs: paragraphs of Copyright, Source, License and Files."""
+    """The free images in one of GCompris's READMEs: paragraphs of Copyright, Source, License and Files in any order."""
     credits = {}
     for paragraph in re.split(r"\n\s*\n", readme):
-        head, _, files = paragraph.partition("Files:")
-        fields = dict(re.findall(r"^(\w+): *(.*\S)", head, flags=re.MULTILINE))
-        if {"Copyright", "Source"} <= fields.keys() and FREE.fullmatch(fields.get("License", "")):
-            for file in files.split():
+        fields = {name: " ".join(value.split()) for name, value in FIELD.findall(paragraph)}
+        if {"Copyright", "Source", "Files"} <= fields.keys() and FREE.fullmatch(fields.get("License", "")):
+            for file in fields["Files"].split():
                 credits[file] = Credit(fields["Copyright"], fields["License"], fields["Source"])
     return credits
 
