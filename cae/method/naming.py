@@ -151,7 +151,7 @@ def _mixed_name(inside: Sequence[str]) -> str:
 
 
 def _first_part(name: str) -> str:
-    return name.removeprefix(MIXED).split(", ")[0]
+    return name.removeprefix(MIXED).split(", ")[0] if name.startswith(MIXED) else name
 
 
 def _part_name(tree: Hierarchy, node: int, names: Mapping[int, str]) -> str:
