@@ -23,7 +23,7 @@ def lay_out(folder: Path) -> list[Path]:
     """Write the package once for each backend of build.toml.
 
     Args:
-        folder: where to; made if it is not there, and its `build` must not be there.
+        folder: where to; made if it is not there, and its `build` must not be there. Its README.md is replaced.
 
     Returns:
         The folders that hold a package.
@@ -32,7 +32,7 @@ def lay_out(folder: Path) -> list[Path]:
         FileExistsError: `build` is there, perhaps with another version.
     """
     if (folder / "build").exists():
-        raise FileExistsError(f"{folder / 'build'}: is there; remove it, or choose another folder")
+        raise FileExistsError(f"{folder / 'build'} is there: remove it, or choose another folder")
     general = tomllib.loads((HUB / "build.toml").read_text(encoding="utf-8"))["general"]
     package = HUB / "torch-ext" / general["name"].replace("-", "_")
     version = digest(package)
@@ -74,6 +74,9 @@ def metadata(general: dict[str, Any], package: str, backend: str, version: str) 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where to; its `build` must not be there")
-    for variant in lay_out(parser.parse_args().folder):
-        print(variant)
+    parser.add_argument("folder", type=Path, help="where to; its `build` must not be there, its README.md is replaced")
+    try:
+        for variant in lay_out(parser.parse_args().folder):
+            print(variant)
+    except FileExistsError as error:
+        parser.error(str(error))

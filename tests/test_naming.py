@@ -7,6 +7,7 @@ from scipy.optimize import linear_sum_assignment
 
 from cae.config import CAEConfig
 from cae.method.fitted import SelectedTexts
+from cae.method.hierarchy import Hierarchy
 from cae.method.names import (
     CANDIDATES,
     HOLDS,
@@ -19,7 +20,13 @@ from cae.method.names import (
     name_scores,
     parts_of_group,
 )
-from cae.method.naming import describe_clusters, describe_tree, fitting_glosses, kinds_of_names_inside
+from cae.method.naming import (
+    describe_clusters,
+    describe_tree,
+    fitting_glosses,
+    kinds_of_names_inside,
+    tree_names,
+)
 from cae.method.pipeline import predict
 from cae.method.typicality import transport_mass, typicality
 from cae.results.saved import SavedResult
@@ -84,10 +91,33 @@ def test_parts_of_a_mixed_group_are_no_kinds_of_each_other_and_nothing_that_anot
     assert parts_of_group(scores, nouns, taken=()) == ["dog", "tabby"], "two parts at least, if there are any"
 
 
+def test_where_shares_are_not_known_every_group_has_a_noun_as_long_as_there_is_one():
+    scores = NameScores(torch.tensor([[3.0, 2, 1], [-3, -2, -1]]), torch.ones(2, 3))
+    assert cluster_names(scores, ["Hund", "Katze", "Baum"]) == ["Hund", "Baum"]
+
+
 def test_two_mixed_groups_have_different_names():
     scores = NameScores(torch.tensor([[4.0, 3, 2, 1, 0, -1]] * 2), torch.full((2, 6), 0.1))
     names = cluster_names(scores, ["dog", "cat", "car", "tulip", "house", "ship"])
     assert names == ["mixed: dog, cat, car", "mixed: tulip, house, ship"]
+
+
+NOUNS = ["dog", "cat", "car", "tulip", "house"]
+
+
+def test_a_tree_with_nothing_above_its_clusters_has_names():
+    tree = Hierarchy(2, 2, (0,), (2, 3, 1), torch.zeros(3, 4), torch.zeros(4, 2))
+    scores = NameScores(torch.eye(4, 5), torch.full((4, 5), HOLDS))
+    assert tree_names(tree, scores, NOUNS, [2, 1, 1, 1]) == NOUNS[:4]
+
+
+def test_a_group_above_clusters_is_called_after_the_whole_names_of_them():
+    tree = Hierarchy(2, 1, (0,), (1, 2), torch.zeros(2, 4), torch.zeros(4, 2))
+    share = torch.tensor([[HOLDS, HOLDS], [HOLDS, HOLDS], [0, 0]])
+    names = tree_names(
+        tree, NameScores(torch.tensor([[2.0, 1], [1, 2], [0, 0]]), share), ["Rome, Italy", "dog"], [2, 1, 3]
+    )
+    assert names[2] == "mixed: Rome, Italy, dog"
 
 
 def test_of_nouns_alike_the_common_one_is_the_name_and_what_all_clusters_share_is_none():

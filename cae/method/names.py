@@ -7,13 +7,14 @@ group. With m_k the mean image of group k and m the mean of those,
     score(k, j) = u_j.(m_k - m) / s + COMMONNESS log(1 + f_j) + KIND typicality(k, kinds of j),
 
 s the standard deviation of the products and f_j the number of captions (or glosses) with noun j in them. The last term
-is the typicality (`cae.method.naming`) of all texts that are noun j or a kind of it (`cae.text.taxonomy`), taken as one
-text. It finds the level of a name: of a hundred breeds each has a hundredth of the mass and "dog" has all of it; where
-all is one breed, other groups have their share of "dog", but not of the breed.
+is the typicality (`cae.method.typicality`) of all texts that are noun j or a kind of it (`cae.text.taxonomy`), taken as
+one text. It finds the level of a name: of a hundred breeds each has a hundredth of the mass and "dog" has all of it;
+where all is one breed, other groups have their share of "dog", but not of the breed.
 
 A name holds for a group if at least `HOLDS` of its transport mass goes to the noun and to kinds of it. Names are the
-one-to-one choice of nouns that hold with the largest total score (Hungarian method), so no two groups share one. A
-group that none holds for is "mixed: …", after nouns that hold for parts of it. benchmarks/results/naming.md measures.
+one-to-one choice of nouns that hold and score above 0 with the largest total score (Hungarian method), so no two groups
+share one. A group that gets none is "mixed: …", after nouns that hold for parts of it. Where shares of the mass are not
+known, none is called mixed and any noun is better than none. benchmarks/results/naming.md measures.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ SHORTEST = 3
 """Minimum length of a noun that is counted. Shorter nouns, such as "a" and "or", are other words in most texts."""
 
 _NAMELESS = 0.0
-"""What a group without a name adds to the total: one gives its noun up only to another that it fits better."""
+"""What a group without a name adds to the total: one gives its noun up only to another that it fits better. Where
+shares are not known it is less than any score."""
 
 _WORD = re.compile(r"\w+(?:['-]\w+)*")
 
@@ -83,6 +85,11 @@ class NameScores(NamedTuple):
 
     score: Tensor
     share: Tensor
+
+    @property
+    def known(self) -> bool:
+        """Whether the shares are known."""
+        return bool((self.share < 1).any())
 
 
 def name_scores(
@@ -195,13 +202,14 @@ def name_groups(scores: NameScores, nouns: Sequence[str], taken: Collection[str]
     """A noun that holds for each of K groups, none twice and none of those taken; None where no noun is left."""
     holds = scores.share >= HOLDS
     holds[:, _places(taken, nouns)] = False
-    score = scores.score.masked_fill(~holds, _NAMELESS).clamp_min(_NAMELESS)
+    nameless = _NAMELESS if scores.known else float(scores.score.numpy().min(initial=_NAMELESS)) - 1
+    score = scores.score.masked_fill(~holds, nameless).clamp_min(nameless)
     chosen = choose(score).tolist()
-    return [nouns[j] if j >= 0 and score[k, j] > _NAMELESS else None for k, j in enumerate(chosen)]
+    return [nouns[j] if j >= 0 and score[k, j] > nameless else None for k, j in enumerate(chosen)]
 
 
 def cluster_names(scores: NameScores, nouns: Sequence[str]) -> list[str]:
-    """K names, all different: nouns that hold; where there is none "mixed: …", or "cluster k" if nothing is known."""
+    """K names, all different: nouns that hold; else "mixed: …", or "cluster k" where no noun holds for a part."""
     names = name_groups(scores, nouns)
     taken = {name for name in names if name}
     for k, name in enumerate(names):

@@ -132,7 +132,8 @@ def tree_names(tree: Hierarchy, scores: NameScores, nouns: Sequence[str], sizes:
     )
     names = dict(zip(clusters, cluster_names(own, nouns), strict=True))
     inside = np.array([[node in tree.path(cluster) for cluster in clusters] for node in above], dtype=bool)
-    coarse.share[kinds_of_names_inside(inside.reshape(len(above), -1), list(names.values()), nouns)] = 0
+    inside = inside.reshape(len(above), len(clusters))  # of a fit with two clusters nothing is above
+    coarse.share[kinds_of_names_inside(inside, list(names.values()), nouns)] = 0
     by_size = sorted(range(len(clusters)), key=lambda i: -sizes[i])
     for row, node, name in zip(inside, above, name_groups(coarse, nouns, set(names.values())), strict=True):
         names[node] = name or _mixed_name([names[clusters[i]] for i in by_size if row[i]])
@@ -150,7 +151,7 @@ def _mixed_name(inside: Sequence[str]) -> str:
 
 
 def _first_part(name: str) -> str:
-    return name.removeprefix(MIXED).split(", ")[0]
+    return name.removeprefix(MIXED).split(", ")[0] if name.startswith(MIXED) else name
 
 
 def _part_name(tree: Hierarchy, node: int, names: Mapping[int, str]) -> str:
