@@ -23,16 +23,16 @@ def lay_out(folder: Path) -> list[Path]:
     """Write the package once for each backend of build.toml.
 
     Args:
-        folder: where to; made if it is not there, and its `build` must not be there. Its README.md is replaced.
+        folder: where to; made if it is not there, and empty if it is.
 
     Returns:
         The folders that hold a package.
 
     Raises:
-        FileExistsError: `build` is there, perhaps with another version.
+        FileExistsError: there is something in the folder: another version, or a README.md that is not ours.
     """
-    if (folder / "build").exists():
-        raise FileExistsError(f"{folder / 'build'} is there: remove it, or choose another folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: choose another folder")
     general = tomllib.loads((HUB / "build.toml").read_text(encoding="utf-8"))["general"]
     package = HUB / "torch-ext" / general["name"].replace("-", "_")
     version = digest(package)
@@ -74,7 +74,7 @@ def metadata(general: dict[str, Any], package: str, backend: str, version: str) 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where to; its `build` must not be there, its README.md is replaced")
+    parser.add_argument("folder", type=Path, help="where to; it must be empty, if it is there")
     try:
         for variant in lay_out(parser.parse_args().folder):
             print(variant)

@@ -49,6 +49,7 @@ def rename(result, *names):
     [
         ("harbor", "harbor"),
         ("a/b\\c:d*e?f\"g<h>i|j", "a_b_c_d_e_f_g_h_i_j"),
+        ("mixed: dog, cat", "mixed - dog, cat"),
         ("CON", "CON_"),
         ("nul.jpg", "nul_.jpg"),
         ("dots. . .", "dots"),

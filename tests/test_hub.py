@@ -119,7 +119,7 @@ def test_a_version_has_a_name_of_its_own(laid_out, tmp_path):
 def test_a_build_that_is_there_is_named_in_one_line(laid_out):
     ran = subprocess.run([sys.executable, HUB / "lay_out.py", laid_out], capture_output=True, text=True)
     assert ran.returncode == 2
-    assert ran.stderr.endswith(f"{laid_out / 'build'} is there: remove it, or choose another folder\n")
+    assert ran.stderr.endswith(f"{laid_out} is not empty: choose another folder\n")
     assert "Traceback" not in ran.stderr
 
 

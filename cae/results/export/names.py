@@ -16,10 +16,12 @@ MAX_BYTES = 100
 def safe_name(text: str) -> str:
     """A text as a name for a file or folder: no separator, control or reserved character or word, not hidden.
 
+    A colon between words becomes a dash: `mixed - dog, cat`.
+
     An ending such as `.jpg` survives the shortening to `MAX_BYTES`.
     """
     text = os.fsencode(text).decode("utf-8", "replace")  # a file name may be any bytes
-    text = unicodedata.normalize("NFC", text).strip().lstrip(".")
+    text = unicodedata.normalize("NFC", text).strip().lstrip(".").replace(": ", " - ")
     suffix = PurePosixPath(text).suffix
     if not 1 < len(suffix.encode()) <= 10 or " " in suffix:
         suffix = ""
