@@ -82,6 +82,11 @@ def test_a_noun_that_two_groups_have_alone_goes_to_the_one_that_it_fits_better()
     assert cluster_names(scores, ["face", "brain", "car"]) == ["mixed: brain, car", "face"]
 
 
+def test_a_noun_that_holds_and_is_the_best_left_is_the_name_of_a_group_that_is_not_mixed():
+    scores = NameScores(torch.tensor([[5.0, -3, -1], [4, -2, -1]]), torch.tensor([[0.9, 0.0, 0.0], [0.9, 0.0, 0.9]]))
+    assert cluster_names(scores, ["dog", "car", "briard"]) == ["dog", "briard"]
+
+
 def test_parts_of_a_mixed_group_are_no_kinds_of_each_other_and_nothing_that_another_is_called():
     nouns = ["dog", "briard", "tabby", "cat", "tulip", "car", "Samoyed"]
     scores = NameScores(torch.arange(7.0, 0, -1), torch.full((7,), 0.1))

@@ -214,9 +214,14 @@ def cluster_names(scores: NameScores, nouns: Sequence[str]) -> list[str]:
     taken = {name for name in names if name}
     for k, name in enumerate(names):
         if name is None:
-            parts = parts_of_group(NameScores(*(each[k] for each in scores)), nouns, taken)
+            own = NameScores(*(each[k] for each in scores))
+            parts = parts_of_group(own, nouns, taken)
+            if parts and own.share[nouns.index(parts[0])] >= HOLDS:
+                # Less alike than most nouns are, and so not chosen; but the best that is left.
+                names[k], parts = parts[0], parts[:1]
+            else:
+                names[k] = MIXED + ", ".join(parts) if parts else f"cluster {k}"
             taken.update(parts)
-            names[k] = MIXED + ", ".join(parts) if parts else f"cluster {k}"
     return [name or "" for name in names]
 
 
