@@ -17,19 +17,18 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import naming
 import numpy as np
-from scipy.sparse import coo_array
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae import evaluation
 from cae.config import CAEConfig
 from cae.data import EmbeddingData
-from cae.encoders import load_encoder
 from cae.encoders.deferred import deferred
 from cae.evaluation.study import command, machine
 from cae.method import pipeline
-from cae.metrics.functional import clustering_scores
+from cae.metrics.functional import ari_from_contingency, contingency_matrix
 from cae.results.saved import SavedResult
 from cae.text import TextBank
 from cae.utils.files import write_json
@@ -75,10 +74,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def of_result(result: SavedResult) -> tuple[Tensor, Mapping[str, TextBank], CAEConfig]:
-    corpora = {kind: corpus["name"] for kind, corpus in result.run["corpora"].items()}
-    encoder = load_encoder(result.run["encoder"]["spec"])
-    banks = evaluation.load_banks(["default"], encoder, nouns=corpora["noun"], captions=corpora["caption"])
-    return normalize(result.embeddings.float(), dim=1), banks, result.fitted.config
+    groups = naming.of_result(result)
+    return groups.x, groups.banks, groups.fitted.config
 
 
 def of_features(options: argparse.Namespace) -> tuple[Tensor, Mapping[str, TextBank], CAEConfig]:
@@ -101,12 +98,12 @@ def study(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, seeds: in
 
 
 def compare(a: Run, b: Run) -> dict[str, float]:
-    contingency = coo_array((np.ones(len(a.labels)), (a.labels.numpy(), b.labels.numpy()))).toarray()
+    contingency = contingency_matrix(a.labels, b.labels).numpy()
     union = contingency.sum(axis=1, keepdims=True) + contingency.sum(axis=0) - contingency
     again = [(int(i), int(j)) for i, j in np.argwhere(contingency / np.maximum(union, 1) >= SAME_GROUP)]
     same = [a.names[i] == b.names[j] for i, j in again]
     return {
-        "ari": clustering_scores(a.labels, b.labels)["ari"],
+        "ari": 100 * ari_from_contingency(contingency),
         "images": statistics.fmean(image_names(a) == image_names(b)),
         "found_again": len(again) / len(a.names),
         "same_name": statistics.fmean(same) if same else float("nan"),
