@@ -10,7 +10,7 @@ from torch.amp import is_autocast_available
 
 # What `torch.set_float32_matmul_precision` and `allow_tf32` come down to, for each library that multiplies.
 _LIBRARIES = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]  # is there
-# The precisions belong to the process, which may hold this package twice (`operators.NAMESPACE`): copies count together.
+# The precisions belong to the process, which may hold this package twice (`operators.NAMESPACE`): copies count as one.
 _process = vars(torch.backends).setdefault(
     "_exact_products_of_cae", SimpleNamespace(lock=threading.Lock(), inside=0, before=[])
 )
