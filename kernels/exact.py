@@ -15,7 +15,7 @@ _process = vars(torch.backends).setdefault(
     "_exact_products_of_cae", SimpleNamespace(lock=threading.Lock(), inside=0, before=[])
 )
 # In older ones oneDNN's sums depend on the height of the matrix, up to a hundred rows.
-_ROWS_ARE_ALIKE = torch.__version__ >= (2, 14)
+_ROWS_ARE_ALIKE = torch.__version__ >= "2.14"
 
 
 @contextmanager

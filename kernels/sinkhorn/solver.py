@@ -23,7 +23,7 @@ class SinkhornResult(NamedTuple):
     marginal_error: float
     """L1 distance of the column sums of P from what they should be, the column weights if balanced; rows are exact."""
     n_iter: int
-    """Iterations: sweeps over the rows, each of one product x·u or less."""
+    """Iterations: sweeps over all rows, each of one product x·u or less; those over a sample are not counted."""
     converged: bool
     """Whether marginal_error <= tol."""
     value: Tensor = None  # type: ignore[assignment]  # backends leave it out, the op puts it in
