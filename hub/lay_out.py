@@ -1,4 +1,4 @@
-"""Lay out the kernel package as Hugging Face's `kernels` library loads it: `python hub/lay_out.py FOLDER`.
+"""Lay out the kernel package as Hugging Face's `kernels` library loads it: `python hub/lay_out.py FOLDER --owner NAME`.
 
     FOLDER/build/torch-cpu/      the package and metadata.json
     FOLDER/build/torch-cuda/     the same; torch is all that either needs, Triton comes with torch's builds for CUDA
@@ -11,6 +11,7 @@ Needs nothing but the standard library.
 import argparse
 import hashlib
 import json
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -19,18 +20,22 @@ from typing import Any
 HUB = Path(__file__).parent
 
 
-def lay_out(folder: Path) -> list[Path]:
+def lay_out(folder: Path, owner: str) -> list[Path]:
     """Write the package once for each backend of build.toml.
 
     Args:
         folder: where to; made if it is not there, and empty if it is.
+        owner: user or organisation on the hub whose repository it will be; the card tells how to load it from there.
 
     Returns:
         The folders that hold a package.
 
     Raises:
         FileExistsError: there is something in the folder: another version, or a README.md that is not ours.
+        ValueError: no name that the hub would give.
     """
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", owner):
+        raise ValueError(f"owner: expected a user or an organisation of the hub, got {owner!r}")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: choose another folder")
     general = tomllib.loads((HUB / "build.toml").read_text(encoding="utf-8"))["general"]
@@ -46,7 +51,8 @@ def lay_out(folder: Path) -> list[Path]:
         described = json.dumps(metadata(general, package.name, backend, version), indent=2)
         (variant / "metadata.json").write_text(f"{described}\n", encoding="utf-8")
         variants.append(variant)
-    shutil.copy(HUB / "CARD.md", folder / "README.md")
+    card = (HUB / "CARD.md").read_text(encoding="utf-8").replace("OWNER/", f"{owner}/")
+    (folder / "README.md").write_text(card, encoding="utf-8")
     shutil.copy(HUB.parent / "LICENSE", folder)
     return variants
 
@@ -75,8 +81,10 @@ def metadata(general: dict[str, Any], package: str, backend: str, version: str) 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where to; it must be empty, if it is there")
+    parser.add_argument("--owner", required=True, help="user or organisation on the hub whose repository it will be")
+    args = parser.parse_args()
     try:
-        for variant in lay_out(parser.parse_args().folder):
+        for variant in lay_out(args.folder, args.owner):
             print(variant)
-    except FileExistsError as error:
+    except (FileExistsError, ValueError) as error:
         parser.error(str(error))

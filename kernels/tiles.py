@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import torch
 
-# Entries of one float32 score panel. On a CPU 8 MB stays in the last-level cache between the product and the passes
+# Entries of one float32 score panel. On a CPU 4 MB stays in the last-level cache between the product and the passes
 # that follow it; a GPU needs a larger panel to fill its multiprocessors. Figures: docs/kernels/cosine_sinkhorn.md.
-_PANEL_ENTRIES = {"cpu": 2**21, "cuda": 2**26}
+_PANEL_ENTRIES = {"cpu": 2**20, "cuda": 2**26}
 # A product with fewer rows than this is bound by loading the other factor.
 _MIN_ROWS = 16
 # Panels whose scores an iteration keeps: 64 MB, so that all of a small problem's are. A GPU's product is cheap beside
 # the memory that this would take there.
-_KEPT_PANELS = {"cpu": 8}
+_KEPT_PANELS = {"cpu": 16}
 
 
 def panel_rows(columns: int, device: torch.device) -> int:

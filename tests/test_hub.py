@@ -43,10 +43,15 @@ def check(ops, namespace):
 """
 
 
+def lay_out(*arguments: object, owner: str = "someone") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, HUB / "lay_out.py", *arguments, "--owner", owner]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def laid_out(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
-    subprocess.run([sys.executable, HUB / "lay_out.py", folder], check=True, capture_output=True)
+    lay_out(folder)
     return folder
 
 
@@ -113,14 +118,25 @@ def test_a_version_has_a_name_of_its_own(laid_out, tmp_path):
     (tmp_path / "a.py").write_text("2")
     assert lay_out.digest(tmp_path) != before
     with pytest.raises(FileExistsError, match="choose another folder"):
-        lay_out.lay_out(laid_out)
+        lay_out.lay_out(laid_out, "someone")
 
 
 def test_a_build_that_is_there_is_named_in_one_line(laid_out):
-    ran = subprocess.run([sys.executable, HUB / "lay_out.py", laid_out], capture_output=True, text=True)
+    ran = lay_out(laid_out)
     assert ran.returncode == 2
     assert ran.stderr.endswith(f"{laid_out} is not empty: choose another folder\n")
     assert "Traceback" not in ran.stderr
+
+
+def test_the_owner_must_be_given_and_stands_in_the_card(laid_out, tmp_path):
+    card = (laid_out / "README.md").read_text(encoding="utf-8")
+    assert 'get_kernel("someone/cae-kernels", version=1' in card
+    assert "OWNER" not in card
+    ran = subprocess.run([sys.executable, HUB / "lay_out.py", tmp_path], capture_output=True, text=True)
+    assert ran.returncode == 2 and "--owner" in ran.stderr
+    ran = lay_out(tmp_path, owner="some one")
+    assert ran.returncode == 2 and ran.stderr.endswith("an organisation of the hub, got 'some one'\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_card_names_every_function(laid_out):

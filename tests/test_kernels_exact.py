@@ -1,16 +1,22 @@
 """Every op gives the same bits whatever is switched on around it, and leaves that as it was."""
 
+import importlib.util
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
-from kernel_cases import BACKENDS, DEVICE, pair
+from kernel_cases import BACKENDS, DEVICE, pair, relative_error, unit
 
 from cae import CAEClusterer
 from cae.kernels import cosine_sinkhorn, counterparts, fuse, nearest, retrieve
-from cae.kernels.exact import exact_products
+from cae.kernels.exact import exact_products, onednn_is_faster
+from cae.kernels.products import inner_products
 
+# What products on a CPU are set to inside.
+INSIDE = "bf16" if onednn_is_faster() else "ieee"
 OPS = {
     "cosine_sinkhorn": lambda x, u, backend: cosine_sinkhorn(x, u, epsilon=0.02, backend=backend),
     "counterparts": lambda x, u, backend: (counterparts(x, u, None, epsilon=0.02, backend=backend),),
@@ -92,17 +98,67 @@ def test_products_are_exact_inside_and_the_setting_is_put_back_after_an_error():
         with pytest.raises(KeyboardInterrupt):
             cosine_sinkhorn(x, u, epsilon=0.02, callback=look, backend="torch")
         assert (x @ u.T).dtype == torch.bfloat16
-    assert seen == [("ieee", False)]
+    assert seen == [(INSIDE, False)]
 
 
 def test_threads_put_back_what_was_set_before_the_first_of_them():
     def work(_):
         for _ in range(50):
             with exact_products(DEVICE):
-                assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+                assert torch.backends.mkldnn.matmul.fp32_precision == INSIDE
 
-    with product_precision(("tf32", "bf16")), ThreadPoolExecutor(4) as pool:
+    with product_precision(("tf32", "tf32")), ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(8)))
+
+
+def test_copies_of_the_package_put_back_what_was_set_before_the_first_of_them():
+    file = Path(sys.modules[exact_products.__module__].__file__)
+    spec = importlib.util.spec_from_file_location("another_copy", file)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    assert copy.exact_products is not exact_products
+    with product_precision(("tf32", "tf32")):
+        first, second = exact_products(DEVICE), copy.exact_products(DEVICE)
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.backends.mkldnn.matmul.fp32_precision == INSIDE
+        second.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("able", "found"),
+    [
+        ({"avx512_f": True, "amx_bf16": False}, torch.__version__ >= "2.14"),
+        ({"avx512_f": True, "amx_bf16": True}, False),
+        ({"avx512_f": False, "amx_bf16": False}, False),
+        ({"neon": True}, False),
+    ],
+)
+def test_only_processors_that_gain_and_round_nothing_multiply_by_onednn(able, found, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert onednn_is_faster() == found
+
+
+@pytest.mark.parametrize("width", [1, 3, 127, 128, 129, 512, 1280])
+def test_products_are_those_of_float32(width):
+    x, u = unit(300, width, seed=1).abs(), unit(200, width, seed=2).abs()  # of one sign: rounding does not cancel
+    exact = x.double() @ u.double().T
+    with product_precision(("tf32", "bf16")), exact_products(DEVICE):
+        assert relative_error(inner_products(x, u), exact) < 2e-7
+        assert relative_error(inner_products(x[::2], u[:, :width], out=u.new_empty(150, 200)), exact[::2]) < 2e-7
+    torch.testing.assert_close(inner_products(x.double(), u.double()), exact)
+    torch.testing.assert_close(inner_products(x.T.clone().T, u), exact.float())
+
+
+def test_a_row_is_the_same_in_a_matrix_of_any_height():
+    x, u = unit(1000, 512, seed=1), unit(300, 512, seed=2)
+    with exact_products(DEVICE):
+        if not onednn_is_faster():
+            pytest.skip("the matrix library may round matrices of some heights in another way")
+        whole = inner_products(x, u)
+        for height in (1, 2, 3, 11, 97, 512):
+            assert torch.equal(inner_products(x[:height], u), whole[:height])
 
 
 def test_a_compiled_function_may_call_an_op():

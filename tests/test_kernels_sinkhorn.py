@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import BACKENDS, DEVICE, DTYPES, GEOMETRIES, SHAPES, pair, poison, unit  # noqa: F401
+from kernel_cases import BACKENDS, CUDA, DEVICE, DTYPES, GEOMETRIES, SHAPES, pair, poison, unit  # noqa: F401
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae.kernels import AndersonAcceleration, ConvergenceWarning, SinkhornResult, cosine_sinkhorn, tiles
-from cae.kernels.sinkhorn.torch import PanelSweep
+from cae.kernels.sinkhorn.torch import PanelSweep, _start
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -377,3 +377,37 @@ def test_rows_spread_over_processes(world, weighted):
         assert (shard.g == shards[0].g).all()
         torch.testing.assert_close(torch.from_numpy(shard.g), expected.g, atol=1e-5, rtol=0)
         assert shard.n_iter == expected.n_iter
+
+
+@pytest.fixture
+def few_scores_kept(monkeypatch):
+    monkeypatch.setitem(tiles._PANEL_ENTRIES, "cpu", 40 * 16)
+    monkeypatch.setitem(tiles._KEPT_PANELS, "cpu", 16)
+
+
+@pytest.mark.skipif(CUDA, reason="no scores are kept on CUDA")
+@pytest.mark.parametrize("balance", [1.0, 0.5])
+def test_many_rows_start_from_a_sample_of_them(balance, few_scores_kept):
+    x, u = pair("clustered", 4000, 40)
+    errors = []
+    options = {"epsilon": 0.02, "tol": 1e-4, "balance": balance, "backend": "torch"}
+    found = cosine_sinkhorn(x, u, callback=lambda _, error: errors.append(error), **options)
+    expected = cosine_sinkhorn(x, u, **options | {"backend": "reference"})
+    torch.testing.assert_close(found.g.double(), expected.g, atol=2e-4, rtol=0)
+    cold = cosine_sinkhorn(x, u, init=torch.zeros(40), **options)
+    assert found.n_iter == len(errors) < cold.n_iter
+    assert torch.equal(cosine_sinkhorn(x, u, **options).g, found.g)
+
+
+@pytest.mark.skipif(CUDA, reason="no scores are kept on CUDA")
+def test_a_sample_without_weight_is_no_start(few_scores_kept):
+    x, u = pair("clustered", 1000, 40)
+    starts = []
+    for row in (0, 1):  # of the sample is one of them at most
+        weights = torch.zeros(1000).index_fill(0, torch.tensor(row), 1)
+        options = {"epsilon": 0.05, "row_weights": weights}
+        found = cosine_sinkhorn(x, u, backend="torch", **options)
+        assert found.converged and found.g.isfinite().all()
+        solver = {"col_weights": torch.full((40,), 1 / 40), "init": None, "max_iter": 9, "tol": 0.1, "balance": 1.0}
+        starts.append(_start(x, u, weights, 0.05, solver | {"acceleration": None, "group": None, "callback": None}))
+    assert any(start is None for start in starts)

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cae.config import CAEConfig
+from cae.kernels.exact import exact_products
+from cae.kernels.products import inner_products
 from cae.method.blocks import BLOCK_ROWS
 from cae.method.fitted import SelectedTexts
 from cae.utils.distributed import all_reduce_sum
@@ -37,7 +39,9 @@ def transport_mass(
     """
     mass = torch.zeros(config.n_clusters, len(texts.texts), dtype=torch.float64, device=x.device)
     for rows, cluster in zip(x.split(BLOCK_ROWS), labels.split(BLOCK_ROWS), strict=True):
-        plan = ((rows.float() @ texts.embeddings.T + texts.g) / config.epsilon).softmax(dim=1)
+        with exact_products(x.device):
+            scores = inner_products(rows.float(), texts.embeddings)
+        plan = ((scores + texts.g) / config.epsilon).softmax(dim=1)
         # A matrix product, since index_add_ adds in no fixed order on CUDA.
         mass += torch.nn.functional.one_hot(cluster, config.n_clusters).to(plan).T @ plan
     sizes = torch.bincount(labels, minlength=config.n_clusters)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..products import inner_products
 from ..tiles import panels
 
 
@@ -34,7 +35,7 @@ def counterparts_gradient(
     grad_x, grad_u, grad_g = x.new_empty(x.shape), texts.new_zeros(u.shape), torch.zeros_like(log_v)
     for rows in panels(x.shape[0], u.shape[0], x.device):
         images, h = x[rows].to(kind), grad[rows].to(kind)
-        s = images @ texts.T
+        s = inner_products(images, texts)
         t = torch.softmax(torch.add(log_v, s, alpha=1 / epsilon), dim=1)
         w = t * s if similarity_weight else t
         if normalize:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..products import inner_products
 from ..tiles import panels
 
 
@@ -13,7 +14,7 @@ def counterparts(
     texts, log_v = u.float(), g.float() / epsilon
     y = torch.empty_like(x)
     for rows in panels(x.shape[0], u.shape[0], x.device):
-        s = x[rows].float() @ texts.T
+        s = inner_products(x[rows].float(), texts)
         t = torch.softmax(torch.add(log_v, s, alpha=1 / epsilon), dim=1)
         panel = (t.mul_(s) if similarity_weight else t) @ texts
         y[rows] = torch.nn.functional.normalize(panel, dim=1) if normalize else panel

@@ -1,7 +1,10 @@
-"""Streaming backend: panels of rows, all modalities at once, in float32."""
+"""Streaming backend: panels of rows, one modality after another, in float32."""
+
+from functools import reduce
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot, vector_norm
 
 from ..tiles import panels
 
@@ -12,9 +15,17 @@ def fuse(parts: tuple[Tensor, ...], *, gamma: float) -> tuple[Tensor, Tensor]:
     fused = torch.empty_like(parts[0])
     beta = torch.empty(N, m, dtype=torch.float32, device=device)
     for rows in panels(N, m * D, device):
-        x = torch.stack([part[rows] for part in parts], dim=1).float()
-        prototype = x.mean(dim=1, keepdim=True)
-        alpha = torch.nn.functional.cosine_similarity(x, prototype, dim=2, eps=1e-30)
-        beta[rows] = torch.softmax(alpha / gamma, dim=1)
-        fused[rows] = torch.bmm(beta[rows, None], x)[:, 0]
+        # A list: stacked they would be copied, and reduced along strides.
+        x = [part[rows].float() for part in parts]
+        prototype = torch.nn.functional.normalize(reduce(torch.add, x), dim=1, eps=_TINY)
+        alpha = [vecdot(part, prototype) / vector_norm(part, dim=1).clamp_min(_TINY) for part in x]
+        beta[rows] = torch.softmax(torch.stack(alpha, dim=1) / gamma, dim=1)
+        z = x[0] * beta[rows, :1]
+        for index in range(1, m):
+            z.addcmul_(x[index], beta[rows, index, None])
+        fused[rows] = z
     return fused, beta
+
+
+# For a length of 0, so that the cosine is 0.
+_TINY = 1e-30

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..products import inner_products
 from ..ranking import RunningLargest
 from ..tiles import block_columns, panels
 
@@ -16,7 +17,7 @@ def nearest(x: Tensor, centroids: Tensor, *, k: int, bias: Tensor | None) -> tup
     for rows in panels(N, width, x.device):
         images, best = x[rows].float(), RunningLargest(k)
         for first in range(0, C, width):
-            scores = images @ centroids[first : first + width].T
+            scores = inner_products(images, centroids[first : first + width])
             if bias is not None:
                 scores += bias[first : first + width]
             best.add(scores, first)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..products import inner_products
 from ..ranking import RunningLargest
 from ..tiles import panels
 
@@ -15,7 +16,7 @@ def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: str) -> Tensor
 def _all(texts: Tensor, centers: Tensor, top_k: int) -> Tensor:
     centers, best = centers.float(), RunningLargest(top_k)
     for rows in panels(texts.shape[0], centers.shape[0], texts.device):
-        s = centers @ texts[rows].float().T
+        s = inner_products(centers, texts[rows].float())
         best.add(s.sub_(torch.logsumexp(s, dim=0)), rows.start)
     return best.result()[1].unique()
 
@@ -26,7 +27,7 @@ def _assigned(texts: Tensor, centers: Tensor, top_k: int) -> Tensor:
     score = centers.new_empty(T)
     owner = torch.empty(T, dtype=torch.int64, device=texts.device)
     for rows in panels(T, n, texts.device):
-        s = texts[rows].float() @ centers.T
+        s = inner_products(texts[rows].float(), centers)
         best, owner[rows] = s.max(dim=1)
         score[rows] = best - torch.logsumexp(s, dim=1)
     return leaders(score, owner, n, top_k)

@@ -1,5 +1,6 @@
 """Derivatives of the potentials, one panel of the plan at a time: in no pass does an (N, M) array exist."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..exact import exact_products
+from ..products import inner_products
 from ..tiles import kept_rows, panel_rows, panels
 from .solver import ConvergenceWarning
 
@@ -33,8 +35,10 @@ class RowSoftmax:
                 the next pass.
         """
         kind = torch.promote_types(x.dtype, torch.float32)
-        self.x, self.u, self.epsilon, self.exact = x, u.to(kind), epsilon, exact
-        self.log_u, self.log_v = (f.to(kind) - 1) / epsilon, g.to(kind) / epsilon
+        self.x, self.u, self.exact = x, u.to(kind), exact
+        # Base 2, as in the sweeps.
+        self.scale = 1 / (epsilon * math.log(2))
+        self.log_u, self.log_v = (f.to(kind) - 1) * self.scale, g.to(kind) * self.scale
         (N, M), device = (x.shape[0], u.shape[0]), x.device
         # Of a row, in the float32 numbers that sizes of panels are counted in.
         self.width = M * (2 if exact else 1)
@@ -53,8 +57,9 @@ class RowSoftmax:
 
     def _panel(self, rows: slice) -> Tensor:
         scores, t = self.scores[: rows.stop - rows.start], self.t[: rows.stop - rows.start]
-        torch.addmm(self.log_v, self.x[rows].to(scores.dtype), self.u.T, alpha=1 / self.epsilon, out=scores)
-        scores.add_(self.log_u[rows, None]).exp_()
+        inner_products(self.x[rows].to(scores.dtype), self.u, out=scores)
+        torch.add(self.log_v, scores, alpha=self.scale, out=scores)
+        scores.add_(self.log_u[rows, None]).exp2_()
         if self.exact:
             t.copy_(scores).div_(t.sum(dim=1, keepdim=True))
         return t

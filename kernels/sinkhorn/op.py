@@ -70,7 +70,8 @@ def cosine_sinkhorn(
         epsilon: entropic regularisation, above 0.
         row_weights: (N,) non-negative, sum 1 (over the whole group); uniform if None. A row of weight 0 has an f.
         col_weights: (M,) non-negative, sum 1; uniform if None. A column of weight 0 has g = -inf.
-        init: (M,) potentials g to start from; epsilon·log(col_weights), up to a constant, if None.
+        init: (M,) potentials g to start from. None: epsilon·log(col_weights), up to a constant; from there, where rows
+            are many and on a CPU, those of a sample of the rows, always the same ones.
         max_iter: the most iterations, each of one product x·u or less.
         tol: stop at this L1 error of the column sums.
         balance: how firmly the columns are held to their weights, in (0, 1]; 1 is balanced transport.

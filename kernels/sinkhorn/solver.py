@@ -23,7 +23,7 @@ class SinkhornResult(NamedTuple):
     marginal_error: float
     """L1 distance of the column sums of P from what they should be, the column weights if balanced; rows are exact."""
     n_iter: int
-    """Iterations: sweeps over the rows, each of one product x·u or less."""
+    """Iterations: sweeps over all rows, each of one product x·u or less; those over a sample are not counted."""
     converged: bool
     """Whether marginal_error <= tol."""
     value: Tensor = None  # type: ignore[assignment]  # backends leave it out, the op puts it in
@@ -81,6 +81,9 @@ def solve(
     # Without its mean, so that the first target sums to about 1 below balance 1; at 1 a constant makes no difference.
     log_b = b.log()
     log_v = log_b - log_b.mean() if init is None else init.double().cpu() / epsilon
+    if init is not None and balance < 1:
+        # As potentials are returned they lack the constant at which the target sums to 1.
+        log_v = log_v + balance / (1 - balance) * torch.logsumexp(log_b + (balance - 1) / balance * log_v, dim=0)
     iteration = FixedPoint(log_v, b, acceleration)
     for n_iter in range(1, max_iter + 1):
         log_u, columns = sweep(iteration.h)
