@@ -34,6 +34,7 @@ from cae.method.partition import Partition
 from cae.method.spectral import cluster_qr, discriminants, leading_eigenvectors, sample_graph
 from cae.utils.distributed import all_reduce_count, broadcast_from_first, is_first
 from cae.utils.progress import stage
+from cae.utils.words import counted
 
 SAMPLE, SAMPLE_PER_CLUSTER = 4096, 20
 """Most images in the graph: SAMPLE, or SAMPLE_PER_CLUSTER for each cluster if that is more."""
@@ -107,6 +108,12 @@ class Hierarchy:
     def levels(self) -> range:
         """The numbers of clusters that there is a partition for."""
         return range(self.roots, len(self.leaves) + 1)
+
+    @property
+    def held(self) -> str:
+        """The levels in words, for errors."""
+        fewest, most = self.levels[0], self.levels[-1]
+        return counted(most, "group") if fewest == most else f"{fewest} to {most} groups"
 
     @cached_property
     def parents(self) -> list[int | None]:
@@ -186,7 +193,7 @@ class Hierarchy:
 
     def _node_of_leaf(self, n: int) -> list[int]:
         if n not in self.levels:
-            raise ValueError(f"the tree holds {self.levels[0]} to {self.levels[-1]} groups, not {n}")
+            raise ValueError(f"the tree holds {self.held}, not {n}")
         # The nodes that are there by then were made by the first n - roots splits.
         made = self.roots + 2 * (n - self.roots)
         return [max(node for node in path if node < made) for path in self._paths]
