@@ -1,44 +1,63 @@
-"""Products by oneDNN: as exact as MKL's, only where they are, and nothing is left switched."""
+"""Layers by oneDNN: as exact as torch's, with their activation, and only where they gain."""
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
-from cae.encoders.onednn import products_by_onednn
+from cae.encoders import onednn
+from cae.encoders.onednn import convolution, linear
 
-MATMUL = torch.backends.mkldnn.matmul
-
-
-def test_products_stay_those_of_float32():
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(300, 384, generator=generator), torch.randn(384, 200, generator=generator)
-    with products_by_onednn():
-        product = a @ b
-    torch.testing.assert_close(product.double(), a.double() @ b.double(), atol=1e-4, rtol=1e-5)
+CAPABLE = [
+    ({"avx512_f": True, "amx_bf16": False}, True),
+    ({"avx512_f": True, "amx_bf16": True}, False),
+    ({"avx512_f": False, "amx_bf16": False}, False),
+    ({"neon": True}, False),
+]
 
 
-@pytest.mark.parametrize(
-    ("able", "inside"),
-    [
-        ({"avx512_f": True, "amx_bf16": False}, "bf16"),
-        ({"avx512_f": True, "amx_bf16": True}, "ieee"),
-        ({"avx512_f": False, "amx_bf16": False}, "ieee"),
-        ({"neon": True}, "ieee"),
-    ],
-)
-def test_only_processors_that_gain_and_round_nothing_are_switched(able, inside, monkeypatch):
+@pytest.fixture(params=[True, False], ids=["oneDNN", "torch"])
+def operators(request, monkeypatch):
+    if request.param and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch has no oneDNN here")
+    monkeypatch.setattr(onednn, "_able", lambda: request.param)
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.mark.parametrize("bias", [None, draw(200)])
+@pytest.mark.parametrize("gelu", [False, True])
+@torch.inference_mode()
+def test_linear_layers_are_those_of_float32(operators, bias, gelu):
+    x, weight = draw(7, 43, 384), draw(200, 384) / 20
+    expected = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    expected = functional.gelu(expected) if gelu else expected
+    torch.testing.assert_close(linear(x, weight, bias, gelu=gelu).double(), expected, atol=2e-6, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_linear_layers_take_a_transposed_weight(operators):
+    x, weight = draw(70, 384), draw(384, 200) / 20
+    torch.testing.assert_close(linear(x, weight.T), x @ weight, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("relu6", [False, True])
+@pytest.mark.parametrize("groups", [1, 8])
+@torch.inference_mode()
+def test_convolutions_are_those_of_float32(operators, relu6, groups):
+    layer = nn.Conv2d(16, 24, 3, stride=2, padding=(1, 0), groups=groups)
+    x = 4 * draw(2, 16, 21, 20).contiguous(memory_format=torch.channels_last)
+    found, expected = convolution(x, layer, relu6=relu6).double(), layer.double()(x.double())
+    torch.testing.assert_close(found, expected.clamp(0, 6) if relu6 else expected, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("able", "gains"), CAPABLE)
+def test_only_processors_that_gain_take_other_operators(able, gains, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
-    before = MATMUL.fp32_precision
-    MATMUL.fp32_precision = "ieee"
+    onednn._able.cache_clear()
     try:
-        with products_by_onednn(), products_by_onednn():
-            assert MATMUL.fp32_precision == inside
-        assert MATMUL.fp32_precision == "ieee"
+        assert onednn._able() == (gains and torch.backends.mkldnn.is_available())
     finally:
-        MATMUL.fp32_precision = before
-
-
-def test_what_was_set_before_is_set_again_after_an_error():
-    before = MATMUL.fp32_precision
-    with pytest.raises(ZeroDivisionError), products_by_onednn():
-        raise ZeroDivisionError
-    assert MATMUL.fp32_precision == before
+        onednn._able.cache_clear()

@@ -1,38 +1,76 @@
-"""Products of float32 matrices by oneDNN, where they take MKL twice as long."""
+"""Layers by oneDNN on AMD's processors with AVX-512, where MKL, which torch multiplies by, takes twice as long.
+
+MKL runs AVX2 code there, oneDNN AVX-512 code; both sum in float32. The activation is part of the layer, done while its
+input is still in the processor's cache. torch keeps these operators for what it compiles (`torch.compile`).
+"""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-_lock = threading.RLock()
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """`torch.nn.functional.linear`, then GELU if asked for; without a gradient.
 
-@contextmanager
-def products_by_onednn() -> Iterator[None]:
-    """Inside, torch leaves the CPU's products of float32 matrices to oneDNN in place of MKL, where that is faster.
+    Args:
+        x: (…, D).
+        weight: (E, D).
+        bias: (E,).
+        gelu: whether GELU follows.
 
-    MKL runs AVX2 code on AMD's processors; oneDNN runs AVX-512 code where it can, at twice the speed. Both sum in
-    float32. torch has no switch for it but the precision "bf16", by which oneDNN rounds only where a processor
-    multiplies bfloat16 as matrices (AMX), so there all stays as it is. The switch belongs to the process: one thread at
-    a time is inside.
+    Returns:
+        (…, E).
 
     Examples:
-        >>> with products_by_onednn():
-        ...     product = torch.ones(64, 64) @ torch.ones(64, 64)
-        >>> product.unique()
-        tensor([64.])
+        >>> with torch.inference_mode():
+        ...     linear(torch.ones(2, 3), torch.ones(1, 3), torch.ones(1))
+        tensor([[4.],
+                [4.]])
     """
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # is there
+    if _gains(x):
+        return _OPERATORS._linear_pointwise(x, weight, bias, *(("gelu", [], "none") if gelu else ("none", [], "")))
+    out = functional.linear(x, weight, bias)
+    return functional.gelu(out) if gelu else out
+
+
+def convolution(x: Tensor, layer: nn.Conv2d, *, relu6: bool = False) -> Tensor:
+    """A convolution that pads with zeros, then ReLU6 if asked for; without a gradient.
+
+    Args:
+        x: (B, C, H, W).
+        layer: the convolution.
+        relu6: whether ReLU6 follows.
+
+    Returns:
+        (B, C', H', W').
+
+    Examples:
+        >>> with torch.inference_mode():
+        ...     convolution(torch.ones(1, 3, 8, 8), nn.Conv2d(3, 5, 3, stride=2), relu6=True).shape
+        torch.Size([1, 5, 3, 3])
+    """
+    if _gains(x):
+        geometry = layer.padding, layer.stride, layer.dilation, layer.groups
+        after = ("hardtanh", [0.0, 6.0], "") if relu6 else ("none", [], "")
+        return _OPERATORS._convolution_pointwise(x, layer.weight, layer.bias, *geometry, *after)
+    out = functional.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return functional.relu6(out, inplace=True) if relu6 else out
+
+
+_OPERATORS = torch.ops.mkldnn
+
+
+def _gains(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and _able()
+
+
+@cache
+def _able() -> bool:
+    """Whether oneDNN is known to gain here; for Intel's newer processors (AMX) MKL has code as good."""
     able = torch.cpu.get_capabilities()
-    with _lock:
-        before = matmul.fp32_precision
-        if able.get("avx512_f") and not able.get("amx_bf16"):
-            matmul.fp32_precision = "bf16"
-        try:
-            yield
-        finally:
-            matmul.fp32_precision = before
+    there = all(hasattr(_OPERATORS, name) for name in ("_linear_pointwise", "_convolution_pointwise"))
+    return bool(there and able.get("avx512_f") and not able.get("amx_bf16"))
