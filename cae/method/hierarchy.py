@@ -16,6 +16,7 @@ leaves; all other levels follow from its leaf. Alternatives, with figures: bench
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -149,7 +150,7 @@ class Hierarchy:
             z: (N, D) float32.
             clusters: (N,) int64, its cluster of the fit.
         """
-        away = torch.cdist(z @ self.metric, self.prototypes @ self.metric)
+        away = torch.cdist(z @ self.metric, self._places)
         of = self.cluster_of_leaf(self.n_clusters).to(z.device)
         return away.masked_fill(of != clusters.unsqueeze(1), torch.inf).argmin(dim=1)
 
@@ -196,10 +197,16 @@ class Hierarchy:
             raise ValueError(f"the tree holds {self.held}, not {n}")
         # The nodes that are there by then were made by the first n - roots splits.
         made = self.roots + 2 * (n - self.roots)
-        return [max(node for node in path if node < made) for path in self._paths]
+        return [path[bisect_left(path, made) - 1] for path in self._paths]
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """(L, d), where the leaves lie in the metric; once, for images come in small blocks."""
+        return self.prototypes @ self.metric
 
     @cached_property
     def _paths(self) -> list[list[int]]:
+        """The path of each leaf; ascending, since parts are made after the whole."""
         return [self.path(leaf) for leaf in self.leaves]
 
 
