@@ -2,6 +2,9 @@
 
 MKL runs AVX2 code there, oneDNN AVX-512 code; both sum in float32. The activation is part of the layer, done while its
 input is still in the processor's cache. torch keeps these operators for what it compiles (`torch.compile`).
+
+Factors in bfloat16 would take 39% less time than float32 for the texts of the lite encoder, with cosines of over 0.9999
+to these. But names depend on near ties: 2 of the 24 groups of demo, scenes and drawings get another, so float32 it is.
 """
 
 from __future__ import annotations
