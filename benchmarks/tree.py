@@ -6,7 +6,8 @@ r"""How good the levels of one fit's tree of groups are, beside a fit of their o
 
 `levels`: ACC of a fit at the true K, and of cuts at the true K from fits at half and twice as many clusters and at the
 number that was found out. `wordnet`: NMI of each level with the hypernyms of the classes at each depth, and the names
-on the way down to some leaves. `cost`: seconds of a fit's clustering and of the tree over it, on made-up clusters.
+on the way down to some leaves. `cost`: processor seconds and memory of a fit's clustering and of the tree over it, on
+made-up clusters of three parts each.
 Classes lie beside NAME.npy, in NAME.labels.npy and NAME.classes.txt.
 """
 
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from kernel_bench.measuring import cost
 from torch.nn.functional import normalize
 
 from cae import evaluation
@@ -28,6 +30,7 @@ from cae.config import CAEConfig
 from cae.encoders.deferred import deferred
 from cae.evaluation.study import command, machine
 from cae.method import pipeline
+from cae.method.blocks import blockwise
 from cae.method.fitted import FittedCAE
 from cae.method.hierarchy import grow
 from cae.method.partition import partition
@@ -45,7 +48,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     lines: list[str] = []
     if options.study == "cost":
-        results["cost"] = cost(lines)
+        results["cost"] = costs(lines)
     elif options.study == "levels":
         lines += ["| set | K | fit at K | cut from auto | cut from K/2 | cut from 2K |", "|---|---|---|---|---|---|"]
     for file in options.datasets:
@@ -151,32 +154,30 @@ def against_wordnet(problem: evaluation.Problem, classes: Sequence[str], lines: 
     return found
 
 
-def cost(lines: list[str]) -> list[dict[str, Any]]:
-    """Seconds of the clustering and of the tree over it."""
-    lines += ["", "| images | K | clustering | tree | leaves of all images |", "|---|---|---|---|---|"]
+def costs(lines: list[str]) -> list[dict[str, Any]]:
+    """Processor seconds and memory of a fit's clustering, of the tree over it, and of placing all images in leaves."""
+    steps = ("clustering", "tree", "placing")
+    lines += ["", "| images | K | leaves | " + " | ".join(steps) + " |", "|---" * (3 + len(steps)) + "|"]
     rows = []
-    for n, k in ((10_000, 37), (10_000, 100), (100_000, 37), (100_000, 100)):
+    for n, k in ((10_000, 10), (10_000, 100), (100_000, 10), (100_000, 100)):
         generator = torch.Generator().manual_seed(0)
-        centres = torch.randn(2 * k, 512, generator=generator)
-        of = torch.randint(2 * k, (n,), generator=generator)
+        centres = torch.randn(3 * k, 512, generator=generator)
+        of = torch.randint(3 * k, (n,), generator=generator)
         z = normalize(centres[of] + 1.5 * torch.randn(n, 512, generator=generator), dim=1)
         config = CAEConfig(n_clusters=k)
-        found, clustering = timed(lambda z=z, config=config: partition(z, config))
-        tree, growing = timed(lambda z=z, config=config, found=found: grow(z, found, config))
+        took = {}
+        took["clustering"], found = cost(lambda z=z, config=config: partition(z, config), 1, 0)
+        took["tree"], tree = cost(lambda z=z, config=config, found=found: grow(z, found, config), 1, 0)
         labels = found.assign(z).labels
-        placing = timed(lambda z=z, tree=tree, labels=labels: [tree.leaf(*part) for part in blocks(z, labels)])[1]
-        rows.append({"images": n, "clusters": k, "clustering": clustering, "tree": growing, "leaves": placing})
-        lines.append(f"| {n:,} | {k} | {clustering:.2f} s | {growing:.2f} s | {placing:.2f} s |")
+        took["placing"], _ = cost(
+            lambda z=z, tree=tree, labels=labels: blockwise(lambda *rows: (tree.leaf(*rows),), z, labels), 1, 0
+        )
+        rows.append({"images": n, "clusters": k, "leaves": len(tree.leaves)})
+        rows[-1] |= {step: asdict(took[step]) for step in steps}
+        cells = " | ".join(f"{took[step].processor_s:.2f} s, {took[step].peak_mb:.0f} MB" for step in steps)
+        lines.append(f"| {n:,} | {k} | {len(tree.leaves)} | {cells} |")
+        print(lines[-1], flush=True)
     return rows
-
-
-def blocks(*columns: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    return zip(*(column.split(8192) for column in columns), strict=True)
-
-
-def timed(work: Any) -> tuple[Any, float]:
-    start = time.perf_counter()
-    return work(), time.perf_counter() - start
 
 
 if __name__ == "__main__":

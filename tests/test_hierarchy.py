@@ -109,6 +109,12 @@ def test_a_level_that_is_not_there_is_named():
         tree.nodes(1)
 
 
+def test_a_tree_of_one_level_is_no_range():
+    tree = Hierarchy(2, 2, (), (0, 1), torch.zeros(2, 4), torch.zeros(4, 2))
+    with pytest.raises(ValueError, match="the tree holds 2 groups, not 3"):
+        tree.nodes(3)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"splits": (0, 0)}, {"leaves": (0, 1, 2)}, {"roots": 0}, {"roots": 2**40}, {"n_clusters": 99}, {"splits": (7,)}],

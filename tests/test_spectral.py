@@ -56,6 +56,16 @@ def test_whitening_leaves_the_fourth_root_of_the_variance_less_unequal():
     torch.testing.assert_close(torch.linalg.vector_norm(flat, dim=1), torch.ones(5000, dtype=torch.float64))
 
 
+def test_fewer_rows_than_dimensions_are_whitened_as_many_are():
+    x = torch.randn(20, 50, generator=torch.Generator().manual_seed(0)).double()
+    left, widths, _ = torch.linalg.svd(x - x.mean(dim=0), full_matrices=False)
+    variance = widths**2 / 20
+    expected = left * widths * (variance + module.SHRINKAGE * variance.sum() / 50) ** -module.WHITENING
+    expected = normalize(expected, dim=1)
+    flat = whitened(x.float()).double()
+    torch.testing.assert_close(flat @ flat.T, expected @ expected.T, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("n", [300, 1500])
 def test_eigenvectors_are_those_of_the_dense_matrix(n):
     """Dense and sparse solver alike, the small edges between all images included."""

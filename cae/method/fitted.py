@@ -130,10 +130,8 @@ class FittedCAE:
             raise ModelError(f"the model has no tree of groups to cut: {why}")
         levels = self.hierarchy.levels
         if n not in levels:
-            raise ModelError(
-                f"the tree of groups holds {levels[0]} to {levels[-1]} groups, and not {n}; ask for one of these, or "
-                "fit again with that many"
-            )
+            remedy = "ask for one of these, or fit again" if len(levels) > 1 else "fit again"
+            raise ModelError(f"the tree of groups holds {self.hierarchy.held}, and not {n}; {remedy} with that many")
         clusters = [replace(self.nodes[node], id=i) for i, node in enumerate(self.hierarchy.nodes(n))]
         return replace(self, config=replace(self.config, n_clusters=n), clusters=clusters)
 

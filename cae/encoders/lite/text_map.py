@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 
 from cae.encoders.lite.image_tower import class_rows
 from cae.encoders.lite.text_tower import TextTower
+from cae.encoders.onednn import linear
 from cae.utils.cache import cache_dir
 from cae.utils.checksums import load_tensors, save_tensors
 from cae.utils.files import replacing, tidy
@@ -51,7 +52,7 @@ class TextMap(nn.Module):
         out = sentences.new_empty(len(sentences), self.coefficients.shape[1])
         # In parts: the kernel matrix of 100,000 texts would take over a gigabyte.
         for part, mapped in zip(sentences.split(TEXTS_AT_ONCE), out.split(TEXTS_AT_ONCE), strict=True):
-            mapped.copy_(normalize(_kernel(part, self.anchors) @ self.coefficients, dim=1))
+            mapped.copy_(normalize(linear(_kernel(part, self.anchors), self.coefficients.T), dim=1))
         return out
 
 
@@ -91,4 +92,4 @@ def fit_text_map(tower: TextTower) -> TextMap:
 
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    return torch.exp(SHARPNESS * (a @ b.T - 1))
+    return linear(a, b).sub_(1).mul_(SHARPNESS).exp_()
