@@ -42,7 +42,15 @@ def test_a_noun_fits_a_class_that_it_is_or_lies_below(noun, steps, fits):
 def test_the_name_of_a_mixed_cluster_fits_no_class(monkeypatch):
     monkeypatch.setattr(naming, "_senses", lambda text: frozenset({CAT}))
     (mixed,) = naming.name_clusters(torch.tensor([0]), torch.tensor([0]), ["cats"], ["mixed: cat, dog"], [[]])
-    assert not (mixed.exact or mixed.fits or mixed.among)
+    assert not (mixed.exact or mixed.fits or mixed.among or mixed.true)
+
+
+def test_a_name_is_true_of_the_images_whose_class_is_a_kind_of_it():
+    labels, classes = torch.tensor([0, 0, 1, 2, 2]), ["blue point", "siamese", "animal"]
+    assert naming.true_share("animal", labels, classes) == 1
+    assert naming.true_share("cats", labels, classes) == pytest.approx(3 / 5)
+    assert naming.true_share("blue point", labels, classes) == pytest.approx(2 / 5)
+    assert naming.true_share("no such word", labels, classes) == 0
 
 
 def test_clusters_are_compared_with_the_class_that_most_of_their_images_have():

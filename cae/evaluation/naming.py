@@ -16,6 +16,9 @@ from cae.text.taxonomy import bare
 STEPS = 2
 """Hypernyms that may lie between a name and the class: "Siamese" or "feline" for cats."""
 
+ANY = 99
+"""More hypernyms than lie between any two nouns of WordNet."""
+
 
 class NamedCluster(NamedTuple):
     """A cluster's name beside the class that most of its images have.
@@ -24,6 +27,7 @@ class NamedCluster(NamedTuple):
         label: the majority class.
         purity: its share of the cluster.
         name: the cluster's name.
+        true: the share of its images whose class is the name or a kind of it, at however many hypernyms.
         nouns: its most typical nouns, best first.
         exact: whether the name is the class, or a synonym.
         special: whether the name is the class or at most `STEPS` hypernyms below it.
@@ -34,6 +38,7 @@ class NamedCluster(NamedTuple):
     label: str
     purity: float
     name: str
+    true: float
     nouns: list[str]
     exact: bool
     special: bool
@@ -76,8 +81,16 @@ def name_clusters(
         general = named and is_a(label, name, STEPS)
         among = special or any(is_a(noun, label, 0) for noun in typical)
         purity = float((inside == majority).to(torch.float32).mean())
-        table.append(NamedCluster(label, purity, name, list(typical), exact, special, general, among))
+        true = true_share(name, inside, classes) if named else 0.0
+        table.append(NamedCluster(label, purity, name, true, list(typical), exact, special, general, among))
     return table
+
+
+def true_share(name: str, labels: Tensor, classes: Sequence[str]) -> float:
+    """The share of N images, of classes `labels` (N,) int64, whose class is the name or a kind of it."""
+    found, counts = labels.unique(return_counts=True)
+    true = torch.tensor([is_a(classes[label], name, ANY) for label in found.tolist()])
+    return float(counts[true].sum() / counts.sum())
 
 
 def is_a(noun: str, label: str, steps: int) -> bool:

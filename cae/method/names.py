@@ -74,6 +74,25 @@ shares are not known it is less than any score."""
 _WORD = re.compile(r"\w+(?:['-]\w+)*")
 
 
+class GroupName(NamedTuple):
+    """What a group is called.
+
+    Attributes:
+        parts: the noun that holds for it; of a mixed group, the nouns that hold for parts of it, the best first.
+        mixed: whether it is called after its parts.
+
+    Examples:
+        >>> str(GroupName(("dog", "oak, holly"), mixed=True))
+        'mixed: dog, oak, holly'
+    """
+
+    parts: tuple[str, ...]
+    mixed: bool = False
+
+    def __str__(self) -> str:
+        return MIXED * self.mixed + ", ".join(self.parts)
+
+
 class NameScores(NamedTuple):
     """How well T nouns name K groups.
 
@@ -208,24 +227,29 @@ def name_groups(scores: NameScores, nouns: Sequence[str], taken: Collection[str]
     return [nouns[j] if j >= 0 and score[k, j] > nameless else None for k, j in enumerate(chosen)]
 
 
-def cluster_names(scores: NameScores, nouns: Sequence[str]) -> list[str]:
+def cluster_names(scores: NameScores, nouns: Sequence[str]) -> list[GroupName]:
     """K names, all different: nouns that hold; else "mixed: …", or "cluster k" where no noun holds for a part."""
-    names = name_groups(scores, nouns)
-    taken = {name for name in names if name}
-    for k, name in enumerate(names):
-        if name is None:
-            own = NameScores(*(each[k] for each in scores))
-            parts = parts_of_group(own, nouns, taken)
-            if parts and own.share[nouns.index(parts[0])] >= HOLDS:
-                # Less alike than most nouns are, and so not chosen; but the best that is left.
-                names[k], parts = parts[0], parts[:1]
-            else:
-                names[k] = MIXED + ", ".join(parts) if parts else f"cluster {k}"
-            taken.update(parts)
-    return [name or "" for name in names]
+    chosen = name_groups(scores, nouns)
+    taken = {noun for noun in chosen if noun}
+    names = []
+    for k, noun in enumerate(chosen):
+        names.append(GroupName((noun,)) if noun else _name_of_rest(scores, k, nouns, taken))
+        taken.update(names[-1].parts)
+    return names
 
 
-def parts_of_group(scores: NameScores, nouns: Sequence[str], taken: Collection[str]) -> list[str]:
+def _name_of_rest(scores: NameScores, k: int, nouns: Sequence[str], taken: Collection[str]) -> GroupName:
+    """The name of a group that no noun was chosen for."""
+    own = NameScores(*(each[k] for each in scores))
+    parts = parts_of_group(own, nouns, taken)
+    if not parts:
+        return GroupName((f"cluster {k}",))
+    if own.share[nouns.index(parts[0])] >= HOLDS:
+        return GroupName(parts[:1])  # less alike than most nouns are, and so not chosen; but the best that is left
+    return GroupName(parts, mixed=True)
+
+
+def parts_of_group(scores: NameScores, nouns: Sequence[str], taken: Collection[str]) -> tuple[str, ...]:
     """Up to `PARTS` nouns that hold for parts of a group, the best first, none a kind of another and none taken.
 
     Where there are not two with `HOLDS_IN_PART` of the mass, those with any.
@@ -249,7 +273,7 @@ def parts_of_group(scores: NameScores, nouns: Sequence[str], taken: Collection[s
     for i in range(len(candidates)):
         if len(parts) < PARTS and not related[i, parts].any():
             parts.append(i)
-    return [candidates[i] for i in parts]
+    return tuple(candidates[i] for i in parts)
 
 
 def _places(some: Collection[str], nouns: Sequence[str]) -> list[int]:
