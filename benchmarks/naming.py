@@ -36,6 +36,10 @@ from cae.text import TextBank
 N_NOUNS = 5
 MOST_CLUSTERS = 100
 """Of the fit that selects nouns for true groups; naming them does not depend on its clusters."""
+MOST = 0.5
+"""Least share of its images that the name of a cluster is true of most of."""
+FALSE = 0.25
+"""Share of its images below which a name is false."""
 Banks = Mapping[str, TextBank]
 Scores = Callable[[Tensor, Tensor, FittedCAE, Banks], tuple[NameScores, list[str]]]
 
@@ -197,15 +201,22 @@ def markdown(tables: dict[tuple[str, str], list[NamedCluster]], records: list[di
             f"- {record['pictures']}: {record['images']:,} pictures, {config['n_clusters']} clusters, seed "
             f"{config['seed']}; encoder {spec}; {corpora}"
         )
-    lines += ["", "Share of clusters whose name …", ""]
     lines += [
-        "| pictures | named by | is the class | or ≤ 2 hypernyms below | or above | one of 5 nouns | mixed |",
-        "|---|---|---|---|---|---|---|",
+        "",
+        f"Share of clusters whose name … (true of at least {MOST:.0%} of the images; of less than {FALSE:.0%})",
+        "",
+    ]
+    lines += [
+        "| pictures | named by | is the class | or ≤ 2 hypernyms below | or above | one of 5 nouns "
+        "| is true of most | is false | mixed |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (pictures, way), table in tables.items():
         shares = " | ".join(f"{share(table, kind):.0%}" for kind in ("exact", "special", "fits", "among"))
-        mixed = sum(cluster.name.startswith(MIXED) for cluster in table) / len(table)
-        lines.append(f"| {pictures} | {way} | {shares} | {mixed:.0%} |")
+        true, mixed = sum(each.true >= MOST for each in table), sum(each.name.startswith(MIXED) for each in table)
+        false = sum(each.true < FALSE for each in table) - mixed
+        shares += "".join(f" | {count / len(table):.0%}" for count in (true, false, mixed))
+        lines.append(f"| {pictures} | {way} | {shares} |")
     lines += ["", "Names beside classes (and the class's share of the cluster); bold: at most two hypernyms away.", ""]
     lines += ["| pictures | class | " + " | ".join(WAYS) + " |", "|---|---|" + "---|" * len(WAYS)]
     for record in records:

@@ -182,11 +182,20 @@ def test_kinds_are_summed_and_words_outside_of_the_taxonomy_have_none(breeds):
     assert not torch.cat(kind_typicality(mass, selected, unknown)).any()
 
 
+def test_what_the_average_group_has_as_much_of_holds_for_none(breeds):
+    nouns, selected = breeds
+    mass = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.3, 0.6, 0.1, 0.0]])
+    share = kind_typicality(mass, selected, nouns)[1]
+    torch.testing.assert_close(share[:, :4], torch.tensor([[0.6, 0, 0, 0], [0, 0.6, 0, 0]]))
+    share = kind_typicality(torch.cat([mass, mass.flip(1)]), selected, nouns, n=4)[1]
+    torch.testing.assert_close(share[:, 3], torch.tensor([1.0, 1.0, 0, 0]))
+
+
 def test_a_selected_noun_that_the_taxonomy_does_not_know_holds_by_its_own_mass():
     nouns = bank("noun", ["dog", "frobnicator"], [[1.0, 0.0]] * 2)
     selected = SelectedTexts(["frobnicator", "briard"], torch.eye(2), torch.zeros(2))
-    mass = torch.tensor([[0.75, 0.25]])
-    torch.testing.assert_close(kind_typicality(mass, selected, nouns)[1], torch.tensor([[0.25, 0.75]]))
+    mass = torch.tensor([[0.75, 0.25], [0.0, 0.0]])
+    torch.testing.assert_close(kind_typicality(mass, selected, nouns)[1], torch.tensor([[0.25, 0.75], [0.0, 0.0]]))
     unknown = SelectedTexts(["frobnicator", "Hund"], torch.eye(2), torch.zeros(2))
     assert kind_typicality(mass, unknown, nouns)[1].eq(1).all(), "nothing is known of kinds in another language"
 

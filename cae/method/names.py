@@ -11,10 +11,11 @@ is the typicality (`cae.method.typicality`) of all texts that are noun j or a ki
 one text. It finds the level of a name: of a hundred breeds each has a hundredth of the mass and "dog" has all of it;
 where all is one breed, other groups have their share of "dog", but not of the breed.
 
-A name holds for a group if at least `HOLDS` of its transport mass goes to the noun and to kinds of it. Names are the
-one-to-one choice of nouns that hold and score above 0 with the largest total score (Hungarian method), so no two groups
-share one. A group that gets none is "mixed: …", after nouns that hold for parts of it. Where shares of the mass are not
-known, none is called mixed and any noun is better than none. benchmarks/results/naming.md measures.
+A name holds for a group if at least `HOLDS` of its transport mass goes to the noun and to kinds of it, and more than of
+the average group's: where all groups are animals, none is "animal". Names are the one-to-one choice of nouns that hold
+and score above 0 with the largest total score (Hungarian method), so no two groups share one. A group that gets none is
+"mixed: …", after nouns that hold for parts of it. Where shares of the mass are not known, none is called mixed and any
+noun is better than none. benchmarks/results/naming.md measures.
 """
 
 from __future__ import annotations
@@ -51,6 +52,10 @@ HOLDS = 0.2
 """Least share of a group's transport mass for its name. Of 0.15, 0.2, 0.25 and 0.3 the one at which most
 names of clusters fit, with CLIP ViT-B/32 on Caltech-101 and ImageNet. With the lite encoder the
 demo agrees, and CIFAR-10 would have 0.1."""
+
+ABOVE_AVERAGE = 1.1
+"""How many times the average group's share a name has at least. Any value up to 2 names the same sets alike but for a
+group or two; what all groups have in common should not be told apart by rounding."""
 
 HOLDS_IN_PART = HOLDS / 4
 """Least share for what is named as a part of a mixed group."""
@@ -98,8 +103,8 @@ class NameScores(NamedTuple):
 
     Attributes:
         score: (K, T) float32, score(k, j) of the module's rule.
-        share: (K, T) float32, the share of each group's transport mass that goes to the noun and to kinds of it; 1
-            where no nouns were selected, and so nothing is known against any.
+        share: (K, T) float32, the share of each group's transport mass that goes to the noun and to kinds of it, 0 if
+            it is not above average; 1 where no nouns were selected, and so nothing is known against any.
     """
 
     score: Tensor
@@ -156,8 +161,8 @@ def kind_typicality(
 
     Returns:
         Typicality (K, T) float32 on the CPU, 0 for nouns that the taxonomy does not know; and their share of the mass,
-        (K, T) float32, at least a noun's own. Where the taxonomy knows less than half of the selected nouns, as of
-        another language, kinds are unknown and every share is 1.
+        (K, T) float32, at least a noun's own, or 0 if it is not above average. Where the taxonomy knows less than half
+        of the selected nouns, as of another language, kinds are unknown and every share is 1.
     """
     mass = mass.cpu()
     below, nouns = Taxonomy.of(selected.texts), Taxonomy.of(bank.texts).senses
@@ -170,7 +175,8 @@ def kind_typicality(
     own = _places(column, bank.texts)
     share = torch.zeros(len(mass), len(bank.texts))
     share[:, own] = mass[:, [column[bank.texts[j]] for j in own]]
-    return typical, share.maximum(_of_best_sense(of_kinds, nouns))
+    share = share.maximum(_of_best_sense(of_kinds, nouns))
+    return typical, share.where(share > ABOVE_AVERAGE * share[:n].mean(dim=0), 0)
 
 
 def _of_best_sense(of_synsets: Tensor, senses: csr_array) -> Tensor:
