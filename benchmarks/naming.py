@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -203,20 +205,21 @@ def markdown(tables: dict[tuple[str, str], list[NamedCluster]], records: list[di
         )
     lines += [
         "",
-        f"Share of clusters whose name … (true of at least {MOST:.0%} of the images; of less than {FALSE:.0%})",
-        "",
+        f"Share of clusters whose name … (true of {MOST:.0%} of the images or more; false: of less than {FALSE:.0%}),",
     ]
+    lines += ['and the mean depth of names in WordNet: "entity" has 0, "animal" 6, "dog" 8.', ""]
     lines += [
         "| pictures | named by | is the class | or ≤ 2 hypernyms below | or above | one of 5 nouns "
-        "| is true of most | is false | mixed |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| is true of most | is false | mixed | depth |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (pictures, way), table in tables.items():
         shares = " | ".join(f"{share(table, kind):.0%}" for kind in ("exact", "special", "fits", "among"))
         true, mixed = sum(each.true >= MOST for each in table), sum(each.name.startswith(MIXED) for each in table)
         false = sum(each.true < FALSE for each in table) - mixed
         shares += "".join(f" | {count / len(table):.0%}" for count in (true, false, mixed))
-        lines.append(f"| {pictures} | {way} | {shares} |")
+        depth = statistics.mean([each.depth for each in table if each.depth >= 0] or [math.nan])
+        lines.append(f"| {pictures} | {way} | {shares} | {depth:.1f} |")
     lines += ["", "Names beside classes (and the class's share of the cluster); bold: at most two hypernyms away.", ""]
     lines += ["| pictures | class | " + " | ".join(WAYS) + " |", "|---|---|" + "---|" * len(WAYS)]
     for record in records:
