@@ -1,11 +1,12 @@
 r"""How well clusters are named: our rule beside parts of it, and the nearest noun to each cluster's mean image.
 
     python benchmarks/naming.py RESULT …     # of `cae cluster` on folders of class folders
-    python benchmarks/naming.py --features X.npy --nouns NOUNS.npy [--kinds dog bird …]
+    python benchmarks/naming.py --features X.npy --nouns NOUNS.npy [--kinds dog bird … | --clusters K]
 
 The second names true groups: the classes of features that CLIP made (X.labels.npy, X.classes.txt), or, with `--kinds`,
-what the classes are kinds of. Both need WordNet (NLTK_DATA). Each way names the same groups, with one noun a group and
-five more beside it. A name fits the majority class if it is the class, a synonym, or at most two hypernyms from it
+what the classes are kinds of; or, with `--clusters`, K clusters of them. Both need WordNet (NLTK_DATA). Each way names
+the same groups, with one noun a group and five more beside it. A name fits the majority class if it is the class, a
+synonym, or at most two hypernyms from it, and is true of the images whose class is a kind of it
 (`cae.evaluation.naming`). Writes a .json and a .md with a table of names beside classes.
 """
 
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,6 +38,10 @@ from cae.text import TextBank
 N_NOUNS = 5
 MOST_CLUSTERS = 100
 """Of the fit that selects nouns for true groups; naming them does not depend on its clusters."""
+MOST = 0.5
+"""Least share of its images that the name of a cluster is true of most of."""
+FALSE = 0.25
+"""Share of its images below which a name is false."""
 Banks = Mapping[str, TextBank]
 Scores = Callable[[Tensor, Tensor, FittedCAE, Banks], tuple[NameScores, list[str]]]
 
@@ -116,11 +123,12 @@ def main() -> None:
     parser.add_argument("--features", type=Path, help="embeddings, with X.labels.npy and X.classes.txt beside them")
     parser.add_argument("--nouns", type=Path, help="vectors of nouns in the features' space, with NOUNS.txt")
     parser.add_argument("--kinds", nargs="+", help="merge the classes that are kinds of these, and leave out others")
+    parser.add_argument("--clusters", type=int, help="name so many clusters of a fit in place of true groups")
     parser.add_argument("--out", type=Path, default=Path("naming"), help="the files to write, without their endings")
     options = parser.parse_args()
     sources = [of_result(SavedResult.load(folder)) for folder in options.results]
     if options.features:
-        sources.append(of_features(options.features, options.nouns, options.kinds))
+        sources.append(of_features(options.features, options.nouns, options.kinds, options.clusters))
     tables, records = {}, []
     for groups in sources:
         records.append({"pictures": groups.title, "images": len(groups.x), **groups.record})
@@ -149,8 +157,8 @@ def of_result(result: SavedResult) -> Groups:
     return Groups(result.root.name, x, labels, truth, classes, result.fitted, banks, record)
 
 
-def of_features(file: Path, nouns: Path, kinds: Sequence[str] | None) -> Groups:
-    """The true classes of features, or what they are kinds of."""
+def of_features(file: Path, nouns: Path, kinds: Sequence[str] | None, n_clusters: int | None) -> Groups:
+    """The true classes of features, or what they are kinds of, or clusters."""
     data = EmbeddingData(file)
     classes = file.with_suffix(".classes.txt").read_text(encoding="utf-8").splitlines()
     x, truth = normalize(data.x.float(), dim=1), data.labels
@@ -158,14 +166,16 @@ def of_features(file: Path, nouns: Path, kinds: Sequence[str] | None) -> Groups:
         of_class = torch.tensor([next((i for i, kind in enumerate(kinds) if is_a(c, kind, 99)), -1) for c in classes])
         inside = of_class[truth] >= 0
         x, truth, classes = x[inside], of_class[truth][inside], list(kinds)
-    module = CAE(min(len(classes), MOST_CLUSTERS), nouns=nouns)
-    module.fit_embeddings(x)
+    module = CAE(n_clusters or min(len(classes), MOST_CLUSTERS), nouns=nouns)
+    prediction = module.fit_embeddings(x)
     banks, fitted = module.load_banks(), module.fitted
-    fitted = replace(fitted, config=replace(fitted.config, n_clusters=len(classes)))
+    labels = prediction.cluster if n_clusters else truth
+    fitted = replace(fitted, config=replace(fitted.config, n_clusters=n_clusters or len(classes)))
     corpus = {"name": nouns.name, "rows": len(banks["noun"].texts)}
-    record = {"encoder": {"spec": "CLIP, true groups"}, "corpora": {"noun": corpus}, "config": asdict(fitted.config)}
+    spec = f"CLIP, {'clusters' if n_clusters else 'true groups'}"
+    record = {"encoder": {"spec": spec}, "corpora": {"noun": corpus}, "config": asdict(fitted.config)}
     title = f"{file.stem}, {len(kinds)} kinds" if kinds else file.stem
-    return Groups(title, x, truth, truth, classes, fitted, banks, record)
+    return Groups(title, x, labels, truth, classes, fitted, banks, record)
 
 
 def name(groups: Groups) -> dict[str, list[NamedCluster]]:
@@ -174,7 +184,7 @@ def name(groups: Groups) -> dict[str, list[NamedCluster]]:
     for way, scores in WAYS.items():
         scored, texts = scores(groups.x, groups.labels, groups.fitted, groups.banks)
         nouns = [[texts[j] for j in row] for row in scored.score.topk(N_NOUNS).indices.tolist()]
-        names = cluster_names(scored, texts)
+        names = [str(name) for name in cluster_names(scored, texts)]
         tables[way] = name_clusters(groups.labels, groups.truth, groups.classes, names, nouns)
     return tables
 
@@ -193,15 +203,23 @@ def markdown(tables: dict[tuple[str, str], list[NamedCluster]], records: list[di
             f"- {record['pictures']}: {record['images']:,} pictures, {config['n_clusters']} clusters, seed "
             f"{config['seed']}; encoder {spec}; {corpora}"
         )
-    lines += ["", "Share of clusters whose name …", ""]
     lines += [
-        "| pictures | named by | is the class | or ≤ 2 hypernyms below | or above | one of 5 nouns | mixed |",
-        "|---|---|---|---|---|---|---|",
+        "",
+        f"Share of clusters whose name … (true of {MOST:.0%} of the images or more; false: of less than {FALSE:.0%}),",
+    ]
+    lines += ['and the mean depth of names in WordNet: "entity" has 0, "animal" 6, "dog" 8.', ""]
+    lines += [
+        "| pictures | named by | is the class | or ≤ 2 hypernyms below | or above | one of 5 nouns "
+        "| is true of most | is false | mixed | depth |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (pictures, way), table in tables.items():
         shares = " | ".join(f"{share(table, kind):.0%}" for kind in ("exact", "special", "fits", "among"))
-        mixed = sum(cluster.name.startswith(MIXED) for cluster in table) / len(table)
-        lines.append(f"| {pictures} | {way} | {shares} | {mixed:.0%} |")
+        true, mixed = sum(each.true >= MOST for each in table), sum(each.name.startswith(MIXED) for each in table)
+        false = sum(each.true < FALSE for each in table) - mixed
+        shares += "".join(f" | {count / len(table):.0%}" for count in (true, false, mixed))
+        depth = statistics.mean([each.depth for each in table if each.depth >= 0] or [math.nan])
+        lines.append(f"| {pictures} | {way} | {shares} | {depth:.1f} |")
     lines += ["", "Names beside classes (and the class's share of the cluster); bold: at most two hypernyms away.", ""]
     lines += ["| pictures | class | " + " | ".join(WAYS) + " |", "|---|---|" + "---|" * len(WAYS)]
     for record in records:

@@ -38,6 +38,10 @@ def bank(kind, texts, vectors, glosses=None):
     return TextBank(corpus, torch.tensor(vectors).half(), prompt="{}", encoder="toy", fingerprint="0")
 
 
+def texts(names):
+    return [str(name) for name in names]
+
+
 def test_transport_mass_is_the_mean_plan_of_a_cluster():
     generator = torch.Generator().manual_seed(0)
     x, u = (torch.nn.functional.normalize(torch.randn(n, 6, generator=generator), dim=1) for n in (600, 9))
@@ -63,7 +67,7 @@ def test_names_are_distinct_even_where_clusters_want_the_same():
 
 def test_clusters_beyond_the_nouns_are_called_after_their_number():
     scores = NameScores(torch.tensor([[0.1], [0.9]]), torch.ones(2, 1))
-    assert cluster_names(scores, ["dog"]) == ["cluster 0", "dog"]
+    assert texts(cluster_names(scores, ["dog"])) == ["cluster 0", "dog"]
 
 
 def test_a_noun_that_hardly_holds_is_no_name_however_alike():
@@ -71,40 +75,40 @@ def test_a_noun_that_hardly_holds_is_no_name_however_alike():
     scores = NameScores(torch.tensor([[9.0, 1, 0, 0, 0], [9, 0, 3, 2, 1]]), torch.full((2, 5), 0.01))
     scores.share[0, 1] = HOLDS
     scores.share[1, 2:] = 0.1
-    assert cluster_names(scores, nouns) == ["flower", "mixed: dog, cat, car"]
+    assert texts(cluster_names(scores, nouns)) == ["flower", "mixed: dog, cat, car"]
     assert name_groups(scores, nouns, taken={"flower"}) == [None, None]
     scores.share[1] = 0
-    assert cluster_names(scores, nouns) == ["flower", "cluster 1"]
+    assert texts(cluster_names(scores, nouns)) == ["flower", "cluster 1"]
 
 
 def test_a_noun_that_two_groups_have_alone_goes_to_the_one_that_it_fits_better():
     scores = NameScores(torch.tensor([[3.0, 2, 1], [7, 2, 1]]), torch.tensor([[0.3, 0.1, 0.1]] * 2))
-    assert cluster_names(scores, ["face", "brain", "car"]) == ["mixed: brain, car", "face"]
+    assert texts(cluster_names(scores, ["face", "brain", "car"])) == ["mixed: brain, car", "face"]
 
 
 def test_a_noun_that_holds_and_is_the_best_left_is_the_name_of_a_group_that_is_not_mixed():
     scores = NameScores(torch.tensor([[5.0, -3, -1], [4, -2, -1]]), torch.tensor([[0.9, 0.0, 0.0], [0.9, 0.0, 0.9]]))
-    assert cluster_names(scores, ["dog", "car", "briard"]) == ["dog", "briard"]
+    assert texts(cluster_names(scores, ["dog", "car", "briard"])) == ["dog", "briard"]
 
 
 def test_parts_of_a_mixed_group_are_no_kinds_of_each_other_and_nothing_that_another_is_called():
     nouns = ["dog", "briard", "tabby", "cat", "tulip", "car", "Samoyed"]
     scores = NameScores(torch.arange(7.0, 0, -1), torch.full((7,), 0.1))
-    assert parts_of_group(scores, nouns, taken=()) == ["dog", "tabby", "tulip"]
-    assert parts_of_group(scores, nouns, taken={"dog", "tulip"}) == ["briard", "tabby", "car"]
+    assert parts_of_group(scores, nouns, taken=()) == ("dog", "tabby", "tulip")
+    assert parts_of_group(scores, nouns, taken={"dog", "tulip"}) == ("briard", "tabby", "car")
     scores.share[:] = torch.tensor([0.1, 0.01, 0.01, 0, 0, 0, 0])
-    assert parts_of_group(scores, nouns, taken=()) == ["dog", "tabby"], "two parts at least, if there are any"
+    assert parts_of_group(scores, nouns, taken=()) == ("dog", "tabby"), "two parts at least, if there are any"
 
 
 def test_where_shares_are_not_known_every_group_has_a_noun_as_long_as_there_is_one():
     scores = NameScores(torch.tensor([[3.0, 2, 1], [-3, -2, -1]]), torch.ones(2, 3))
-    assert cluster_names(scores, ["Hund", "Katze", "Baum"]) == ["Hund", "Baum"]
+    assert texts(cluster_names(scores, ["Hund", "Katze", "Baum"])) == ["Hund", "Baum"]
 
 
 def test_two_mixed_groups_have_different_names():
     scores = NameScores(torch.tensor([[4.0, 3, 2, 1, 0, -1]] * 2), torch.full((2, 6), 0.1))
     names = cluster_names(scores, ["dog", "cat", "car", "tulip", "house", "ship"])
-    assert names == ["mixed: dog, cat, car", "mixed: tulip, house, ship"]
+    assert texts(names) == ["mixed: dog, cat, car", "mixed: tulip, house, ship"]
 
 
 NOUNS = ["dog", "cat", "car", "tulip", "house"]
@@ -123,6 +127,18 @@ def test_a_group_above_clusters_is_called_after_the_whole_names_of_them():
         tree, NameScores(torch.tensor([[2.0, 1], [1, 2], [0, 0]]), share), ["Rome, Italy", "dog"], [2, 1, 3]
     )
     assert names[2] == "mixed: Rome, Italy, dog"
+
+
+def test_parts_of_a_mixed_group_are_called_after_the_whole_of_its_first_noun():
+    tree = Hierarchy(2, 2, (0,), (2, 3, 1), torch.zeros(3, 4), torch.zeros(4, 2))
+    share = torch.tensor([[0.1, 0.1, 0], [0, 0, HOLDS], [0, 0, 0], [0, 0, 0]])
+    names = tree_names(
+        tree,
+        NameScores(torch.tensor([[2.0, 1, 0], [0, 1, 2], [0, 0, 0], [0, 0, 0]]), share),
+        ["Rome, Italy", "dog", "car"],
+        [2, 1, 1, 1],
+    )
+    assert names == ["mixed: Rome, Italy, dog", "car", "mixed: Rome, Italy, … 1", "mixed: Rome, Italy, … 2"]
 
 
 def test_of_nouns_alike_the_common_one_is_the_name_and_what_all_clusters_share_is_none():
@@ -166,11 +182,20 @@ def test_kinds_are_summed_and_words_outside_of_the_taxonomy_have_none(breeds):
     assert not torch.cat(kind_typicality(mass, selected, unknown)).any()
 
 
+def test_what_the_average_group_has_as_much_of_holds_for_none(breeds):
+    nouns, selected = breeds
+    mass = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.3, 0.6, 0.1, 0.0]])
+    share = kind_typicality(mass, selected, nouns)[1]
+    torch.testing.assert_close(share[:, :4], torch.tensor([[0.6, 0, 0, 0], [0, 0.6, 0, 0]]))
+    share = kind_typicality(torch.cat([mass, mass.flip(1)]), selected, nouns, n=4)[1]
+    torch.testing.assert_close(share[:, 3], torch.tensor([1.0, 1.0, 0, 0]))
+
+
 def test_a_selected_noun_that_the_taxonomy_does_not_know_holds_by_its_own_mass():
     nouns = bank("noun", ["dog", "frobnicator"], [[1.0, 0.0]] * 2)
     selected = SelectedTexts(["frobnicator", "briard"], torch.eye(2), torch.zeros(2))
-    mass = torch.tensor([[0.75, 0.25]])
-    torch.testing.assert_close(kind_typicality(mass, selected, nouns)[1], torch.tensor([[0.25, 0.75]]))
+    mass = torch.tensor([[0.75, 0.25], [0.0, 0.0]])
+    torch.testing.assert_close(kind_typicality(mass, selected, nouns)[1], torch.tensor([[0.25, 0.75], [0.0, 0.0]]))
     unknown = SelectedTexts(["frobnicator", "Hund"], torch.eye(2), torch.zeros(2))
     assert kind_typicality(mass, unknown, nouns)[1].eq(1).all(), "nothing is known of kinds in another language"
 
@@ -178,7 +203,7 @@ def test_a_selected_noun_that_the_taxonomy_does_not_know_holds_by_its_own_mass()
 def test_an_empty_cluster_takes_no_name_from_the_others():
     nouns = bank("noun", ["bird", "car"], [[1.0, 0.0], [0.0, 1.0]])
     scores = name_scores(torch.tensor([[1.0, 0.0], [0.0, 1.0], [torch.nan, torch.nan]]), nouns, None)
-    assert cluster_names(scores, nouns.texts) == ["bird", "car", "cluster 2"]
+    assert texts(cluster_names(scores, nouns.texts)) == ["bird", "car", "cluster 2"]
 
 
 def test_where_there_is_nothing_to_count_in_the_glosses_of_imagenet_say_what_is_common():

@@ -11,10 +11,11 @@ is the typicality (`cae.method.typicality`) of all texts that are noun j or a ki
 one text. It finds the level of a name: of a hundred breeds each has a hundredth of the mass and "dog" has all of it;
 where all is one breed, other groups have their share of "dog", but not of the breed.
 
-A name holds for a group if at least `HOLDS` of its transport mass goes to the noun and to kinds of it. Names are the
-one-to-one choice of nouns that hold and score above 0 with the largest total score (Hungarian method), so no two groups
-share one. A group that gets none is "mixed: …", after nouns that hold for parts of it. Where shares of the mass are not
-known, none is called mixed and any noun is better than none. benchmarks/results/naming.md measures.
+A name holds for a group if at least `HOLDS` of its transport mass goes to the noun and to kinds of it, and more than of
+the average group's: where all groups are animals, none is "animal". Names are the one-to-one choice of nouns that hold
+and score above 0 with the largest total score (Hungarian method), so no two groups share one. A group that gets none is
+"mixed: …", after nouns that hold for parts of it. Where shares of the mass are not known, none is called mixed and any
+noun is better than none. benchmarks/results/naming.md measures.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ HOLDS = 0.2
 names of clusters fit, with CLIP ViT-B/32 on Caltech-101 and ImageNet. With the lite encoder the
 demo agrees, and CIFAR-10 would have 0.1."""
 
+ABOVE_AVERAGE = 1.1
+"""How many times the average group's share a name has at least. Any value up to 2 names the same sets alike but for a
+group or two; what all groups have in common should not be told apart by rounding."""
+
 HOLDS_IN_PART = HOLDS / 4
 """Least share for what is named as a part of a mixed group."""
 
@@ -74,13 +79,32 @@ shares are not known it is less than any score."""
 _WORD = re.compile(r"\w+(?:['-]\w+)*")
 
 
+class GroupName(NamedTuple):
+    """What a group is called.
+
+    Attributes:
+        parts: the noun that holds for it; of a mixed group, the nouns that hold for parts of it, the best first.
+        mixed: whether it is called after its parts.
+
+    Examples:
+        >>> str(GroupName(("dog", "oak, holly"), mixed=True))
+        'mixed: dog, oak, holly'
+    """
+
+    parts: tuple[str, ...]
+    mixed: bool = False
+
+    def __str__(self) -> str:
+        return MIXED * self.mixed + ", ".join(self.parts)
+
+
 class NameScores(NamedTuple):
     """How well T nouns name K groups.
 
     Attributes:
         score: (K, T) float32, score(k, j) of the module's rule.
-        share: (K, T) float32, the share of each group's transport mass that goes to the noun and to kinds of it; 1
-            where no nouns were selected, and so nothing is known against any.
+        share: (K, T) float32, the share of each group's transport mass that goes to the noun and to kinds of it, 0 if
+            it is not above average; 1 where no nouns were selected, and so nothing is known against any.
     """
 
     score: Tensor
@@ -137,8 +161,8 @@ def kind_typicality(
 
     Returns:
         Typicality (K, T) float32 on the CPU, 0 for nouns that the taxonomy does not know; and their share of the mass,
-        (K, T) float32, at least a noun's own. Where the taxonomy knows less than half of the selected nouns, as of
-        another language, kinds are unknown and every share is 1.
+        (K, T) float32, at least a noun's own, or 0 if it is not above average. Where the taxonomy knows less than half
+        of the selected nouns, as of another language, kinds are unknown and every share is 1.
     """
     mass = mass.cpu()
     below, nouns = Taxonomy.of(selected.texts), Taxonomy.of(bank.texts).senses
@@ -151,7 +175,8 @@ def kind_typicality(
     own = _places(column, bank.texts)
     share = torch.zeros(len(mass), len(bank.texts))
     share[:, own] = mass[:, [column[bank.texts[j]] for j in own]]
-    return typical, share.maximum(_of_best_sense(of_kinds, nouns))
+    share = share.maximum(_of_best_sense(of_kinds, nouns))
+    return typical, share.where(share > ABOVE_AVERAGE * share[:n].mean(dim=0), 0)
 
 
 def _of_best_sense(of_synsets: Tensor, senses: csr_array) -> Tensor:
@@ -208,24 +233,29 @@ def name_groups(scores: NameScores, nouns: Sequence[str], taken: Collection[str]
     return [nouns[j] if j >= 0 and score[k, j] > nameless else None for k, j in enumerate(chosen)]
 
 
-def cluster_names(scores: NameScores, nouns: Sequence[str]) -> list[str]:
+def cluster_names(scores: NameScores, nouns: Sequence[str]) -> list[GroupName]:
     """K names, all different: nouns that hold; else "mixed: …", or "cluster k" where no noun holds for a part."""
-    names = name_groups(scores, nouns)
-    taken = {name for name in names if name}
-    for k, name in enumerate(names):
-        if name is None:
-            own = NameScores(*(each[k] for each in scores))
-            parts = parts_of_group(own, nouns, taken)
-            if parts and own.share[nouns.index(parts[0])] >= HOLDS:
-                # Less alike than most nouns are, and so not chosen; but the best that is left.
-                names[k], parts = parts[0], parts[:1]
-            else:
-                names[k] = MIXED + ", ".join(parts) if parts else f"cluster {k}"
-            taken.update(parts)
-    return [name or "" for name in names]
+    chosen = name_groups(scores, nouns)
+    taken = {noun for noun in chosen if noun}
+    names = []
+    for k, noun in enumerate(chosen):
+        names.append(GroupName((noun,)) if noun else _name_of_rest(scores, k, nouns, taken))
+        taken.update(names[-1].parts)
+    return names
 
 
-def parts_of_group(scores: NameScores, nouns: Sequence[str], taken: Collection[str]) -> list[str]:
+def _name_of_rest(scores: NameScores, k: int, nouns: Sequence[str], taken: Collection[str]) -> GroupName:
+    """The name of a group that no noun was chosen for."""
+    own = NameScores(*(each[k] for each in scores))
+    parts = parts_of_group(own, nouns, taken)
+    if not parts:
+        return GroupName((f"cluster {k}",))
+    if own.share[nouns.index(parts[0])] >= HOLDS:
+        return GroupName(parts[:1])  # less alike than most nouns are, and so not chosen; but the best that is left
+    return GroupName(parts, mixed=True)
+
+
+def parts_of_group(scores: NameScores, nouns: Sequence[str], taken: Collection[str]) -> tuple[str, ...]:
     """Up to `PARTS` nouns that hold for parts of a group, the best first, none a kind of another and none taken.
 
     Where there are not two with `HOLDS_IN_PART` of the mass, those with any.
@@ -249,7 +279,7 @@ def parts_of_group(scores: NameScores, nouns: Sequence[str], taken: Collection[s
     for i in range(len(candidates)):
         if len(parts) < PARTS and not related[i, parts].any():
             parts.append(i)
-    return [candidates[i] for i in parts]
+    return tuple(candidates[i] for i in parts)
 
 
 def _places(some: Collection[str], nouns: Sequence[str]) -> list[int]:

@@ -20,7 +20,7 @@ from cae.config import CAEConfig
 from cae.method.fitted import ClusterDescription, SelectedTexts
 from cae.method.hierarchy import Hierarchy
 from cae.method.kmeans import cluster_sums
-from cae.method.names import MIXED, PARTS, NameScores, cluster_names, name_groups, name_scores
+from cae.method.names import PARTS, GroupName, NameScores, cluster_names, name_groups, name_scores
 from cae.method.typicality import transport_mass, typicality
 from cae.text import TextBank
 from cae.text.taxonomy import Taxonomy
@@ -54,7 +54,7 @@ def describe_clusters(
     sums, sizes = cluster_sums(x, labels, config.n_clusters, group)
     images, bank = (sums / sizes.unsqueeze(1)).float(), banks[config.modalities[0]]
     scores = name_scores(images, bank, banks.get("caption"), mass.get("noun"), selected.get("noun"))
-    names = cluster_names(scores, bank.texts)
+    names = [str(name) for name in cluster_names(scores, bank.texts)]
     return _described(names, images, sizes, mass, selected, banks, config)
 
 
@@ -130,41 +130,33 @@ def tree_names(tree: Hierarchy, scores: NameScores, nouns: Sequence[str], sizes:
         NameScores(*parts)
         for parts in zip(*(each.split([len(clusters), len(above), len(below)]) for each in scores), strict=True)
     )
-    names = dict(zip(clusters, cluster_names(own, nouns), strict=True))
+    named = dict(zip(clusters, cluster_names(own, nouns), strict=True))
+    names = {node: str(name) for node, name in named.items()}
     inside = np.array([[node in tree.path(cluster) for cluster in clusters] for node in above], dtype=bool)
     inside = inside.reshape(len(above), len(clusters))  # of a fit with two clusters nothing is above
     coarse.share[kinds_of_names_inside(inside, list(names.values()), nouns)] = 0
     by_size = sorted(range(len(clusters)), key=lambda i: -sizes[i])
     for row, node, name in zip(inside, above, name_groups(coarse, nouns, set(names.values())), strict=True):
-        names[node] = name or _mixed_name([names[clusters[i]] for i in by_size if row[i]])
+        names[node] = name or _mixed_name([named[clusters[i]].parts[0] for i in by_size if row[i]])
     found = dict(zip(below, name_groups(fine, nouns, set(names.values())), strict=True))
-    names |= {node: name for node, name in found.items() if name}
-    names |= {node: _part_name(tree, node, names) for node, name in found.items() if not name}
+    named |= {node: GroupName((name,)) for node, name in found.items() if name}
+    names |= {node: str(named[node]) if name else _part_name(tree, node, named) for node, name in found.items()}
     return [names[node] for node in (*clusters, *above, *below)]
 
 
 def _mixed_name(inside: Sequence[str]) -> str:
-    """A name for a group of clusters after theirs, the largest first; of mixed ones after their first part."""
-    first = [_first_part(name) for name in inside[:PARTS]]
-    more = len(inside) - len(first)
-    return MIXED + ", ".join(first) + (f" and {more} more" if more else "")
+    """A name for a group of clusters after theirs, the largest first."""
+    more = len(inside) - PARTS
+    return str(GroupName(tuple(inside[:PARTS]), mixed=True)) + (f" and {more} more" if more > 0 else "")
 
 
-def _first_part(name: str) -> str:
-    return name.removeprefix(MIXED).split(", ")[0] if name.startswith(MIXED) else name
-
-
-def _part_name(tree: Hierarchy, node: int, names: Mapping[int, str]) -> str:
+def _part_name(tree: Hierarchy, node: int, named: Mapping[int, GroupName]) -> str:
     """A name for a part of a group, after the nearest one around that has a noun: "dog 1.2"."""
-    steps: list[str] = []
-    at: int | None = node
-    while at is not None and at not in names:
-        steps.append(str(1 + (at - tree.roots) % 2))
-        at = tree.parents[at]
-    around = "" if at is None else names[at]
-    if around.startswith(MIXED):
-        around = f"{MIXED}{_first_part(around)}, …"
-    return f"{around} {'.'.join(reversed(steps))}"
+    path = tree.path(node)
+    at = max(i for i, step in enumerate(path) if step in named)
+    around = named[path[at]]
+    name = f"{GroupName(around.parts[:1], mixed=True)}, …" if around.mixed else str(around)
+    return f"{name} {'.'.join(str(1 + (step - tree.roots) % 2) for step in path[at + 1 :])}"
 
 
 def kinds_of_names_inside(
