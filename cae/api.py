@@ -20,7 +20,7 @@ from cae.results import make_edits
 from cae.results.compare import Comparison, compare
 from cae.results.defaults import LIMIT, NEAR
 from cae.results.edits import Edit, EditedView
-from cae.results.edits_file import History, load_edits, load_history, save_edits
+from cae.results.edits_file import History, load_edits, save_edits
 from cae.results.layout import MODEL_FOLDER
 from cae.results.saved import SavedResult
 from cae.results.update import Update, add_images, diff_folder, refit_reasons
@@ -369,8 +369,12 @@ class Result:
         return self._edit(lambda view: [make_edits.split(view, cluster, into)])
 
     def pin(self, *clusters: str | int) -> Self:
-        """Keep the images and the names of clusters, whatever the next fit finds."""
-        return self._edit(lambda view: [make_edits.pin(view, cluster) for cluster in clusters])
+        """Keep the images and the names of clusters, whatever the next fit finds.
+
+        Raises:
+            EditError: no cluster, or one that there is not.
+        """
+        return self._edit(lambda view: make_edits.pin(view, clusters))
 
     def move(self, paths: Sequence[str | os.PathLike[str]], to: str | int) -> Self:
         """Put single images into another cluster; paths are those of the assignments, or on disk."""
@@ -382,7 +386,7 @@ class Result:
         Raises:
             EditError: there is none.
         """
-        return self._change(History.undo)
+        return self._change(lambda history: history.undo(self.folder))
 
     def redo(self) -> Self:
         """Make the edit again that was taken back last.
@@ -390,19 +394,19 @@ class Result:
         Raises:
             EditError: none was, or another edit was made since.
         """
-        return self._change(History.redo)
+        return self._change(lambda history: history.redo(self.folder))
 
     def _reload(self) -> None:
         self.saved = SavedResult.load(self.folder, images=self.images)
 
-    def _edit(self, make: Callable[[EditedView], list[Edit]]) -> Self:
+    def _edit(self, make: Callable[[EditedView], Sequence[Edit]]) -> Self:
         return self._change(lambda history: history.add(make(self.saved.view)))
 
     def _change(self, step: Callable[[History], History]) -> Self:
         """Change the edits of the result as it is now, which nobody else changes meanwhile."""
         with changing(self.folder):
             self._reload()
-            history = step(load_history(self.folder))
+            history = step(self.saved.history)
             save_edits(history.edits, self.folder, history.undone)
-            self.saved = replace(self.saved, edits=history.edits)
+            self.saved = replace(self.saved, history=history)
         return self

@@ -3,9 +3,10 @@
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +48,15 @@ def isolated_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def thumbnail(image: Image.Image) -> Tensor:
     """(3, 4, 4) float32 in [0, 1]."""
     return torch.from_numpy(numpy.asarray(image.resize((4, 4)), dtype=numpy.float32) / 255).permute(2, 0, 1)
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """What a test changes of them is put back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class FakeEncoder:

@@ -1,5 +1,7 @@
 """`cae.cluster` and `Result`: what the command line does, from Python, and on data that lie in no folder."""
 
+import re
+
 import datasets
 import numpy as np
 import pytest
@@ -10,13 +12,15 @@ from torchvision.datasets import ImageFolder
 
 import cae
 from cae.data import HuggingFaceData, ImageError
+from cae.results import edits_file
 from cae.results.edits import EditError
 
 
 @pytest.fixture
 def options(monkeypatch, text_files, tmp_path):
     """Of `cae.cluster`: a small encoder in the place of CLIP, small texts, no progress."""
-    monkeypatch.setattr("cae.models.embedder.load_encoder", lambda *_, **__: FakeEncoder())
+    for home in ("cae.models.embedder", "cae.encoders.deferred"):
+        monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: FakeEncoder())
     return {**text_files, "out": tmp_path / "out", "workers": 0, "progress": False}
 
 
@@ -48,10 +52,34 @@ def test_it_is_edited_as_on_the_command_line(result):
     assert [cluster["name"] for cluster in result.clusters] == [first, second, third]
     with pytest.raises(EditError, match="no picture is chosen"):
         result.move([], first)
-    with pytest.raises(EditError, match="no edits"):
-        result.undo()
     with pytest.raises(EditError, match="at least two"):
         result.merge([first])
+
+
+def test_edits_that_cannot_be_made_change_nothing_and_say_why(result):
+    first, second, third = (cluster["name"] for cluster in result.clusters)
+    with pytest.raises(
+        EditError, match=re.escape(f"there are no edits in {result.folder}, and so nothing to take back")
+    ):
+        result.undo()
+    with pytest.raises(EditError, match=re.escape(f"no edit in {result.folder} was taken back")):
+        result.redo()
+    groups = re.escape(f"there is no group 9; they are 0 ({first}), 1 ({second}), 2 ({third})")
+    for missing in (9, "9"):
+        with pytest.raises(EditError, match=groups):
+            result.rename(missing, "boats")
+    result.rename(first, "boats").undo()
+    with pytest.raises(EditError, match="at least one group"):
+        result.pin()
+    assert result.redo().clusters[0]["name"] == "boats"
+
+
+def test_an_edit_reads_those_before_once(result, monkeypatch):
+    read, load = [], edits_file.load_json
+    result.rename(0, "boats")
+    monkeypatch.setattr(edits_file, "load_json", lambda path: read.append(path) or load(path))
+    result.rename(1, "ships")
+    assert read == [result.folder / "edits.json"]
 
 
 def test_it_is_drawn_exported_updated_compared_and_predicts(result, picture_folder, tmp_path):

@@ -319,7 +319,8 @@ def test_everything_is_done_by_keyboard(visit, served, opened):
 
 def test_edits_outlive_the_next_clustering(visit, monkeypatch, capfd, picture_folder, text_files, tmp_path):
     """Edit in the browser, close, `cae cluster` again, open: the edits hold."""
-    monkeypatch.setattr("cae.models.embedder.load_encoder", lambda *_, **__: FakeEncoder())
+    for home in ("cae.models.embedder", "cae.encoders.deferred"):
+        monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: FakeEncoder())
     run, out = partial(run_cae, monkeypatch, capfd), tmp_path / "clustered"
     texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
     cluster = ["cluster", picture_folder, "-k", 3, "--out", out, "--workers", 0, "--quiet", *texts]

@@ -13,6 +13,7 @@ import pytest
 from conftest import assert_not_loaded, page_of
 from PIL import Image
 
+from cae.api import Result
 from cae.results.saved import SavedResult
 
 
@@ -61,6 +62,21 @@ def test_edits_are_shown_exported_and_outlive_the_next_run(clustered, run, pictu
     assert (code, "4. pin warm" in stdout) == (0, True)
 
 
+def test_undo_tells_the_edit_that_it_takes_back(clustered, run, monkeypatch):
+    """Another program may have made one since the result was opened."""
+    out, *_ = clustered
+
+    def opened(_):
+        result = Result(out).rename(0, "boats")
+        Result(out).rename(1, "ships")
+        return result
+
+    monkeypatch.setattr("cae.cli.commands.edit._open", opened)
+    code, stdout, _ = run("edit", out, "undo", "--no-report")
+    assert (code, "ships" in stdout, "boats" in stdout) == (0, True, False)
+    assert Result(out).clusters[0]["name"] == "boats"
+
+
 def test_the_page_follows_edits_unless_told_otherwise(clustered, run):
     out, *_ = clustered
     code, stdout, stderr = run("edit", out, "rename", "0", "harbour")
@@ -98,8 +114,9 @@ def test_split_makes_parts(clustered, run):
         (["merge", "0", "0"], "at least two groups"),
         (["split", "0", "--into", "29"], "too few different pictures"),
         (["move", "no/such.png", "--to", "0"], "not in the result: no/such.png"),
-        (["undo"], "there are no edits"),
-        (["redo"], "there is none to make again"),
+        (["undo"], "there are no edits in {out}"),
+        (["redo"], "no edit in {out} was taken back"),
+        (["rename", "9", "x"], "there is no group 9; they are 0 ("),
     ],
 )
 def test_edits_that_cannot_be_made_say_why(clustered, run, arguments, message):
@@ -107,7 +124,7 @@ def test_edits_that_cannot_be_made_say_why(clustered, run, arguments, message):
     second = json.loads((out / "clusters.json").read_text())["clusters"][1]["name"]
     code, _, stderr = run("edit", out, *(argument.format(second=second) for argument in arguments))
     assert code == 1
-    assert message in " ".join(stderr.split())
+    assert message.format(out=out) in " ".join(stderr.split())
     assert not (out / "edits.json").exists()
 
 

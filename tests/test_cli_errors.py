@@ -1,5 +1,8 @@
 """What `cae` says of what it cannot do, and of being interrupted: one line, and its exit code."""
 
+import signal
+
+import numpy as np
 import pytest
 import typer
 
@@ -70,20 +73,53 @@ def test_an_unreachable_hub_is_one_clear_line(run, monkeypatch, picture_folder, 
     assert "--encoder lite" in stderr
 
 
+@pytest.mark.parametrize(
+    ("number", "word", "status"),
+    [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 143)],
+    ids=["Ctrl-C", "terminated"],
+)
 @pytest.mark.parametrize("where", ["encode_texts", "encode_images"])
 def test_interruption_says_so_and_has_its_exit_code(
-    run, monkeypatch, fake_encoder, picture_folder, text_files, tmp_path, where
+    run, monkeypatch, signal_handlers, fake_encoder, picture_folder, text_files, tmp_path, where, number, word, status
 ):
+    before = signal.getsignal(number)
+
     def interrupted(*_):
-        raise KeyboardInterrupt
+        signal.raise_signal(number)
 
     monkeypatch.setattr(fake_encoder, where, interrupted)
     code, _, stderr = run(
         "cluster", picture_folder, "-k", K, "--out", tmp_path / "out", "--nouns", text_files["nouns"],
         "--captions", text_files["captions"], "--workers", 0,
     )  # fmt: skip
+    assert code == status
+    assert stderr.endswith(f"{word}; what is embedded so far is kept: run the command again to go on\n")
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["cluster", "{vectors}", "-k", "3", "--nouns", "{nouns}", "--out", "{out}"],
+        ["predict", "{result}", "{vectors}", "--out", "{out}"],
+        ["evaluate", "--dataset", "{vectors}", "--methods", "kmeans", "--out", "{out}"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_interruption_promises_nothing_where_vectors_are_read(
+    run, monkeypatch, fake_encoder, result_folder, text_files, tmp_path, command
+):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    np.save(tmp_path / "vectors.npy", np.eye(30, fake_encoder.dim, dtype=np.float32))
+    np.save(tmp_path / "vectors.labels.npy", np.arange(30) % K)
+    for work in ("cae.results.run.run_embeddings", "cae.evaluation.study.run_method"):
+        monkeypatch.setattr(work, interrupted)
+    places = {"vectors": tmp_path / "vectors.npy", "out": tmp_path / "out", "result": result_folder, **text_files}
+    code, _, stderr = run(*(argument.format(**places) for argument in command))
     assert code == 130
-    assert stderr.endswith("interrupted; what is embedded so far is kept: run the command again to go on\n")
+    assert stderr.endswith("interrupted; no file is left half-written: run the command again\n")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ COMMANDS = [line for block in SHELL for line in block.splitlines() if line.start
 
 @pytest.mark.parametrize("page", PYTHON)
 def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, fake_encoder, picture_folder, text_files):
-    monkeypatch.setattr("cae.models.embedder.load_encoder", lambda *_, **__: fake_encoder)
+    for home in ("cae.models.embedder", "cae.encoders.deferred"):
+        monkeypatch.setattr(f"{home}.load_encoder", lambda *_, **__: fake_encoder)
     monkeypatch.setattr(CAE.__init__, "__kwdefaults__", {**(CAE.__init__.__kwdefaults__ or {}), **text_files})
     monkeypatch.chdir(tmp_path)
     shutil.copytree(picture_folder, "photos")

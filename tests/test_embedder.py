@@ -1,8 +1,10 @@
 """Embedding alone: `Embedder`, and what becomes of images that are bytes or were not prepared."""
 
 import logging
+import multiprocessing
+import signal
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from test_cae import trainer
 
 from cae import CAE, ImageFolderData
 from cae.models.embedder import Embedder, embed_images
+from cae.utils.termination import Terminated, terminating_as_ctrl_c
 
 
 def test_the_embedder_alone_gives_embeddings(fake_encoder, picture_folder):
@@ -32,6 +35,25 @@ def test_embedding_pictures_says_nothing_and_leaves_lightning_its_voice(fake_enc
     embed_images(ImageFolderData(picture_folder, num_workers=0), fake_encoder)
     assert log.level == level
     assert not caplog.records
+
+
+class Ended(FakeEncoder):
+    """A system ends the job while images are encoded: it and the processes that read them get SIGTERM."""
+
+    def encode_images(self, images):
+        signal.raise_signal(signal.SIGTERM)
+        for process in multiprocessing.active_children():
+            process.terminate()
+            process.join()  # at which torch raises for it
+        return super().encode_images(images)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("handled", [terminating_as_ctrl_c, nullcontext], ids=["handled", "noted by Lightning alone"])
+def test_sigterm_ends_embedding_as_ctrl_c_does(picture_folder, signal_handlers, workers, handled):
+    data = ImageFolderData(picture_folder, batch_size=4, num_workers=workers)
+    with handled(), pytest.raises(Terminated):
+        embed_images(data, Ended())
 
 
 class Normalising(FakeEncoder):

@@ -223,7 +223,7 @@ def test_embeddings_of_three_kinds_are_the_same(tmp_path):
 
 def test_labels_that_do_not_fit_are_named(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((4, 3), dtype=np.float32))
-    with pytest.raises(DatasetError, match=r"labels of .* are missing"):
+    with pytest.raises(DatasetError, match=r"labels of .* are missing: .*--labels"):
         load_dataset(str(tmp_path / "a.npy"))
     np.save(tmp_path / "y.npy", np.arange(3))
     with pytest.raises(DatasetError, match="4 embeddings, but there are 3 labels"):

@@ -341,7 +341,7 @@ def _shard(rank: int, world: int, port: int, weighted: bool, results) -> None:
 
 
 def _uneven(rank: int, folder: str) -> None:
-    """Ranks that give other options than each other: before there was a check, they waited for ever."""
+    """Ranks that give other options than each other, or what cannot be used: unchecked, they wait for ever."""
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(seconds=30)
     )
@@ -349,10 +349,23 @@ def _uneven(rank: int, folder: str) -> None:
     for name, value in {"row_weights": torch.full((30,), 1 / 60), "col_weights": torch.full((20,), 1 / 20)}.items():
         with pytest.raises(ValueError, match=f"{name} is given on 1 of 2 ranks: give it on all or on none"):
             cosine_sinkhorn(x, u, epsilon=0.1, group=group, backend="torch", **({name: value} if rank else {}))
+    # What only the second rank cannot use.
+    weights = torch.full((30,), 1 / 60)
+    for name, broken in {
+        "x: contains NaN": {"x": x.clone().index_fill_(0, torch.tensor([3]), torch.nan)},
+        "x: expected rows of unit length": {"x": 2 * x},
+        "x: expected a non-empty": {"x": x[:0], "row_weights": weights[:0]},
+        "row_weights: contains NaN": {"row_weights": torch.full((30,), torch.nan)},
+        "row_weights: expected weights of at least 0": {"row_weights": -weights},
+        "init: contains NaN": {"init": torch.full((20,), torch.nan)},
+    }.items():
+        given = {"x": x, "row_weights": weights, "init": torch.zeros(20)} | (broken if rank else {})
+        with pytest.raises(ValueError, match=name if rank else "1 of 2 ranks cannot use what they were given"):
+            cosine_sinkhorn(**given, u=u, epsilon=0.1, group=group, backend="torch")
     dist.destroy_process_group()
 
 
-def test_options_on_some_ranks_alone_are_an_error_on_all(tmp_path):
+def test_what_is_wrong_on_some_ranks_alone_is_an_error_on_all(tmp_path):
     torch.multiprocessing.spawn(_uneven, (str(tmp_path),), nprocs=2)
 
 

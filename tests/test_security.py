@@ -250,8 +250,9 @@ from conftest import FakeEncoder
 import cae, cae.callbacks, cae.data, cae.encoders, cae.evaluation, cae.models.trained
 import cae.encoders.open_clip, timm, datasets
 from cae.cli import commands as cli
+from cae.encoders import deferred
 from cae.models import embedder
-embedder.load_encoder = lambda *_, **__: FakeEncoder()
+deferred.load_encoder = embedder.load_encoder = lambda *_, **__: FakeEncoder()
 for words in {commands!r}:
     sys.argv = ["cae", *words]
     try:

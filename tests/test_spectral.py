@@ -80,6 +80,24 @@ def test_eigenvectors_are_those_of_the_dense_matrix(n):
     np.testing.assert_allclose(np.abs((found * expected[:, ::-1]).sum(axis=0)), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("noise", [0.05, 0.0], ids=["images", "equal images"])
+def test_many_eigenvectors_are_those_of_the_dense_matrix(noise, monkeypatch):
+    """Also where images are equal, and nearly all of the values."""
+    k, n = 60, 1500
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.eye(80)[torch.randint(0, k, (n,), generator=generator)]
+    rows = normalize(rows + noise * torch.randn(n, 80, generator=generator), dim=1)
+    graph = neighbour_graph(rows)
+    exact = leading_eigenvectors(graph, rows, k, seed=0)
+    monkeypatch.setattr(module, "MANY", k)
+    found = leading_eigenvectors(graph, rows, k, seed=0)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found.T @ found, np.eye(k), atol=1e-4)
+    assert not np.array_equal(found, exact), "the same solver was asked twice"
+    np.testing.assert_allclose(np.linalg.norm(exact.T @ found) ** 2 / k, 1, atol=1e-4)
+    assert adjusted_rand_score(cluster_qr(exact), cluster_qr(found)) > 0.99
+
+
 def test_cluster_qr_reads_off_rotated_indicators():
     labels = np.random.default_rng(0).integers(0, K, 200)
     indicators = np.eye(K)[labels] / np.sqrt(np.bincount(labels))

@@ -18,6 +18,7 @@ from cae import CAE, CAEClusterer
 from cae.callbacks import ClusteringCallback
 from cae.data import EmbeddingData, ImageFolderData
 from cae.encoders import EncoderError
+from cae.method.fitted import ModelError
 from cae.models.trained import TAC
 from cae.text import TextError, bank_of_vectors, build_bank, load_banks, load_corpus, load_vectors
 
@@ -274,6 +275,36 @@ def test_a_model_of_embeddings_says_that_it_cannot_encode_pictures(tmp_path, pic
     monkeypatch.setattr("cae.encoders.deferred.load_encoder", lambda *_, **__: FakeEncoder())
     with pytest.raises(EncoderError, match="some makes vectors of width 48, those of the fitted model have width 16"):
         trainer().predict(CAE.from_pretrained(tmp_path / "model", encoder="some"), datamodule=pictures)
+
+
+def test_embeddings_in_a_trainer_without_texts_are_told_what_to_give(monkeypatch):
+    def unreachable(*_, **__):
+        raise EncoderError("the weights cannot be downloaded", "Use --encoder lite")
+
+    monkeypatch.setattr("cae.models.embedder.load_encoder", unreachable)
+    for run in (trainer().predict, trainer(max_epochs=1).fit):
+        with pytest.raises(EncoderError, match="the weights cannot be downloaded; give vectors of nouns") as caught:
+            run(CAE(3), EmbeddingData(X, num_workers=0))
+        assert "lite" not in str(caught.value)
+
+
+def test_a_fitted_model_labels_embeddings_without_its_encoder(tmp_path, monkeypatch, picture_folder, text_files):
+    fitted = CAE(3, encoder=FakeEncoder(), n_init=2, **text_files)
+    x = normalize(torch.randn(30, FakeEncoder.dim, generator=GENERATOR), dim=1)
+    labels = fitted.fit_embeddings(x).cluster
+    fitted.save_pretrained(tmp_path / "model")
+    home = "cae.encoders.deferred.load_encoder"
+    monkeypatch.setattr(home, lambda *_, **__: pytest.fail("an encoder is loaded"))
+    module = CAE.from_pretrained(tmp_path / "model")
+    data = EmbeddingData(x, labels, num_workers=0)
+    assert torch.equal(trainer().predict(module, datamodule=data)[0]["cluster"], labels)
+    assert trainer().test(module, datamodule=data, verbose=False)[0]["test/acc"] == 1
+
+    other = FakeEncoder()
+    other.fingerprint = "fake-2"
+    monkeypatch.setattr(home, lambda *_, **__: other)
+    with pytest.raises(ModelError, match=r"fitted with encoder fake \(fake-1\), but this one is fake \(fake-2\)"):
+        module(torch.rand(2, 3, 4, 4))
 
 
 def test_banks_of_vectors_and_of_corpora_mix(tmp_path, text_files):

@@ -112,7 +112,7 @@ _EDITS: dict[str, Callable[[Editor, Fields], None]] = {
     "pin": lambda editor, fields: editor.add(
         *make_edits.pin_images(editor.view, fields.wholes("pictures"))
         if "pictures" in fields
-        else [make_edits.pin(editor.view, fields.whole("group"))]
+        else make_edits.pin(editor.view, [fields.whole("group")])
     ),
     "move": lambda editor, fields: editor.add(
         make_edits.move(editor.view, fields.wholes("pictures"), fields.whole("group"))

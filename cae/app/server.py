@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
 import threading
 import webbrowser
@@ -17,6 +16,7 @@ from cae.app.guard import HOST, Guard
 from cae.app.opened import OpenResult
 from cae.app.routes import create_app
 from cae.utils.console import progress_bars
+from cae.utils.termination import terminating_as_ctrl_c
 
 _SECONDS_TO_FINISH = 5
 """For answers under way when the server is told to end."""
@@ -51,13 +51,13 @@ def serve(
     """
     with (
         _listening(opened, port, progress) as (server, listener, address),
-        _terminating_as_ctrl_c(),
+        terminating_as_ctrl_c(),
         suppress(KeyboardInterrupt),
     ):
         announce(address)
         if browser:
             webbrowser.open(address)
-        server.run(sockets=[listener])  # which raises KeyboardInterrupt once it has ended
+        server.run(sockets=[listener])  # which hands on the signal that it has ended for, as KeyboardInterrupt
 
 
 @contextmanager
@@ -115,19 +115,6 @@ def _listening(opened: OpenResult, port: int, progress: bool) -> Iterator[tuple[
         finally:  # also where the block fails: the edits are made
             listener.close()  # a browser would wait for an answer
             _draw(opened, progress)
-
-
-@contextmanager
-def _terminating_as_ctrl_c() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt; uvicorn hands on the signals that it has ended for, and the page is drawn."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may say what signals do
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _draw(opened: OpenResult, progress: bool) -> None:

@@ -16,6 +16,17 @@ def _allow_pixels(n: int | None) -> int | None:
     return n
 
 
+GIVEN_VECTORS = "cae.given_vectors"
+"""In a context's `meta`: whether the command reads vectors, so that no embeddings of its own are kept."""
+
+
+def note_vectors(context: typer.Context, source: Path | str) -> None:
+    """Keep for an interruption whether the command reads vectors or images."""
+    from cae.data.vector_files import holds_vectors
+
+    context.meta[GIVEN_VECTORS] = holds_vectors(source, "images")
+
+
 Folder = Annotated[Path, typer.Argument(help="Pictures, in any depth of sub-folders.", metavar="DIR")]
 Pictures = Annotated[
     Path,

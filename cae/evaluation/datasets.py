@@ -370,7 +370,7 @@ def _embeddings(path: Path, labels: Path | None) -> LabelledEmbeddings:
                 ".safetensors": "a tensor `labels`",
                 ".parquet": "a column `label`",
             }.get(path.suffix, "a .parquet file with columns `embedding` and `label` in place of this folder")
-            raise DatasetError(f"the labels of {path} are missing: expected {expected}")
+            raise DatasetError(f"the labels of {path} are missing: expected {expected}, or a .npy file as --labels")
         rows = found.unit_rows()
     except EmbeddingError as error:
         raise DatasetError(str(error)) from error

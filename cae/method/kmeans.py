@@ -49,7 +49,9 @@ class Assignment(NamedTuple):
         runner_up: (N,) int64, the second nearest.
         confidence: (N,) float32 in [0, 1], the simplified silhouette 1 - d_1 / d_2 (Hruschka et al. 2004) with d_1 and
             d_2 the distances to the nearest and second nearest centroid: 0 half-way between two, 1 on the centroid.
-            The distance is 1 - cosine if spherical, else squared Euclidean, in the metric if there is one.
+            The distance is 1 - cosine if spherical, else squared Euclidean, in the metric if there is one. It is no
+            probability: of the images of a fit with few for each cluster it is too high, since they made the centroids
+            (figures: benchmarks/README.md).
         similarity: (N,) float32, cosine to the own centroid if spherical or if there is a metric, else minus the
             squared distance.
     """

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -14,8 +15,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cae.config import DEFAULT_ENCODER, CAEConfig, Preset
+from cae.data import EmbeddingData
 from cae.encoders import Encoder
-from cae.encoders.deferred import NO_ENCODER, deferred
+from cae.encoders.deferred import deferred, is_loaded
 from cae.method import pipeline
 from cae.method.fitted import FittedCAE, ModelError
 from cae.method.fusion import collapsed_modality
@@ -26,7 +28,7 @@ from cae.models.pending import PendingPredictions, on_cpu
 from cae.models.scoring import ScoreCollector
 from cae.models.signature import given_settings, spell_out_settings
 from cae.text import TextBank, load_banks
-from cae.text.vectors import check_width, is_vectors, limit_modalities, text_sources
+from cae.text.vectors import check_width, is_vectors, limit_modalities, text_sources, texts_for_embeddings
 from cae.utils.devices import float64_device
 from cae.utils.distributed import all_reduce_count, all_reduce_sum, first_occurrence_mask, is_first
 from cae.utils.progress import Reporter, silent
@@ -128,12 +130,14 @@ class CAE(Embedder):
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder, loaded at first use; where texts are vectors, not before there is something to encode."""
+        """The encoder, loaded at first use: once there is something to encode, if fitted or given text vectors."""
         if self._encoder is None and (vectors := self._given_vectors()) is not None:
             dim, given = vectors
             weights = Path(self.encoder_weights) if self.encoder_weights else None
             self._encoder = deferred(self.encoder_spec, weights=weights, dim=dim, given=given)
-        return super().encoder
+        data = None if self._trainer is None else self._trainer.datamodule  # type: ignore[attr-defined]
+        with texts_for_embeddings("EmbeddingData") if isinstance(data, EmbeddingData) else nullcontext():
+            return super().encoder
 
     @property
     def method_device(self) -> torch.device:
@@ -143,9 +147,7 @@ class CAE(Embedder):
     def _given_vectors(self) -> tuple[int, str] | None:
         """Width and name of the vectors that this module works with, None where they come from its encoder."""
         if self.fitted is not None:
-            made_by = self.fitted.provenance.get("encoder")
-            unknown = isinstance(made_by, dict) and made_by.get("spec") == NO_ENCODER
-            return (self.fitted.means.shape[1], "the fitted model") if unknown else None
+            return self.fitted.means.shape[1], "the fitted model"
         sources = [self.sources.get(modality) for modality in self.config.modalities]
         if not all(source is not None and is_vectors(source) for source in sources):
             return None
@@ -172,7 +174,8 @@ class CAE(Embedder):
         if self.fitted is None:
             self.open_store()
         else:
-            check_encoder(self.fitted, self.encoder)
+            if is_loaded(self.encoder):  # else when there is something to encode
+                check_encoder(self.fitted, self.encoder)
             self.fitted = self.fitted.to(self.method_device)
 
     def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -216,8 +219,7 @@ class CAE(Embedder):
                 f"images: expected a torch.Tensor, got {type(images).__name__}; stack what model.encoder.preprocess "
                 "makes of pictures, or pass torch.as_tensor(images)"
             )
-        if images.ndim == 4:
-            check_encoder(self.fitted, self.encoder.to(self.device))
+        self.encoder.to(self.device)
         with torch.no_grad():
             return on_cpu(self.predict_embeddings(self.embed(images)))
 
@@ -293,6 +295,16 @@ class CAE(Embedder):
         # The trainer's precision applies to the encoder only.
         with torch.autocast(x.device.type, enabled=False):
             return pipeline.predict(x, self.fitted)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See `Embedder.embed`; on a fitted module images are encoded as they were for the fit.
+
+        Raises:
+            ModelError: fitted with another encoder.
+        """
+        if self.fitted is not None and images.ndim == 4:
+            check_encoder(self.fitted, self.encoder)
+        return super().embed(images)
 
     def _provenance(self) -> dict[str, Any]:
         return {**provenance(self.encoder, self.load_banks()), "embedding_dtype": self.embedding_dtype}

@@ -31,6 +31,7 @@ from cae.utils.cache import cache_dir
 from cae.utils.checksums import json_hash
 from cae.utils.distributed import all_reduce_min
 from cae.utils.progress import Progress
+from cae.utils.termination import Terminated
 
 if TYPE_CHECKING:
     from cae.data import ImageData
@@ -341,6 +342,7 @@ def fit_silently(
 
     Raises:
         KeyboardInterrupt: as usual; Lightning answers Ctrl-C with an exit.
+        Terminated: at SIGTERM, which Lightning takes note of.
     """
     log = logging.getLogger("lightning.pytorch")
     level = log.level
@@ -361,7 +363,12 @@ def fit_silently(
                 enable_model_summary=False,
             )
             trainer.fit(module, datamodule=datamodule)
-    except SystemExit as stop:
-        raise KeyboardInterrupt if trainer.interrupted else stop from stop
+    except BaseException as error:
+        # The same signal may have ended processes that read images, whose end then is the error.
+        if trainer.received_sigterm:
+            raise Terminated from error
+        if isinstance(error, SystemExit) and trainer.interrupted:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         log.setLevel(level)

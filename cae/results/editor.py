@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cae.results import make_edits
 from cae.results.edits import Edit, EditedView, Split
-from cae.results.edits_file import EDITS_FILE, History, load_history, save_edits
+from cae.results.edits_file import EDITS_FILE, History, save_edits
 from cae.results.layout import RUN
 from cae.results.saved import SavedResult
 from cae.results.writing import changing
@@ -133,7 +133,7 @@ class Editor:
         Raises:
             EditError: there is none.
         """
-        self._save(self.history.undo())
+        self._save(self.history.undo(self.folder))
         if self._earlier:
             self.view = self._earlier.pop()
         else:
@@ -146,7 +146,7 @@ class Editor:
         Raises:
             EditError: none was, or another edit was made since.
         """
-        self._save(self.history.redo())
+        self._save(self.history.redo(self.folder))
         self._go_on(self.history.edits[-1:])
 
     # At any time.
@@ -191,8 +191,8 @@ class Editor:
     def _load(self) -> None:
         stamps = self._stamps()  # what is written from here on is read at the next look
         self._read_at = []  # and so is all, if something cannot be read
-        self.history = load_history(self.folder)
-        self.saved = replace(SavedResult.load(self.folder, images=self._images), edits=())
+        loaded = SavedResult.load(self.folder, images=self._images)
+        self.history, self.saved = loaded.history, replace(loaded, history=History())
         self.view = EditedView(self.saved).apply(self.history.edits)
         self._edited = self._last_split = None
         self._earlier.clear()

@@ -57,13 +57,15 @@ def split(view: EditedView, cluster: str | int, into: int) -> Split:
     return Split(anchors_of(view, id), split_into(view, id, into))
 
 
-def pin(view: EditedView, cluster: str | int) -> Pin:
-    """Keep the images and the name of a cluster, whatever the next fit finds.
+def pin(view: EditedView, clusters: Sequence[str | int]) -> list[Pin]:
+    """Keep the images and the names of clusters, whatever the next fit finds.
 
     Raises:
-        EditError: no such cluster.
+        EditError: no cluster, or no such one.
     """
-    return Pin(anchors_of(view, find_cluster(view, cluster), every=True))
+    if not clusters:
+        raise EditError("pinning takes at least one group: give one")
+    return [Pin(anchors_of(view, find_cluster(view, cluster), every=True)) for cluster in clusters]
 
 
 def pin_images(view: EditedView, rows: Sequence[int]) -> list[Pin]:
@@ -150,8 +152,9 @@ def find_cluster(view: EditedView, cluster: str | int) -> int:
         return called[0]
     if text.isdecimal() and int(text) in names:
         return int(text)
-    if not isinstance(cluster, str):
-        raise EditError(f"there is no group {cluster} any more")
+    if not isinstance(cluster, str) or text.isdecimal():
+        there = ", ".join(f"{id} ({name})" for id, name in names.items())
+        raise EditError(f"there is no group {cluster}; they are {there}")
     near = difflib.get_close_matches(text, names.values(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(names.values())}"
     raise EditError(f"no group is called {text!r}; {hint}")

@@ -18,7 +18,6 @@ from cae.data import ImageError, ImageFolderData, list_folder, read_image
 from cae.data.listing import check_not_empty
 from cae.data.on_disk import on_disk
 from cae.data.vector_files import holds_vectors, read_vectors
-from cae.encoders import Encoder, EncoderError
 from cae.encoders.deferred import maker
 from cae.method.cluster_count import FEWEST
 from cae.method.kmeans import image_kmeans
@@ -30,6 +29,7 @@ from cae.models.trained import load_pretrained
 from cae.results.folder import EmbeddingsResult, FolderResult
 from cae.results.layout import MODEL_FOLDER
 from cae.results.writing import write_result
+from cae.text.vectors import TEXTS_FOR_EMBEDDINGS, texts_for_embeddings
 from cae.utils.checksums import content_hashes
 from cae.utils.devices import find_device
 from cae.utils.files import absolute, tidy
@@ -169,8 +169,9 @@ def run_embeddings(module: CAE, source: Path, *, device: torch.device, reporter:
     x = vectors.unit_rows()
     if module.fitted is None:
         _check_enough(module, source, len(x), "embedding")
-        expected, whose = _encoder_for(module, source, device).dim, maker(module.encoder)
-        remedy = f": {_TEXTS_FOR_EMBEDDINGS}"
+        with texts_for_embeddings(source):
+            expected, whose = module.encoder.to(device).dim, maker(module.encoder)
+        remedy = f": {TEXTS_FOR_EMBEDDINGS}"
     else:
         expected, whose, remedy = module.fitted.means.shape[1], "the model", ""
     if x.shape[1] != expected:
@@ -196,26 +197,6 @@ def run_embeddings(module: CAE, source: Path, *, device: torch.device, reporter:
         skipped={},
         vectors=vectors,
     )
-
-
-_TEXTS_FOR_EMBEDDINGS = (
-    "give vectors of nouns that the embeddings' own encoder has made (--nouns FILE, nouns=FILE), with which no encoder "
-    "is needed, or give that encoder (--encoder, encoder=); for groups without names, of the embeddings alone, use "
-    "cae.CAEClusterer"
-)
-
-
-def _encoder_for(module: CAE, source: Path, device: torch.device) -> Encoder:
-    """The encoder of the texts that embeddings are clustered with.
-
-    Raises:
-        EncoderError: it cannot be had. To take another one, as for images, is no way out.
-    """
-    try:
-        return module.encoder.to(device)
-    except EncoderError as error:
-        problem = f"{source} holds embeddings, and texts cannot be embedded to go with them: {error.problem}"
-        raise EncoderError(f"{problem}; {_TEXTS_FOR_EMBEDDINGS}") from error
 
 
 def _root_of_images(source: Path, paths: Sequence[str] | None) -> Path:

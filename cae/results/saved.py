@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, Self
@@ -21,7 +21,7 @@ from cae.data.listing import list_folder, looks_like_image
 from cae.method.fitted import FittedCAE, ModelError
 from cae.results.checks import check_consistent, check_unchanged, warn_of_changes
 from cae.results.edits import Edit, EditedView
-from cae.results.edits_file import load_edits
+from cae.results.edits_file import History, load_history
 from cae.results.layout import (
     ASSIGNMENTS,
     CLUSTERS,
@@ -54,7 +54,7 @@ class SavedResult:
         clusters: one record per cluster: `id`, `name`, `gloss`, `size`, `nouns`, `captions`, `representatives` (paths
             as in the assignments). Look clusters up by `id`.
         run: settings, provenance, scores and what was skipped.
-        edits: manual changes that `edited` applies.
+        history: manual changes, which `edited` applies, and those that were taken back.
 
     Examples:
         >>> result = SavedResult.load("cae-result")
@@ -67,7 +67,7 @@ class SavedResult:
     assignments: pa.Table
     clusters: list[dict[str, Any]]
     run: dict[str, Any]
-    edits: tuple[Edit, ...] = ()
+    history: History = field(default_factory=History)
     _unedited: SavedResult | None = None  # has what edits do not change
 
     @classmethod
@@ -102,7 +102,12 @@ class SavedResult:
         check_consistent(folder, assignments, clusters, run)
         check_unchanged(folder, ASSIGNMENTS, run)
         warn_of_changes(folder, run)
-        return cls(folder, _find_root(folder, run, images), assignments, clusters, run, load_edits(folder))
+        return cls(folder, _find_root(folder, run, images), assignments, clusters, run, load_history(folder))
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """Manual changes that `edited` applies, in their order."""
+        return self.history.edits
 
     @cached_property
     def edited(self) -> Self:
@@ -116,7 +121,7 @@ class SavedResult:
 
     def seen_in(self, view: EditedView) -> Self:
         """The result as a view of it has it, with no edits left to apply."""
-        return replace(self, assignments=view.assignments(), clusters=view.records(), edits=(), _unedited=self)
+        return replace(self, assignments=view.assignments(), clusters=view.records(), history=History(), _unedited=self)
 
     @property
     def has_images(self) -> bool:

@@ -7,7 +7,8 @@ list in the metadata of a safetensors file, or beside: STEM.txt, one text a line
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from cae.config import CAEConfig, Modality
 from cae.data.vector_files import EmbeddingError, Vectors, holds_vectors, read_vectors
-from cae.encoders import Encoder
+from cae.encoders import Encoder, EncoderError
 from cae.encoders.deferred import NO_ENCODER
 from cae.text.bank import TextBank, load_bank
 from cae.text.corpora import Corpus, TextError, normalise, read_lines
@@ -27,6 +28,27 @@ Source = str | os.PathLike[str]
 """A corpus by name, a text file, or text vectors."""
 
 DEFAULTS: dict[Modality, Source] = {"noun": "imagenet22k", "caption": "glosses"}
+
+
+TEXTS_FOR_EMBEDDINGS = (
+    "give vectors of nouns that the embeddings' own encoder has made (--nouns FILE, nouns=FILE), with which no encoder "
+    "is needed, or give that encoder (--encoder, encoder=); for groups without names, of the embeddings alone, use "
+    "cae.CAEClusterer"
+)
+
+
+@contextmanager
+def texts_for_embeddings(source: object) -> Iterator[None]:
+    """Load the encoder of the texts that embeddings are clustered with; `source` names the embeddings.
+
+    Raises:
+        EncoderError: it cannot be had. To take another one, as for images, is no way out.
+    """
+    try:
+        yield
+    except EncoderError as error:
+        problem = f"{source} holds embeddings, and texts cannot be embedded to go with them: {error.problem}"
+        raise EncoderError(f"{problem}; {TEXTS_FOR_EMBEDDINGS}") from error
 
 
 def text_sources(nouns: Source | None, captions: Source | None) -> dict[Modality, Source]:

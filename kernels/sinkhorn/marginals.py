@@ -1,5 +1,7 @@
 """The weights of rows and columns as the backends get them."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, all_reduce
@@ -22,6 +24,33 @@ def marginal(weights: Tensor | None, points: Tensor, group: ProcessGroup | None 
     return weights.double() / _mass(weights, group)
 
 
+def agree(check: Callable[[], None], group: ProcessGroup | None, points: Tensor) -> None:
+    """What one rank alone cannot use is an error on all: the others would wait for its sums for ever.
+
+    Args:
+        check: raises ValueError for what this rank cannot use; calls nothing collective.
+        group: the ranks; None is this process.
+        points: anything on the device that the group works on.
+
+    Raises:
+        ValueError: that of `check`, or that it raised on other ranks.
+    """
+    if group is None:
+        check()
+        return
+    error = None
+    try:
+        check()
+    except ValueError as found:
+        error = found
+    refusing = torch.tensor(float(error is not None), device=getattr(points, "device", None))
+    all_reduce(refusing, group=group)
+    if error is not None:
+        raise error
+    if refusing:
+        raise ValueError(f"{refusing:.0f} of {group.size()} ranks cannot use what they were given: see their errors")
+
+
 def check_given_alike(group: ProcessGroup | None, device: torch.device, **options: Tensor | None) -> None:
     """Each option on all ranks or on none: they would wait for each other's sums for ever."""
     if group is None:
@@ -33,10 +62,9 @@ def check_given_alike(group: ProcessGroup | None, device: torch.device, **option
             raise ValueError(f"{name} is given on {ranks:.0f} of {group.size()} ranks: give it on all or on none")
 
 
-def check_weights(name: str, weights: Tensor | None, group: ProcessGroup | None = None) -> None:
-    """Non-negative and, over the whole group, of sum 1."""
+def check_sum(name: str, weights: Tensor | None, group: ProcessGroup | None = None) -> None:
+    """Weights are of sum 1 over the whole group."""
     if weights is not None:
-        checks.non_negative(name, weights)
         checks.sums_to_one(name, float(_mass(weights, group)))
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from .. import checks
 from ..dispatch import Backend
 from ..operators import is_traced
 from .acceleration import AndersonAcceleration
-from .marginals import marginal
+from .marginals import agree, marginal
 from .operator import potentials, solve
 from .solver import ConvergenceWarning, SinkhornResult
 from .value import transport_value
@@ -79,7 +80,8 @@ def cosine_sinkhorn(
             update a step.
         group: process group whose ranks each hold a shard of the rows and all columns; column sums are reduced over
             it, and every rank gets the same g. f and g are detached then. All ranks give the same options; whether
-            weights and `init` are given is checked. None: this process holds all rows, as it has to in a graph.
+            weights and `init` are given is checked, and what one rank cannot use is an error on all. None: this process
+            holds all rows, as it has to in a graph.
         callback: hears of each iteration: its number, from 1 on, and the L1 error of the column sums it found; not in a
             graph.
         backend: "reference" (dense float64, plain iteration), "torch", "triton", or "auto" by device.
@@ -116,7 +118,7 @@ def cosine_sinkhorn(
     """
     epsilon, tol, balance = checks.positive("epsilon", epsilon), checks.positive("tol", tol), _checked_balance(balance)
     max_iter = checks.count("max_iter", max_iter)
-    _check_shapes(x, u, row_weights, col_weights, init)
+    agree(partial(_check_shapes, x, u, row_weights, col_weights, init), group, x)
     problem = (x, u, row_weights, col_weights, init, epsilon, max_iter, tol, balance, _numbers(acceleration), backend)
     with torch.no_grad():
         if is_traced(*problem):

@@ -1,6 +1,7 @@
 """The potentials as PyTorch knows them: solved for without a derivative, which is put to the solution afterwards."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from . import reference
 from . import torch as streaming
 from .acceleration import AndersonAcceleration
 from .gradient import potentials_gradient, row_gradient
-from .marginals import check_given_alike, check_weights, marginal
+from .marginals import agree, check_given_alike, check_sum, marginal
 from .solver import SinkhornResult
 
 
@@ -49,18 +50,13 @@ def run_checked(
     """
     run = BACKENDS.choose(backend, x.device)
     check_given_alike(group, x.device, row_weights=row_weights, col_weights=col_weights, init=init)
-    for name, matrix in (("x", x), ("u", u)):
-        checks.finite(name, matrix)
-        checks.unit_rows(name, matrix)
-    check_weights("row_weights", row_weights, group)
-    check_weights("col_weights", col_weights)
+    agree(partial(_check_values, x, u, row_weights, col_weights, init), group, x)
+    check_sum("row_weights", row_weights, group)
     a, b = marginal(row_weights, x, group), marginal(col_weights, u)
     # A text of weight 0 takes no part: the backends see only the others.
     active = b > 0
     if not active.all():
         u, b, init = u[active], b[active], None if init is None else init[active]
-    if init is not None:
-        checks.finite("init", init)
     result = run(
         x,
         u,
@@ -78,6 +74,21 @@ def run_checked(
     g = result.g.new_full(active.shape, -torch.inf).masked_scatter(active, result.g)
     error = torch.tensor(result.marginal_error, dtype=torch.float64, device="cpu")
     return result.f, g, error, torch.tensor(result.n_iter, device="cpu")
+
+
+def _check_values(
+    x: Tensor, u: Tensor, row_weights: Tensor | None, col_weights: Tensor | None, init: Tensor | None
+) -> None:
+    """What can be told of the values without the other ranks."""
+    for name, matrix in (("x", x), ("u", u)):
+        checks.finite(name, matrix)
+        checks.unit_rows(name, matrix)
+    for name, weights in (("row_weights", row_weights), ("col_weights", col_weights)):
+        if weights is not None:
+            checks.non_negative(name, weights)
+    check_sum("col_weights", col_weights)
+    if init is not None:  # a text of weight 0 takes no part
+        checks.finite("init", init if col_weights is None else init[col_weights > 0])
 
 
 # `run_checked` of what PyTorch's schemas know.

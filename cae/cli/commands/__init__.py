@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -12,6 +13,8 @@ from typer.core import TyperGroup
 from cae.cli import terminal
 from cae.cli.commands import cluster, edit, evaluate, export, look, report, texts
 from cae.cli.commands.open import open_result
+from cae.cli.options import GIVEN_VECTORS
+from cae.utils.termination import Terminated, terminating_as_ctrl_c
 
 # Whatever needs torch is imported inside the commands: `cae --help` answers at once.
 
@@ -30,6 +33,7 @@ COMMANDS: list[Callable[..., None]] = [
 ]
 """In the order in which `cae --help` lists them; each is called after its function."""
 
+_WHOLE = "no file is left half-written: run the command again"
 _EMBEDDED = "what is embedded so far is kept: run the command again to go on"
 _EDITED = "the result is as it was, or changed as asked: `cae edit RESULT` shows it"
 INTERRUPTED = {
@@ -38,10 +42,11 @@ INTERRUPTED = {
     "export": "what is exported so far is whole and stays: run the command again to go on",
     "open": "every edit is kept: run the command again to go on",
 }
-"""What Ctrl-C leaves of each command; the others write whole files or none."""
+"""What an interruption leaves of each command; the others write whole files or none."""
 
 EXIT_FAILURE = 1
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class _Commands(TyperGroup):
@@ -57,9 +62,10 @@ class _Commands(TyperGroup):
             error.message = error.message.removeprefix("Value error, ")
             raise
         except KeyboardInterrupt as error:
-            left = INTERRUPTED.get(ctx.invoked_subcommand, "no file is left half-written: run the command again")
-            terminal.warn(f"interrupted; {left}")
-            raise typer.Exit(EXIT_INTERRUPTED) from error
+            left = _WHOLE if ctx.meta.get(GIVEN_VECTORS) else INTERRUPTED.get(ctx.invoked_subcommand, _WHOLE)
+            terminated = isinstance(error, Terminated)
+            terminal.warn(f"{'terminated' if terminated else 'interrupted'}; {left}")
+            raise typer.Exit(EXIT_TERMINATED if terminated else EXIT_INTERRUPTED) from error
         except (ValueError, OSError, RuntimeError) as error:
             terminal.print_error(error)
             raise typer.Exit(EXIT_FAILURE) from error
@@ -83,7 +89,8 @@ app.command("open")(open_result)
 def main() -> None:
     """Run the command line."""
     quiet_libraries()
-    app(prog_name="cae")
+    with terminating_as_ctrl_c():
+        app(prog_name="cae")
 
 
 def quiet_libraries() -> None:

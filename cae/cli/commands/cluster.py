@@ -28,6 +28,7 @@ from cae.cli.options import (
     Seed,
     Weights,
     Workers,
+    note_vectors,
 )
 from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_ENCODER, DEFAULT_WORKERS
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 
 def cluster(
+    context: typer.Context,
     folder: Pictures,
     clusters: Annotated[
         str, typer.Option("--clusters", "-k", help="Number of groups, or auto to find it out.", metavar="N|auto")
@@ -62,6 +64,7 @@ def cluster(
     as_json: Json = False,
 ) -> None:
     """Sort the pictures of a folder, or embeddings of pictures, into named groups."""
+    note_vectors(context, folder)
     settings = {
         "n_clusters": _cluster_count(clusters),
         "method": method,
@@ -97,6 +100,7 @@ def demo(
 
 
 def predict(
+    context: typer.Context,
     model: Annotated[Path, typer.Argument(help="A result of `cae cluster`, or the model in it.", metavar="MODEL")],
     folder: Pictures,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the assignments go.")] = Path("cae-predictions"),
@@ -112,6 +116,7 @@ def predict(
     from cae.results.writing import check_writable, write_assignments
 
     check_writable(out)
+    note_vectors(context, folder)
     with terminal.progress_bars(quiet=quiet) as reporter:
         result = predict_source(
             model,

@@ -107,10 +107,8 @@ def move(
 @edit_app.command()
 def undo(context: typer.Context, report: Redraw = True) -> None:
     """Take the last edit back."""
-    result = _open(context)
-    edits = result.saved.edits
-    result.undo()
-    terminal.out.print(f"taken back: {edits[-1]}", highlight=False, soft_wrap=True)
+    result = _open(context).undo()
+    terminal.out.print(f"taken back: {result.saved.history.undone[0]}", highlight=False, soft_wrap=True)
     redraw(result.folder, report=report)
 
 

@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 import typer
 
 from cae.cli import terminal
-from cae.cli.options import BatchSize, Captions, Device, EncoderSpec, MaxPixels, Nouns, Quiet, Weights, Workers
+from cae.cli.options import (
+    BatchSize,
+    Captions,
+    Device,
+    EncoderSpec,
+    MaxPixels,
+    Nouns,
+    Quiet,
+    Weights,
+    Workers,
+    note_vectors,
+)
 from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_ENCODER, DEFAULT_WORKERS
 
 Dataset = Annotated[
@@ -30,6 +41,7 @@ ClassNames = Annotated[
 
 
 def evaluate(
+    context: typer.Context,
     dataset: Dataset,
     methods: Methods = "kmeans,zero-shot,tac,paper,default,auto",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 5,
@@ -58,6 +70,7 @@ def evaluate(
     from cae.utils.devices import find_device
 
     check_writable(out)
+    note_vectors(context, dataset)
     with terminal.progress_bars(quiet=quiet) as reporter:
         results = evaluation.evaluate(
             dataset,
