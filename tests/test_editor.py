@@ -52,7 +52,7 @@ CHANGES = [
     ("split", 1, 3),
     ("pin_images", [0, 1, 2]),
     ("move", [3, 4], 0),
-    ("pin", 0),
+    ("pin", [0]),
     ("merge", [0, 2], "both"),
     ("merge", [3, 4]),
 ]
