@@ -165,8 +165,8 @@ def test_pins_in_several_groups_keep_each_where_it_is(editor):
 
 def test_what_was_pinned_stays_pinned_in_a_merged_group(editor):
     sizes = [len(rows_of(editor, id)) for id in (0, 1)]
-    change(editor, "pin", 0)
-    change(editor, "pin", 1)
+    change(editor, "pin", [0])
+    change(editor, "pin", [1])
     change(editor, "merge", [0, 1])
     assert editor.pinned(0) == sum(sizes)
     change(editor, "undo")
@@ -175,8 +175,8 @@ def test_what_was_pinned_stays_pinned_in_a_merged_group(editor):
 
 def test_pictures_of_a_pinned_group_that_was_merged_are_pinned_where_they_are(editor, result_folder):
     rows = rows_of(editor, 1)
-    change(editor, "pin", 0)
-    change(editor, "pin", 1)
+    change(editor, "pin", [0])
+    change(editor, "pin", [1])
     change(editor, "merge", [0, 1])
     with editor.changing(editor.revision):
         editor.add(Pin(editor.view.anchors(np.array(rows), "as other programs write it", None)))
@@ -187,16 +187,16 @@ def test_pictures_of_a_pinned_group_that_was_merged_are_pinned_where_they_are(ed
 @pytest.mark.parametrize(
     ("verb", "arguments", "message"),
     [
-        ("rename", (9, "x"), "there is no group 9 any more"),
+        ("rename", (9, "x"), "there is no group 9; they are 0"),
         ("rename", (0, "  "), "cannot be empty"),
         ("merge", ([0, 0], None), "at least two"),
-        ("merge", ([0, 9], None), "there is no group 9 any more"),
+        ("merge", ([0, 9], None), "there is no group 9; they are 0"),
         ("split", (0, 900), "too few different pictures"),
         ("pin_images", ([],), "no picture is chosen"),
         ("pin_images", ([30],), "no picture 30"),
         ("move", ([-1], 0), "no picture -1"),
         ("move", ([], 0), "no picture is chosen"),
-        ("pin", (9,), "there is no group 9 any more"),
+        ("pin", ([9],), "there is no group 9; they are 0"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_leaves_everything_as_it_was(editor, result_folder, verb, arguments, message):
