@@ -424,3 +424,13 @@ def test_a_sample_without_weight_is_no_start(few_scores_kept):
         solver = {"col_weights": torch.full((40,), 1 / 40), "init": None, "max_iter": 9, "tol": 0.1, "balance": 1.0}
         starts.append(_start(x, u, weights, 0.05, solver | {"acceleration": None, "group": None, "callback": None}))
     assert any(start is None for start in starts)
+
+
+@pytest.mark.skipif(CUDA, reason="no scores are kept on CUDA")
+def test_a_sample_in_which_few_rows_have_the_weight_is_no_start(few_scores_kept):
+    x, u = pair("clustered", 4000, 40)
+    drawn = torch.rand(2, 4000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for weights in ((drawn[0] < 0.01).double(), drawn[1] ** -2):
+        options = {"epsilon": 0.02, "tol": 1e-4, "row_weights": weights / weights.sum(), "backend": "torch"}
+        cold = cosine_sinkhorn(x, u, init=torch.zeros(40), **options)
+        assert cosine_sinkhorn(x, u, **options).n_iter <= cold.n_iter
