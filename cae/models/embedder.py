@@ -362,13 +362,14 @@ def fit_silently(
                 enable_progress_bar=False,
                 enable_model_summary=False,
             )
-            trainer.fit(module, datamodule=datamodule)
-    except BaseException as error:
-        # The same signal may have ended processes that read images, whose end then is the error.
-        if trainer.received_sigterm:
-            raise Terminated from error
-        if isinstance(error, SystemExit) and trainer.interrupted:
-            raise KeyboardInterrupt from error
-        raise
+            try:
+                trainer.fit(module, datamodule=datamodule)
+            except BaseException as error:
+                # The same signal may have ended processes that read images, whose end then is the error.
+                if trainer.received_sigterm:
+                    raise Terminated from error
+                if isinstance(error, SystemExit) and trainer.interrupted:
+                    raise KeyboardInterrupt from error
+                raise
     finally:
         log.setLevel(level)

@@ -22,7 +22,7 @@ def cosine_sinkhorn(x: Tensor, u: Tensor, *, epsilon: float, row_weights: Tensor
 def _start(x: Tensor, u: Tensor, row_weights: Tensor, epsilon: float, options: dict[str, Any]) -> Tensor | None:
     """Potentials g of a sample of as many rows as scores are kept of: an iteration over these makes no product.
 
-    None if that is more than half of the rows, if they are too few to tell the columns' sums, or without any weight.
+    None if that is more than half of the rows, or if too few of them have a weight to tell the columns' sums.
     """
     (N, M), n = (x.shape[0], u.shape[0]), kept_rows(u.shape[0], x.device)
     if not _ROWS_FOR_A_COLUMN * M <= n <= N // 2:
@@ -31,10 +31,11 @@ def _start(x: Tensor, u: Tensor, row_weights: Tensor, epsilon: float, options: d
     places = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     places += torch.arange(n, device="cpu")
     chosen = (places * (N / n)).long().clamp_max(N - 1).to(x.device)
-    weights = row_weights[chosen]
-    if not weights.any():
+    weights = row_weights[chosen] / row_weights[chosen].sum()
+    # Rows of equal weight that would tell as much (Kish); without any weight that is NaN.
+    if not 1 / weights.square().sum() >= _ROWS_FOR_A_COLUMN * M:
         return None
-    sweep = PanelSweep(x, u, weights / weights.sum(), epsilon, chosen)
+    sweep = PanelSweep(x, u, weights, epsilon, chosen)
     # Loosely: how far the sample is from all rows is then what is left of the error.
     return solve(sweep, epsilon=epsilon, **options | {"tol": 10 * options["tol"], "callback": None}).g
 

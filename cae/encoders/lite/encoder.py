@@ -74,7 +74,8 @@ class LiteEncoder:
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts ↦ (len(texts), 1280) float32 unit rows in the order given, cut at 128 word pieces."""
-        with torch.inference_mode():
+        # Texts are few, and their vectors are kept: they are float32 whatever the caller is in.
+        with torch.inference_mode(), torch.autocast(self._device.type, enabled=False):
             if self._text_side is None:
                 tower = TextTower().to(self._device)
                 self._text_side = tower, load_text_map(tower, self.fingerprint).to(self._device)
