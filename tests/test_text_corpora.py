@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from cae.text import Corpus, TextError, load_corpus
-from cae.text.corpora import MAX_BYTES
+from cae.text.corpora import MAX_BYTES, everyday_words, is_scientific
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -90,13 +90,28 @@ def test_no_corpus_is_empty():
 
 def test_imagenet22k():
     corpus = load_corpus("noun", "imagenet22k")
-    assert (len(corpus.texts), corpus.source_rows) == (36_947, 40_744)
+    assert (len(corpus.texts), corpus.source_rows) == (32_441, 40_744)
     assert len({text.lower() for text in corpus.texts}) == len(corpus.texts) == len(corpus.glosses)
     assert not any("_" in text or text != text.strip() for text in corpus.texts)
     assert all(corpus.glosses)
     bird, lifter = corpus.glosses[corpus.texts.index("crane")]
     assert bird.startswith("large long-necked wading bird")
     assert lifter.startswith("lifts and moves heavy objects")
+
+
+@pytest.mark.parametrize(
+    ("lemma", "scientific"),
+    [("Equus caballus", True), ("Siamese cat", False), ("Dane", False),
+     ("New World monkey", False), ("St. Bernard", False), ("domestic dog", False), ("CD-ROM", False)],
+)  # fmt: skip
+def test_scientific_names_are_told_by_words_that_only_follow_a_capital(lemma, scientific):
+    assert is_scientific(lemma, everyday_words()) == scientific
+
+
+def test_a_scientific_name_is_a_noun_only_where_there_is_no_other():
+    nouns = set(load_corpus("noun", "imagenet22k").texts)
+    assert {"horse", "Siamese cat", "Lanthanotus borneensis"} < nouns
+    assert not {"Equus caballus", "Canis familiaris"} & nouns
 
 
 def test_glosses_are_those_of_the_nouns():

@@ -7,7 +7,7 @@ would have the same vector and take two of the `top_k` places of a center (Eq. 3
 | corpus             | rows in the source                   | texts   | needs                                    |
 |--------------------|--------------------------------------|---------|------------------------------------------|
 | noun/wordnet       | 146,312 (sense, lemma) pairs         | 117,798 | NLTK's WordNet 3.0 (downloaded once)     |
-| noun/imagenet22k   | 40,744 lemmas of 21,844 synsets      |  36,947 | nothing: comes with timm                 |
+| noun/imagenet22k   | 40,744 lemmas of 21,844 synsets      |  32,441 | nothing: comes with timm                 |
 | caption/flickr30k  | 155,070 captions of 31,014 images    | 154,573 | the Hugging Face hub (downloaded once)   |
 | caption/glosses    | 21,844 definitions                   |  21,770 | nothing: comes with timm                 |
 | a text file        | one text a line, plain or .gz, UTF-8 |         |                                          |
@@ -24,9 +24,10 @@ import hashlib
 import importlib.util
 import json
 import logging
+import re
 import urllib.request
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -178,20 +179,36 @@ def ensure_wordnet() -> None:
 
 
 def _imagenet22k() -> Corpus:
-    """The lemmas of ImageNet's 21,844 synsets as timm ships them, in its order; senses in the order of the synsets."""
-    definitions = timm_table("definition")
+    """The lemmas of ImageNet's 21,844 synsets as timm ships them, in its order; senses in the order of the synsets.
+
+    A scientific name is left out where its synset has another: "horse", not "Equus caballus". Nobody looks for it among
+    names of groups, an encoder knows little of it, and in word pieces these are the longest nouns.
+    """
+    definitions, words = timm_table("definition"), everyday_words()
     glosses: dict[str, list[str]] = {}
     spelling: dict[str, str] = {}
     rows = 0
-    for synset, lemmas in timm_table("lemma").items():
-        for lemma in lemmas.split(", "):
-            text = lemma.replace("_", " ")
+    for synset, row in timm_table("lemma").items():
+        lemmas = row.replace("_", " ").split(", ")
+        rows += len(lemmas)
+        for text in [lemma for lemma in lemmas if not is_scientific(lemma, words)] or lemmas:
             spelling.setdefault(text.lower(), text)
             glosses.setdefault(text.lower(), []).append(definitions[synset])
-            rows += 1
     # A synset may hold two spellings of one lemma; its gloss counts once.
     unique = [tuple(dict.fromkeys(g)) for g in glosses.values()]
     return Corpus("noun", "imagenet22k", list(spelling.values()), unique, rows)
+
+
+def everyday_words() -> set[str]:
+    """The words of ImageNet's lemmas and definitions that stand elsewhere than after one with a capital."""
+    texts = " ".join([*timm_table("lemma").values(), *timm_table("definition").values()]).replace("_", " ")
+    return set(re.findall(r"[a-z]+", re.sub(r"\b[A-Z]\S* [a-z]+", "", texts)))
+
+
+def is_scientific(lemma: str, words: Set[str]) -> bool:
+    """Whether a lemma is like "Equus caballus": a capital, then something that is none of everyday's words."""
+    genus, *species = lemma.split()
+    return genus[0].isupper() and bool(species) and species[0].islower() and species[0] not in words
 
 
 def _glosses() -> Corpus:
