@@ -16,7 +16,6 @@ leaves; all other levels follow from its leaf. Alternatives, with figures: bench
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -197,7 +196,7 @@ class Hierarchy:
             raise ValueError(f"the tree holds {self.held}, not {n}")
         # The nodes that are there by then were made by the first n - roots splits.
         made = self.roots + 2 * (n - self.roots)
-        return [path[bisect_left(path, made) - 1] for path in self._paths]
+        return [next(node for node in reversed(path) if node < made) for path in self._paths]
 
     @cached_property
     def _places(self) -> Tensor:
