@@ -117,7 +117,8 @@ def test_a_split_of_a_group_that_is_gone_by_then_is_refused(visit, served, opene
     page.evaluate("dispatchEvent(new Event('focus'))")
     expect(card(page, "meadow")).to_have_count(0)
     page.locator("#split-do").click()
-    expect(page.locator("#split .said")).to_have_text("Not saved: there is no group 1; they are 0 (harbour), 2 (desert)")
+    there = "there is no group 1; they are 0 (harbour), 2 (desert)"
+    expect(page.locator("#split .said")).to_have_text(f"Not saved: {there}")
     assert edits(opened) == ["merge harbour and meadow as harbour"]
 
 
