@@ -169,13 +169,15 @@ def live(place: Path, start: int, stop: int | None = None, fault: Fault | None =
     from conftest import FakeEncoder
 
     import cae.data.embedding_store
+    import cae.encoders.deferred
     import cae.models.embedder
     import cae.text.bank
     from cae.cli.commands import app
 
     torch.set_num_threads(1)
     os.environ["CAE_CACHE"] = str(place / "cache")
-    cae.models.embedder.load_encoder = lambda *_, **__: FakeEncoder()  # type: ignore[assignment]
+    for home in (cae.models.embedder, cae.encoders.deferred):
+        home.load_encoder = lambda *_, **__: FakeEncoder()  # type: ignore[assignment]
     cae.data.embedding_store.BLOCK, cae.text.bank.BLOCK = 8, 32
     # Times and the page's nonce are no part of what must be equal.
     time.perf_counter = lambda: 0.0
