@@ -206,7 +206,7 @@ def everyday_words() -> set[str]:
 
 
 def is_scientific(lemma: str, words: Set[str]) -> bool:
-    """Whether a lemma is like "Equus caballus": a capital, then something that is none of everyday's words."""
+    """Whether a lemma is like "Equus caballus": a word with a capital, then one that is no everyday word."""
     genus, *species = lemma.split()
     return genus[0].isupper() and bool(species) and species[0].islower() and species[0] not in words
 
