@@ -150,7 +150,7 @@ class Hierarchy:
             clusters: (N,) int64, its cluster of the fit.
         """
         away = torch.cdist(z @ self.metric, self._places)
-        of = self.cluster_of_leaf(self.n_clusters).to(z.device)
+        of = self._clusters.to(z.device)
         return away.masked_fill(of != clusters.unsqueeze(1), torch.inf).argmin(dim=1)
 
     def assign(self, z: Tensor, partition: Partition, n: int) -> tuple[Assignment, Tensor]:
@@ -196,16 +196,22 @@ class Hierarchy:
             raise ValueError(f"the tree holds {self.held}, not {n}")
         # The nodes that are there by then were made by the first n - roots splits.
         made = self.roots + 2 * (n - self.roots)
-        return [next(node for node in reversed(path) if node < made) for path in self._paths]
+        return [max(node for node in path if node < made) for path in self._paths]
 
+    # Both once, for images come in small blocks.
     @cached_property
     def _places(self) -> Tensor:
-        """(L, d), where the leaves lie in the metric; once, for images come in small blocks."""
+        """(L, d), where the leaves lie in the metric."""
         return self.prototypes @ self.metric
 
     @cached_property
+    def _clusters(self) -> Tensor:
+        """(L,) int64, the leaves' clusters of the fit."""
+        return self.cluster_of_leaf(self.n_clusters)
+
+    @cached_property
     def _paths(self) -> list[list[int]]:
-        """The path of each leaf; ascending, since parts are made after the whole."""
+        """The path of each leaf."""
         return [self.path(leaf) for leaf in self.leaves]
 
 
