@@ -25,12 +25,13 @@ from torch.nn.functional import normalize
 
 from cae.app import OpenResult, serving
 from cae.evaluation.study import machine
+from cae.method.hierarchy import Placement
 from cae.results.edits import Rename
 from cae.results.edits_file import save_edits
 from cae.results.make_edits import anchors_of
 from cae.results.saved import SavedResult
 from cae.results.search import Searcher
-from cae.results.writing import write_tables
+from cae.results.writing import write_tables, write_vectors
 from cae.utils.files import committing
 
 TIMED = """async () => {
@@ -103,7 +104,8 @@ def enlarge(folder: Path, copies: int) -> None:
     noise = torch.randn(len(table), result.embeddings.shape[1], generator=torch.Generator().manual_seed(0))
     x = normalize(result.embeddings.float().repeat(copies, 1) + 0.005 * noise, dim=1)
     with committing(folder) as draft:
-        write_tables(draft, table, x, result.clusters, {**result.run, "images": len(table)}, result.fitted)
+        write_vectors(draft, x, Placement(*(each.repeat(copies, *[1] * (each.ndim - 1)) for each in result.placement)))
+        write_tables(draft, table, result.clusters, {**result.run, "images": len(table)}, result.fitted)
 
 
 def measure(folder: Path, exports: Path) -> None:

@@ -3,11 +3,13 @@ r"""How good the levels of one fit's tree of groups are, beside a fit of their o
     python benchmarks/tree.py --nouns nouns.npy dtd.npy ucf101.npy …               # vectors made elsewhere
     python benchmarks/tree.py --study wordnet --nouns nouns.npy imagenet4.npy      # whose classes are WordNet's nouns
     python benchmarks/tree.py --study cost
+    python benchmarks/tree.py --study cut
 
 `levels`: ACC of a fit at the true K, and of cuts at the true K from fits at half and twice as many clusters and at the
 number that was found out. `wordnet`: NMI of each level with the hypernyms of the classes at each depth, and the names
-on the way down to some leaves. `cost`: processor seconds and memory of a fit's clustering and of the tree over it, on
-made-up clusters of three parts each.
+on the way down to some leaves. `cost`: processor seconds and memory of a fit's clustering, of the tree over it, and of
+the names of clusters alone and of all groups, on made-up clusters of three parts each. `cut`: seconds that cuts of such
+a result take on disk.
 Classes lie beside NAME.npy, in NAME.labels.npy and NAME.classes.txt.
 """
 
@@ -15,8 +17,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +30,32 @@ import torch
 from kernel_bench.measuring import cost
 from torch.nn.functional import normalize
 
-from cae import evaluation
+from cae import CAE, Result, evaluation
 from cae.config import CAEConfig
 from cae.encoders.deferred import deferred
 from cae.evaluation.study import command, machine
 from cae.method import pipeline
 from cae.method.blocks import blockwise
-from cae.method.fitted import FittedCAE
+from cae.method.fitted import FittedCAE, SelectedTexts
 from cae.method.hierarchy import grow
+from cae.method.naming import describe_clusters, describe_tree
 from cae.method.partition import partition
 from cae.metrics.functional import clustering_scores
+from cae.results import run_source, write_result
+from cae.text.corpora import load_corpus
+from cae.text.vectors import bank_of_vectors
 from cae.utils.devices import find_device
 from cae.utils.files import write_json
 
 METHOD = "default:modalities=noun"
 SHOWN = 12
 """Paths of names that are printed."""
+
+SELECTED = 2322
+"""Nouns that names are told by, besides all; so many are selected for 100,000 images."""
+
+CUT_FROM, FITTED = 37, 20_000
+"""Clusters and images of the fit that is cut."""
 
 
 def main() -> None:
@@ -49,6 +64,8 @@ def main() -> None:
     lines: list[str] = []
     if options.study == "cost":
         results["cost"] = costs(lines)
+    elif options.study == "cut":
+        results["cut"] = cuts(lines)
     elif options.study == "levels":
         lines += ["| set | K | fit at K | cut from auto | cut from K/2 | cut from 2K |", "|---|---|---|---|---|---|"]
     for file in options.datasets:
@@ -71,7 +88,9 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", nargs="*", type=Path)
-    parser.add_argument("--study", choices=("levels", "wordnet", "cost"), default="levels", help="what is measured")
+    parser.add_argument(
+        "--study", choices=("levels", "wordnet", "cost", "cut"), default="levels", help="what is measured"
+    )
     parser.add_argument("--nouns")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("tree-results"))
@@ -155,28 +174,83 @@ def against_wordnet(problem: evaluation.Problem, classes: Sequence[str], lines: 
 
 
 def costs(lines: list[str]) -> list[dict[str, Any]]:
-    """Processor seconds and memory of a fit's clustering, of the tree over it, and of placing all images in leaves."""
-    steps = ("clustering", "tree", "placing")
-    lines += ["", "| images | K | leaves | " + " | ".join(steps) + " |", "|---" * (3 + len(steps)) + "|"]
+    """Processor seconds and memory of a fit's clustering, of the tree over it, of placing images in leaves, of names.
+
+    Names are out of ImageNet-22k's nouns with made-up vectors, of which the first M are taken for selected.
+    """
+    nouns = load_corpus("noun", "imagenet22k").texts
+    steps = ["clustering", "tree", "placing"]
+    naming = [(f"{whose}, M = {m:,}", m, whose) for m in (SELECTED, len(nouns)) for whose in ("clusters", "all groups")]
+    heads = ["images", "K", "leaves", *steps, *(f"names of {name}" for name, *_ in naming)]
+    lines += ["", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     rows = []
     for n, k in ((10_000, 10), (10_000, 100), (100_000, 10), (100_000, 100)):
-        generator = torch.Generator().manual_seed(0)
-        centres = torch.randn(3 * k, 512, generator=generator)
-        of = torch.randint(3 * k, (n,), generator=generator)
-        z = normalize(centres[of] + 1.5 * torch.randn(n, 512, generator=generator), dim=1)
-        config = CAEConfig(n_clusters=k)
+        z, u = made_up(n, 3 * k, len(nouns))
+        config, bank = CAEConfig(n_clusters=k), bank_of_vectors("noun", nouns, u)
+        banks = {"noun": bank}
         took = {}
         took["clustering"], found = cost(lambda z=z, config=config: partition(z, config), 1, 0)
         took["tree"], tree = cost(lambda z=z, config=config, found=found: grow(z, found, config), 1, 0)
         labels = found.assign(z).labels
-        took["placing"], _ = cost(
+        took["placing"], (leaf,) = cost(
             lambda z=z, tree=tree, labels=labels: blockwise(lambda *rows: (tree.leaf(*rows),), z, labels), 1, 0
         )
+        for name, m, whose in naming:
+            selected = {"noun": SelectedTexts(bank.texts[:m], bank.embeddings[:m].float(), torch.zeros(m))}
+            name_them = {
+                "clusters": partial(describe_clusters, z, labels, selected, banks, config),
+                "all groups": partial(describe_tree, z, leaf, tree, selected, banks, config),
+            }
+            took[f"names of {name}"], _ = cost(name_them[whose], 1, 0)
         rows.append({"images": n, "clusters": k, "leaves": len(tree.leaves)})
-        rows[-1] |= {step: asdict(took[step]) for step in steps}
-        cells = " | ".join(f"{took[step].processor_s:.2f} s, {took[step].peak_mb:.0f} MB" for step in steps)
+        rows[-1] |= {step: asdict(each) for step, each in took.items()}
+        cells = " | ".join(f"{each.processor_s:.2f} s, {each.peak_mb:.0f} MB" for each in took.values())
         lines.append(f"| {n:,} | {k} | {len(tree.leaves)} | {cells} |")
         print(lines[-1], flush=True)
+    return rows
+
+
+def made_up(n: int, n_groups: int, n_nouns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit rows (n, 512) and (n_nouns, 512) of vectors around the same centres."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(n_groups, 512, generator=generator)
+
+    def around(n: int) -> torch.Tensor:
+        of = torch.randint(n_groups, (n,), generator=generator)
+        return normalize(centres[of] + 1.5 * torch.randn(n, 512, generator=generator), dim=1)
+
+    return around(n), around(n_nouns)
+
+
+def cuts(lines: list[str]) -> list[dict[str, Any]]:
+    """Seconds that cuts of a result take, from files to files, and megabytes that they write.
+
+    The result is of a fit on the first of the images, which has placed the others.
+    """
+    nouns = load_corpus("noun", "imagenet22k").texts
+    lines += ["", "| images | leaves | to | clock | processor | written |", "|---" * 6 + "|"]
+    x, u = made_up(100_000, 8 * CUT_FROM, len(nouns))
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        file, banks = Path(scratch, "images.npy"), {"noun": bank_of_vectors("noun", nouns, u)}
+        module = CAE(CUT_FROM, preset="default", modalities=("noun",), return_embeddings=True)
+        module.fitted = pipeline.fit(x[:FITTED], banks, module.config)[0]
+        assert module.fitted.hierarchy is not None  # by the fit
+        leaves = len(module.fitted.hierarchy.leaves)
+        for n in (10_000, 100_000):
+            np.save(file, x[:n].numpy())
+            out = Path(scratch, str(n))
+            out.mkdir()
+            write_result(run_source(module, file, device=find_device("cpu"), batch_size=64, workers=0), out, {})
+            for to in (10, leaves, 100, CUT_FROM):
+                start = time.time()
+                took, _ = cost(partial(Result(out).cut, to), 1, 0)
+                files = [file.stat() for file in out.rglob("*") if file.is_file()]
+                written = sum(file.st_size for file in files if file.st_mtime >= start) / 1e6
+                rows.append({"images": n, "leaves": leaves, "to": to, **asdict(took), "mb": written})
+                cells = f"{to} | {took.clock_s:.2f} s | {took.processor_s:.2f} s | {written:.0f} MB"
+                lines.append(f"| {n:,} | {leaves} | {cells} |")
+                print(lines[-1], flush=True)
     return rows
 
 

@@ -135,7 +135,7 @@ def rewrite_assignments(folder: Path, table: pa.Table) -> None:
     from cae.results.writing import write_tables
 
     result = SavedResult.load(folder)
-    write_tables(folder, table, result.embeddings, result.clusters, result.run, result.fitted)
+    write_tables(folder, table, result.clusters, result.run, result.fitted)
 
 
 @pytest.fixture

@@ -100,11 +100,14 @@ def test_predict_gives_the_same_clusters_without_refitting(clustered, run, pictu
 
 def test_a_trained_method_writes_the_same_files_and_predicts_from_them(run, picture_folder, text_files, tmp_path):
     out, again = tmp_path / "result", tmp_path / "again"
+    out.mkdir()
+    (out / "placement.safetensors").write_text("of an earlier run, which had a tree")
     texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"], "--workers", 0]
     code, stdout, stderr = run("cluster", picture_folder, "-k", K, "--method", "tac-heads", "--out", out, *texts)
     assert code == 0, stderr
     run_json = json.loads((out / "run.json").read_text())
     assert run_json["method"] == "tac-heads"
+    assert not (out / "placement.safetensors").exists()
     assert set(run_json["scores"]) == {"image k-means", "tac-heads"}
     assert "the groups rest on" not in stdout
     code, _, stderr = run("predict", out, picture_folder, "--out", again, "--workers", 0)

@@ -74,7 +74,7 @@ def test_groups_without_parts_are_not_split():
     assert grow(centres, found, config).levels == range(FEWEST, 5)
 
 
-@pytest.mark.parametrize("n", [FEWEST, KINDS * 2])
+@pytest.mark.parametrize("n", [FEWEST, KINDS - 1, KINDS + 1, KINDS * 2])
 def test_confidence_is_of_the_level(n):
     z, _, found, tree = fitted()
     at, leaf = tree.assign(z, found, n)
@@ -93,6 +93,67 @@ def test_confidence_is_of_the_level(n):
         assert at.confidence[row] == pytest.approx(max(float(1 - own / other), 0), abs=1e-3)
         assert of[away[row] == other] == at.runner_up[row]
     assert len(leaf) == len(z)
+
+
+@pytest.mark.parametrize("clustering", ["spectral", "kmeans"])
+def test_what_is_known_of_all_levels_is_what_each_says(clustering):
+    z, _, found, tree = fitted(clustering)
+    placed = tree.place(z, found)
+    tree.check(placed)
+    for n in tree.levels:
+        at, leaf = tree.assign(z, found, n)
+        assert torch.equal(placed.leaf, leaf)
+        for ours, level in zip(tree.at(n, placed), at, strict=True):
+            assert torch.equal(ours, level)
+
+
+@pytest.mark.parametrize("spherical", [True, False])
+def test_confidence_without_a_metric_is_in_the_distance_of_the_fit(spherical):
+    z, _ = breeds()
+    config = CAEConfig(n_clusters=KINDS, clustering="kmeans", spherical=spherical)
+    found = partition(z, config)
+    tree = grow(z, found, config)
+    at, _ = tree.assign(z, found, KINDS - 1)
+    away = found.distances(z) if spherical else found.distances(z).square()
+    of = tree.cluster_of_leaf(KINDS - 1)
+    of = torch.stack([of[tree.cluster_of_leaf(KINDS) == k][0] for k in range(KINDS)])
+    other = away.masked_fill(of == at.labels.unsqueeze(1), torch.inf).min(dim=1)
+    assert torch.allclose(at.confidence, 1 - away.min(dim=1).values / other.values, atol=1e-4)
+    assert torch.equal(at.runner_up, of[other.indices])
+    assert torch.allclose(at.similarity, found.assign(z).similarity)
+
+
+def test_who_crosses_a_border_by_rounding_stays_and_is_not_sure():
+    z, _, found, tree = fitted()
+    placed = tree.place(z, found)
+    elsewhere = z.flip(0)
+    crossed = found.assign(elsewhere).labels != found.assign(z).labels
+    assert crossed.any()
+    moved = tree.place(elsewhere, found, placed.leaf)
+    for n in range(FEWEST, KINDS + 1):
+        before, after = tree.at(n, placed), tree.at(n, moved)
+        assert torch.equal(after.labels, before.labels)
+        nearest = tree.assign(elsewhere, found, n)[0].labels
+        away = crossed & (nearest != before.labels)
+        assert (after.confidence[away] == 0).all()
+        assert torch.equal(after.runner_up[away], nearest[away])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda placed: placed._replace(similarity=placed.similarity[:, :1]),
+        lambda placed: placed._replace(confidence=placed.confidence[1:]),
+        lambda placed: placed._replace(confidence=placed.confidence.double()),
+        lambda placed: placed._replace(confidence=placed.confidence / 0),
+        lambda placed: placed._replace(runner_up=placed.runner_up + KINDS * BREEDS * EACH),
+        lambda placed: placed._replace(runner_up=placed.runner_up - KINDS * BREEDS * EACH),
+    ],
+)
+def test_a_placement_that_is_none_of_the_tree_is_refused(wrong):
+    z, _, found, tree = fitted()
+    with pytest.raises(ValueError, match=r"in place of numbers|is not one of"):
+        tree.check(wrong(tree.place(z, found)))
 
 
 def test_a_batch_is_labelled_as_the_whole():

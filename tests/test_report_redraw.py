@@ -2,18 +2,21 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from report_page import NASTY, Elements, page_data, silent
 
+from cae.method.fitted import FittedCAE
 from cae.report import redraw_report, thumbnails, write_report
 from cae.report.kept import ReportCache
 from cae.report.map import lay_out
 from cae.report.thumbnails import PER_SHEET
 from cae.results import make_edits
 from cae.results.compare import compare
+from cae.results.cut import cut
 from cae.results.edits_file import save_edits
 from cae.results.saved import SavedResult
 
@@ -97,6 +100,15 @@ def test_pictures_that_go_and_come_are_shown_as_they_are(result_folder, picture_
     assert by_path(result_folder / "report")["red/2.png"]["size"] == [24, 20]
 
 
+def test_pictures_that_were_all_away_come(result_folder, picture_folder, drawn):
+    picture_folder.rename(picture_folder.with_name("unplugged"))
+    write_report(SavedResult.load(result_folder), result_folder / "report", silent)
+    picture_folder.with_name("unplugged").rename(picture_folder)
+    redraw_report(result_folder, silent)
+    assert len(drawn["thumbnails"]) == 30
+    assert drawn["maps"] == 1
+
+
 def test_a_picture_that_has_changed_in_place_is_shown_as_it_is(result_folder, report, picture_folder, drawn):
     Image.new("RGB", (24, 12), (1, 200, 1)).save(picture_folder / "red/1.png")
     redraw_report(result_folder, silent)
@@ -118,11 +130,23 @@ def test_thumbnails_stay_while_the_folder_of_the_pictures_is_away(result_folder,
     assert drawn == {"maps": 0, "thumbnails": []}
 
 
+def test_on_another_level_thumbnails_and_map_stay(tree_folder, drawn):
+    write_report(SavedResult.load(tree_folder), tree_folder / "report", silent)
+    before, n_maps, n_thumbnails = by_path(tree_folder / "report"), drawn["maps"], len(drawn["thumbnails"])
+    cut(SavedResult.load(tree_folder), 3)
+    redraw_report(tree_folder, silent)
+    assert (drawn["maps"], len(drawn["thumbnails"])) == (n_maps, n_thumbnails)
+    after = by_path(tree_folder / "report")
+    assert len({facts["group"] for facts in after.values()}) == 3
+    for path, facts in after.items():
+        assert {**facts, "group": before[path]["group"]} == before[path]
+
+
 @pytest.mark.parametrize("what", ["model", "kept", "a bit of it", "sheet"])
 def test_what_does_not_fit_any_more_is_drawn_anew(result_folder, report, drawn, what):
     if what == "model":
-        config = result_folder / "model/config.json"
-        config.write_text(config.read_text() + "\n")
+        fitted = FittedCAE.load(result_folder / "model")
+        replace(fitted, provenance={**fitted.provenance, "another": "fit"}).save(result_folder / "model")
     elif what == "kept":
         (report / "report_files/kept.safetensors").write_bytes(b"damaged")
     elif what == "a bit of it":

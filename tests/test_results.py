@@ -186,7 +186,7 @@ def test_a_result_from_before_there_were_checksums_loads(result_folder, caplog):
     assert len(result.embeddings) == 30
     assert not caplog.records
     # As an update does.
-    write_tables(result_folder, result.assignments, result.embeddings, result.clusters, result.run, result.fitted)
+    write_tables(result_folder, result.assignments, result.clusters, result.run, result.fitted)
     assert SavedResult.load(result_folder).run["format_version"] == FORMAT_VERSION
 
 
@@ -231,5 +231,6 @@ def test_an_interrupted_write_leaves_the_old_result(result_folder, monkeypatch):
 
     monkeypatch.setattr(results, "dump_json", interrupted)
     with pytest.raises(KeyboardInterrupt), committing(result_folder) as draft:
-        results.write_tables(draft, old.assignments.slice(1), old.embeddings[1:], old.clusters, old.run, old.fitted)
+        results.write_vectors(draft, old.embeddings[1:], old.placement)
+        results.write_tables(draft, old.assignments.slice(1), old.clusters, old.run, old.fitted)
     assert {path.name: path.read_bytes() for path in result_folder.iterdir() if path.is_file()} == before

@@ -49,6 +49,7 @@ def _fill(block: Tensor) -> Tensor:
     """Repeat the last row until the block is full; without any row, one of unit length."""
     missing = BLOCK_ROWS - len(block)
     if missing == BLOCK_ROWS:
-        block = torch.nn.functional.one_hot(torch.zeros(1, dtype=torch.int64), block.shape[1]).to(block)
+        block = block.new_zeros(1, *block.shape[1:])
+        block[..., 0] = 1
         missing -= 1
     return block if missing == 0 else torch.cat([block, block[-1:].expand(missing, *block.shape[1:])])

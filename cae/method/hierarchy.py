@@ -19,7 +19,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.nn.functional import cosine_similarity
 
 from cae.config import CAEConfig
 from cae.method.kmeans import Assignment, sample_rows
@@ -59,6 +60,27 @@ SIZE_POWER = 0.35
 """Exponent of a group's size in the order of splits: 0 orders by the cut alone, 1 nearly by size alone."""
 
 Ints = NDArray[np.int64]
+
+
+class Placement(NamedTuple):
+    """Where images are on all levels of a tree, for `Hierarchy.at`.
+
+    What a level says of an image depends only on its group there. So there is a column for each group on the way down
+    to the image's leaf: the coarsest group first, down to its cluster of the fit, compared with other clusters; then
+    from that cluster again down to the leaf, compared with other leaves. A way shorter than the longest repeats its
+    end.
+
+    Attributes:
+        leaf: (N,) int64, the leaf of each image.
+        similarity: (N, 2) float32, as in `Assignment`, to its cluster of the fit and to its leaf.
+        confidence: (N, C) float32, as in `Assignment`.
+        runner_up: (N, C) int32, the nearest cluster, or leaf, outside of the group.
+    """
+
+    leaf: Tensor
+    similarity: Tensor
+    confidence: Tensor
+    runner_up: Tensor
 
 
 @dataclass(frozen=True)
@@ -142,6 +164,11 @@ class Hierarchy:
         """The numbers of the leaves below a node, or of the leaf that it is."""
         return [leaf for leaf, path in enumerate(self._paths) if node in path]
 
+    @property
+    def columns(self) -> tuple[int, int]:
+        """How many columns of a `Placement` compare with clusters, and how many with leaves."""
+        return self._ways_above.first.shape[1], self._ways_below.first.shape[1]
+
     def leaf(self, z: Tensor, clusters: Tensor) -> Tensor:
         """The leaf of each image, (N,) int64.
 
@@ -149,9 +176,7 @@ class Hierarchy:
             z: (N, D) float32.
             clusters: (N,) int64, its cluster of the fit.
         """
-        away = torch.cdist(z @ self.metric, self._places)
-        of = self._clusters.to(z.device)
-        return away.masked_fill(of != clusters.unsqueeze(1), torch.inf).argmin(dim=1)
+        return self._nearest_leaf(self._to_leaves(z), clusters)
 
     def assign(self, z: Tensor, partition: Partition, n: int) -> tuple[Assignment, Tensor]:
         """Where images go on a level, and their leaves (N,) int64.
@@ -164,28 +189,79 @@ class Hierarchy:
             partition: the partition of the fit.
             n: number of clusters, one of `levels`.
         """
-        found = partition.assign(z)
-        leaf = self.leaf(z, found.labels)
         if n == self.n_clusters:
-            return found, leaf
-        fine = n > self.n_clusters
-        of = self.cluster_of_leaf(n).to(z.device)
-        parts, own = (
-            (Partition(self.prototypes, self.metric, spherical=False), leaf) if fine else (partition, found.labels)
+            found = partition.assign(z)
+            return found, self.leaf(z, found.labels)
+        placed = self.place(z, partition)
+        return self.at(n, placed), placed.leaf
+
+    def place(self, z: Tensor, partition: Partition, leaf: Tensor | None = None) -> Placement:
+        """Where images are on all levels.
+
+        Args:
+            z: (N, D) float32.
+            partition: the partition of the fit.
+            leaf: (N,) int64, the leaf of each image if it is known. Where z has been rounded since, an image may lie
+                nearer to another group than to its own: it stays there, with a confidence of 0.
+        """
+        found, to_leaves, to_clusters = partition.assign(z), self._to_leaves(z), partition.distances(z)
+        if leaf is None:
+            leaf = self._nearest_leaf(to_leaves, found.labels)
+        cluster = self._clusters.to(z.device)[leaf]
+        if not partition.spherical:
+            to_clusters = to_clusters.square()
+        confidence, beside = _compared(to_clusters, cluster, self._ways_above)
+        below, leaf_beside = _compared(to_leaves.square(), leaf, self._ways_below)
+        # On the level of the fit exactly what the fit says.
+        crossed, at_fit = found.labels != cluster, self._at_fit.to(z.device)[leaf].unsqueeze(1)
+        confidence.scatter_(1, at_fit, found.confidence.masked_fill(crossed, 0).unsqueeze(1))
+        beside.scatter_(1, at_fit, torch.where(crossed, found.labels, found.runner_up).unsqueeze(1))
+        return Placement(
+            leaf,
+            torch.stack([found.similarity, cosine_similarity(z, self.prototypes[leaf])], dim=1),
+            torch.cat([confidence, below], dim=1),
+            torch.cat([beside, leaf_beside], dim=1).int(),
         )
-        labels = of[leaf]
-        if not fine:
-            first = self.cluster_of_leaf(self.n_clusters).diff(prepend=torch.tensor([-1])).nonzero().squeeze(1)
-            of = of[first.to(z.device)]
-        away = parts.distances(z)
-        if not parts.spherical:
-            away = away.square()
-        here = of == labels.unsqueeze(1)
-        near = away.masked_fill(~here, torch.inf).min(dim=1).values
-        far, nearest = away.masked_fill(here, torch.inf).min(dim=1)
-        confidence = torch.where(far > 0, 1 - near / far.clamp_min(torch.finfo(far.dtype).tiny), 0.0).clamp(0, 1)
-        similarity = torch.nn.functional.cosine_similarity(z, parts.centroids[own])
-        return Assignment(labels, of[nearest], confidence, similarity), leaf
+
+    def at(self, n: int, placed: Placement) -> Assignment:
+        """A level, out of all.
+
+        Args:
+            n: number of clusters, one of `levels`.
+            placed: where the images are.
+        """
+        of, column = (table.to(placed.leaf.device) for table in (self.cluster_of_leaf(n), self._columns(n)))
+        column, fine = column[placed.leaf].unsqueeze(1), n > self.n_clusters
+        beside = placed.runner_up.gather(1, column).squeeze(1).long()
+        return Assignment(
+            labels=of[placed.leaf],
+            runner_up=of[beside if fine else self._first_leaves.to(of.device)[beside]],
+            confidence=placed.confidence.gather(1, column).squeeze(1),
+            similarity=placed.similarity[:, int(fine)],
+        )
+
+    def check(self, placed: Placement) -> None:
+        """Refuse a placement, perhaps read from a file, that cannot be of this tree. Its leaves are not looked at.
+
+        Raises:
+            ValueError: it has another shape, or holds something else than numbers of parts.
+        """
+        n, (above, below) = len(placed.leaf), self.columns
+        width = above + below
+        kinds = {
+            "similarity": (2, torch.float32),
+            "confidence": (width, torch.float32),
+            "runner_up": (width, torch.int32),
+        }
+        for name, (columns, dtype) in kinds.items():
+            tensor = getattr(placed, name)
+            if tensor.shape != (n, columns) or tensor.dtype != dtype or not tensor.isfinite().all():
+                raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)} in place of numbers {(n, columns)}")
+        for beside, parts in zip(
+            placed.runner_up.split([above, below], dim=1), (self.n_clusters, len(self.leaves)), strict=True
+        ):
+            if n and not 0 <= int(beside.min()) <= int(beside.max()) < parts:
+                raise ValueError(f"runner_up is not one of {parts}")
 
     def to(self, device: torch.device | str) -> Self:
         """The same tree with its tensors on `device`."""
@@ -198,7 +274,22 @@ class Hierarchy:
         made = self.roots + 2 * (n - self.roots)
         return [max(node for node in path if node < made) for path in self._paths]
 
-    # Both once, for images come in small blocks.
+    def _columns(self, n: int) -> Tensor:
+        """(L,) int64, the columns of a `Placement` that tell of the leaves' nodes on a level."""
+        steps = [path.index(node) for path, node in zip(self._paths, self._node_of_leaf(n), strict=True)]
+        if n <= self.n_clusters:
+            return torch.tensor(steps)
+        return self.columns[0] + torch.tensor(steps) - self._at_fit
+
+    def _to_leaves(self, z: Tensor) -> Tensor:
+        """(N, L) float32 distances."""
+        return torch.cdist(z @ self.metric, self._places)
+
+    def _nearest_leaf(self, to_leaves: Tensor, clusters: Tensor) -> Tensor:
+        of = self._clusters.to(to_leaves.device)
+        return to_leaves.masked_fill(of != clusters.unsqueeze(1), torch.inf).argmin(dim=1)
+
+    # What follows is made once, for images come in small blocks.
     @cached_property
     def _places(self) -> Tensor:
         """(L, d), where the leaves lie in the metric."""
@@ -210,9 +301,81 @@ class Hierarchy:
         return self.cluster_of_leaf(self.n_clusters)
 
     @cached_property
+    def _at_fit(self) -> Tensor:
+        """(L,) int64, the columns of a `Placement` that tell of the leaves' clusters of the fit."""
+        return self._columns(self.n_clusters)
+
+    @cached_property
+    def _first_leaves(self) -> Tensor:
+        """(K,) int64, a leaf of each cluster of the fit."""
+        return self._clusters.diff(prepend=torch.tensor([-1])).nonzero().squeeze(1)
+
+    @cached_property
+    def _ways_above(self) -> _Ways:
+        """From the coarsest groups down to the K clusters of the fit."""
+        return _Ways.of([self.path(node) for node in self.nodes(self.n_clusters)], self.prototypes.device)
+
+    @cached_property
+    def _ways_below(self) -> _Ways:
+        """From the clusters of the fit down to the L leaves."""
+        clusters = self._node_of_leaf(self.n_clusters)
+        ways = [path[path.index(cluster) :] for path, cluster in zip(self._paths, clusters, strict=True)]
+        return _Ways.of(ways, self.prototypes.device)
+
+    @cached_property
     def _paths(self) -> list[list[int]]:
         """The path of each leaf."""
         return [self.path(leaf) for leaf in self.leaves]
+
+
+class _Ways(NamedTuple):
+    """The ways down a tree to P parts, put in an order in which each group is a stretch.
+
+    Attributes:
+        order: (P,) int64, the parts in this order.
+        first: (P, C) int64, for each group on the way to a part the place where it begins; shorter ways stay at the
+            part.
+        last: (P, C) int64, the place where the next one begins.
+    """
+
+    order: Tensor
+    first: Tensor
+    last: Tensor
+
+    @classmethod
+    def of(cls, ways: Sequence[list[int]], device: torch.device) -> Self:
+        """Of the nodes on each way."""
+        longest, order = max(map(len, ways)), sorted(range(len(ways)), key=ways.__getitem__)
+        nodes = torch.tensor([ways[part] + ways[part][-1:] * (longest - len(ways[part])) for part in order])
+        stretches = [column.unique_consecutive(return_inverse=True, return_counts=True) for column in nodes.unbind(1)]
+        last = torch.stack([sizes.cumsum(0)[which] for _, which, sizes in stretches], dim=1)
+        first = last - torch.stack([sizes[which] for _, which, sizes in stretches], dim=1)
+        place = torch.tensor(order).argsort()
+        return cls(torch.tensor(order).to(device), first[place].to(device), last[place].to(device))
+
+
+def _compared(away: Tensor, own: Tensor, ways: _Ways) -> tuple[Tensor, Tensor]:
+    """Compare images with what is outside of each group on the way down to their own part.
+
+    Args:
+        away: (N, P) float32 distances to all parts.
+        own: (N,) int64, the part of each image.
+        ways: the ways to the parts.
+
+    Returns:
+        How sure each step is, (N, C) float32, and the nearest part outside, (N, C) int64.
+    """
+    n_parts, nothing = away.shape[1], away.new_full((len(away), 1), torch.inf)
+    row = away[:, ways.order]
+    # The nearest among the first i parts of the row, and among the last i, for all i at once.
+    nearest_before, place_before = torch.cat([nothing, row], dim=1).cummin(dim=1)
+    nearest_after, place_after = torch.cat([nothing, row.flip(1)], dim=1).cummin(dim=1)
+    before, after = ways.first[own], n_parts - ways.last[own]
+    left, right = nearest_before.gather(1, before), nearest_after.gather(1, after)
+    place = torch.where(left <= right, place_before.gather(1, before) - 1, n_parts - place_after.gather(1, after))
+    far, near = left.minimum(right), away.gather(1, own.unsqueeze(1))
+    confidence = torch.where(far > 0, 1 - near / far.clamp_min(torch.finfo(far.dtype).tiny), 0.0).clamp(0, 1)
+    return confidence, ways.order[place.clamp(0, n_parts - 1)]  # a group of everything has nothing outside
 
 
 @stage("tree of groups")

@@ -40,7 +40,7 @@ from cae.method.auto import decide, sample_size
 from cae.method.blocks import CHUNK_ROWS, blockwise
 from cae.method.fitted import FittedCAE, SelectedTexts
 from cae.method.fusion import fuse_modalities
-from cae.method.hierarchy import grow
+from cae.method.hierarchy import Placement, grow
 from cae.method.kmeans import sample_rows, warn_of_empty
 from cae.method.naming import describe_tree
 from cae.method.partition import partition
@@ -142,6 +142,24 @@ def predict(x: Tensor, fitted: FittedCAE) -> Prediction:
         return _assigned(z, beta, fitted=fitted)
 
     return Prediction(*blockwise(label, x))
+
+
+def placement(x: Tensor, fitted: FittedCAE, leaf: Tensor) -> Placement:
+    """Where images are on all levels of the tree of groups, so that none of them has to be predicted.
+
+    Args:
+        x: (B, D) float32 or float16 unit image embeddings of the fitted encoder, on the state's device.
+        fitted: state with a tree.
+        leaf: (B,) int64, their leaves, out of their predictions.
+    """
+    tree = fitted.hierarchy
+    assert tree is not None  # the caller has looked
+
+    def place(rows: Tensor, leaf: Tensor) -> Placement:
+        z, _ = stages.fused(rows, fitted.selected, fitted.means, fitted.config, fitted.n_images)
+        return tree.place(z, fitted.partition, leaf)
+
+    return Placement(*blockwise(place, x, leaf))
 
 
 def representations(x: Tensor, fitted: FittedCAE) -> dict[str, Tensor]:

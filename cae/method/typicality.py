@@ -38,12 +38,15 @@ def transport_mass(
         (K, M) float32; rows sum to 1, or to 0 for a cluster without images.
     """
     mass = torch.zeros(config.n_clusters, len(texts.texts), dtype=torch.float64, device=x.device)
-    for rows, cluster in zip(x.split(BLOCK_ROWS), labels.split(BLOCK_ROWS), strict=True):
+    # Cluster after cluster, so that a block holds few of them and costs no more for many.
+    for rows in labels.argsort(stable=True).split(BLOCK_ROWS):
         with exact_products(x.device):
-            scores = inner_products(rows.float(), texts.embeddings)
+            scores = inner_products(x[rows].float(), texts.embeddings)
         plan = ((scores + texts.g) / config.epsilon).softmax(dim=1)
+        clusters = labels[rows]
+        here = clusters.unique_consecutive()
         # A matrix product, since index_add_ adds in no fixed order on CUDA.
-        mass += torch.nn.functional.one_hot(cluster, config.n_clusters).to(plan).T @ plan
+        mass[here] += (here.unsqueeze(1) == clusters).to(plan) @ plan
     sizes = torch.bincount(labels, minlength=config.n_clusters)
     return (all_reduce_sum(mass, group) / all_reduce_sum(sizes, group).clamp_min(1).unsqueeze(1)).float()
 

@@ -18,9 +18,8 @@ from safetensors.torch import save_file
 from cae.data.dataset import size_and_time
 from cae.data.listing import REPORT_MARK
 from cae.report.thumbnails import Thumbnails, sheet_name
-from cae.results.layout import MODEL_FOLDER
 from cae.results.saved import SavedResult
-from cae.utils.checksums import content_hash, tensors_hash
+from cae.utils.checksums import tensors_hash
 
 FORMAT_VERSION = 3
 """From 3 on there are the stamps of the files."""
@@ -118,6 +117,11 @@ def stamps_of(paths: Sequence[Path | None]) -> NDArray[np.int64]:
 
 
 def fingerprint(result: SavedResult, n: int) -> str:
-    """SHA-256 over the model and the embeddings of the first n images: what `fused`, and so the map, depends on."""
-    model = [content_hash(path) for path in sorted((result.folder / MODEL_FOLDER).iterdir())]
-    return tensors_hash({"embedding": result.embeddings[:n]}, model)
+    """SHA-256 over the fit and the embeddings of the first n images: what `fused`, and so the map, depends on.
+
+    The level that the fit is cut at does not matter.
+    """
+    fitted = result.fitted
+    if fitted.hierarchy is not None:
+        fitted = fitted.cut(fitted.hierarchy.n_clusters)
+    return tensors_hash({"embedding": result.embeddings[:n]}, fitted.state_dict()["sha256"])

@@ -231,12 +231,12 @@ def _draw(
     n, side, stamps = len(order), thumbnail_side(len(order)), stamps_of(result.image_paths)
     if kept is not None and not kept.fits(result):
         kept = None
+    there = Thumbnails.none(n)
+    (folder / THUMBNAILS).mkdir(parents=True)
     if kept is not None and kept.side == side:
         there, stamps = kept.still(stamps), kept.stamps_now(stamps)
-        shutil.copytree(before / THUMBNAILS, folder / THUMBNAILS)
-    else:
-        there = Thumbnails.none(n)
-        (folder / THUMBNAILS).mkdir(parents=True)
+        for sheet in (before / THUMBNAILS).glob("*"):  # without a thumbnail there is no such folder
+            shutil.copy2(sheet, folder / THUMBNAILS)
     thumbnails = write_sheets(
         result.image_paths, order, folder / THUMBNAILS, there, side, lambda: reporter("thumbnails")
     )

@@ -1,8 +1,8 @@
 """Another number of clusters for an existing result, out of its tree of groups, without a new fit.
 
-The labels of a level follow from the leaf that the fit, or an update, gave each image; so they are those that
-`cae predict` gives from then on, and cutting at K again brings back the labels of the fit. How sure a label is comes
-from the saved embeddings, which are rounded to 16 bits, and may differ from a prediction in the third digit.
+Where images are on all levels is known since the fit, or an update, and saved with the result. So a cut has nothing to
+compute: it gives what `cae predict` gives from then on, and cutting at K again brings back what the fit gave. Results
+from before that was saved keep their labels, too (`SavedResult.placement`).
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch.nn.functional import normalize
 
 from cae.method.fitted import FittedCAE, ModelError
+from cae.method.hierarchy import Placement
 from cae.method.naming import N_REPRESENTATIVES
-from cae.method.pipeline import predict
-from cae.results.layout import MODEL_FOLDER, ResultError
+from cae.results.layout import MODEL_FOLDER, PLACEMENT, ResultError, recorded_checksums
 from cae.results.saved import SavedResult
-from cae.results.writing import write_tables
+from cae.results.writing import write_placement, write_tables
 from cae.utils.files import committing
 
 
@@ -38,37 +36,32 @@ def cut(result: SavedResult, n: int) -> None:
         fitted = result.fitted.cut(n)
     except ModelError as error:
         raise ResultError(f"{result.folder}: {error}") from error
-    assignments = _placed(result, fitted)
+    placement = result.placement
+    assignments = _placed(result.assignments, placement, fitted)
     clusters = _records(assignments, fitted)
     with committing(result.folder) as draft:
         fitted.save(draft / MODEL_FOLDER)
-        write_tables(draft, assignments, result.embeddings, clusters, _run(result.run, fitted), fitted)
+        if PLACEMENT not in recorded_checksums(result.run):
+            write_placement(draft, placement)  # so that the next cut need not make it
+        write_tables(draft, assignments, clusters, _run(result.run, fitted), fitted)
 
 
-def _placed(result: SavedResult, fitted: FittedCAE) -> pa.Table:
+def _placed(table: pa.Table, placement: Placement, fitted: FittedCAE) -> pa.Table:
     """The assignments at another level."""
-    tree, table = fitted.hierarchy, result.assignments
-    assert tree is not None  # it was cut
-    leaf = result.leaves
-    labels = tree.cluster_of_leaf(fitted.config.n_clusters)[leaf]
-    found = predict(normalize(result.embeddings.float(), dim=1), fitted)
-    # Rounding can move an image across a border between clusters: then its confidence is 0.
-    crossed = found.cluster != labels
-    columns = {
-        "cluster": labels.numpy(),
-        "name": pa.array([fitted.clusters[label].name for label in labels.tolist()], pa.string()),
-        "confidence": torch.where(crossed, 0.0, found.confidence).numpy(),
-        "similarity": found.similarity.numpy(),
-        "runner_up": torch.where(crossed, found.cluster, found.runner_up).numpy(),
-    }
+    assert fitted.hierarchy is not None  # it was cut
+    found = fitted.hierarchy.at(fitted.config.n_clusters, placement)
+    names = pa.array([cluster.name for cluster in fitted.clusters], pa.string())
+    columns = {field: pa.array(values.numpy()) for field, values in found._asdict().items()}
+    columns["cluster"] = columns.pop("labels")
+    columns["name"] = names.take(columns["cluster"])
     for name, values in columns.items():
-        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+        table = table.set_column(table.column_names.index(name), name, values)
     return table.combine_chunks()
 
 
 def _records(assignments: pa.Table, fitted: FittedCAE) -> list[dict[str, Any]]:
     """One record per cluster, with its most typical images."""
-    labels, paths = assignments["cluster"].to_numpy(), assignments["path"].to_pylist()
+    labels, paths = assignments["cluster"].to_numpy(), assignments["path"]
     by_similarity = np.argsort(-assignments["similarity"].to_numpy(), kind="stable")
     order = by_similarity[np.argsort(labels[by_similarity], kind="stable")]
     members = np.split(order, np.cumsum(np.bincount(labels, minlength=len(fitted.clusters)))[:-1])
@@ -76,7 +69,7 @@ def _records(assignments: pa.Table, fitted: FittedCAE) -> list[dict[str, Any]]:
         {
             **asdict(cluster),
             "size": len(rows),
-            "representatives": [paths[row] for row in rows[:N_REPRESENTATIVES].tolist()],
+            "representatives": paths.take(rows[:N_REPRESENTATIVES]).to_pylist(),
         }
         for cluster, rows in zip(fitted.clusters, members, strict=True)
     ]

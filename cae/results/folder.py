@@ -17,8 +17,9 @@ from torch import Tensor
 from cae.data.images import shown_path
 from cae.data.vector_files import Vectors
 from cae.method.fitted import FittedCAE
+from cae.method.hierarchy import Placement
 from cae.method.naming import N_REPRESENTATIVES
-from cae.method.pipeline import Prediction, top_texts
+from cae.method.pipeline import Prediction, placement, top_texts
 from cae.metrics.functional import clustering_scores
 
 N_TOP_NOUNS = 3
@@ -114,6 +115,12 @@ class FolderResult:
             return [[] for _ in self.embeddings]
         rows = top_texts(self.embeddings, selected, min(k, len(selected.texts))).tolist()
         return [[selected.texts[j] for j in row] for row in rows]
+
+    def placement(self) -> Placement | None:
+        """Where the images are on all levels of the tree of groups; None without a tree."""
+        if self.fitted.hierarchy is None:
+            return None
+        return placement(self.embeddings, self.fitted, self.prediction.leaf)
 
     def clusters(self) -> list[dict[str, Any]]:
         """One record per cluster, with the images nearest to its centroid and its size in this folder."""

@@ -2,6 +2,8 @@
 
 OUT/assignments.parquet, .csv   one row per image
 OUT/embeddings.safetensors      `embedding` (N, D) float16 unit rows, in the order of the assignments
+OUT/placement.safetensors       where the images are on all levels of the tree of groups, for `cae cut`: `similarity`,
+                                `confidence` and `runner_up` of `cae.method.hierarchy.Placement`; only with a tree
 OUT/clusters.json               one record per cluster, under `clusters`; one per group of the tree, under `tree`
 OUT/model/                      the fitted state (`cae.method.fitted`), for `cae predict`
 OUT/run.json                    format version, settings, provenance, scores, what was skipped, checksums of all files
@@ -24,6 +26,7 @@ FORMAT_VERSION = 2
 MODEL_FOLDER = "model"
 ASSIGNMENTS, ASSIGNMENTS_CSV = "assignments.parquet", "assignments.csv"
 EMBEDDINGS = "embeddings.safetensors"
+PLACEMENT = "placement.safetensors"
 CLUSTERS = "clusters.json"
 RUN = "run.json"
 
@@ -36,6 +39,11 @@ def checksums(folder: Path, names: Sequence[str], run: Mapping[str, Any]) -> dic
     """Checksums of files beside `run.json`, and of the contents of `run.json` itself."""
     said = {key: value for key, value in run.items() if key != "sha256"}
     return {**{name: content_hash(folder / name) for name in names}, RUN: json_hash(said)}
+
+
+def recorded_checksums(run: Mapping[str, Any]) -> Mapping[str, str | None]:
+    """The checksums that `run.json` has of files; none before version 2."""
+    return run["sha256"] if run.get("format_version", 1) > 1 else {}
 
 
 def require(folder: Path, name: str) -> None:

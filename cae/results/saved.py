@@ -15,10 +15,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from cae.data.images import shown_path
 from cae.data.listing import list_folder, looks_like_image
 from cae.method.fitted import FittedCAE, ModelError
+from cae.method.hierarchy import Placement
+from cae.method.pipeline import placement
 from cae.results.checks import check_consistent, check_unchanged, warn_of_changes
 from cae.results.edits import Edit, EditedView
 from cae.results.edits_file import History, load_history
@@ -28,10 +31,12 @@ from cae.results.layout import (
     EMBEDDINGS,
     FORMAT_VERSION,
     MODEL_FOLDER,
+    PLACEMENT,
     RUN,
     ResultError,
     damaged,
     read_json,
+    recorded_checksums,
     require,
 )
 from cae.utils.checksums import content_hashes, is_version
@@ -156,12 +161,10 @@ class SavedResult:
         """
         if self._unedited is not None:
             return self._unedited.embeddings
-        require(self.folder, EMBEDDINGS)
-        try:
-            tensors = load_file(self.folder / EMBEDDINGS)
-            embeddings = tensors["embeddings" if "embeddings" in tensors else "embedding"]
-        except (SafetensorError, OSError, KeyError) as error:
-            raise damaged(self.folder, EMBEDDINGS, error) from error
+        tensors = self._tensors(EMBEDDINGS)
+        embeddings = tensors.get("embeddings", tensors.get("embedding"))
+        if embeddings is None:
+            raise damaged(self.folder, EMBEDDINGS, "no tensor embedding")
         if len(embeddings) != len(self.assignments):
             raise damaged(self.folder, EMBEDDINGS, f"{len(embeddings)} rows for {len(self.assignments)} pictures")
         if embeddings.ndim != 2 or embeddings.dtype != torch.float16 or not embeddings.isfinite().all():
@@ -186,6 +189,36 @@ class SavedResult:
         if len(leaves) and not 0 <= int(leaves.min()) <= int(leaves.max()) < len(tree.leaves):
             raise damaged(self.folder, ASSIGNMENTS, f"leaf is not one of the tree's {len(tree.leaves)}")
         return leaves
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the N images are on all levels of the model's tree of groups.
+
+        It is in a file of its own. Results from before have none: then it is made again from the embeddings, which are
+        rounded to 16 bits, so that confidence and similarity may differ in the third digit.
+
+        Raises:
+            ResultError: damaged, or a result from before trees.
+        """
+        leaf, tree = self.leaves, self.fitted.hierarchy
+        assert tree is not None  # there are leaves
+        if PLACEMENT not in recorded_checksums(self.run):
+            return placement(normalize(self.embeddings.float(), dim=1), self.fitted, leaf)
+        tensors = self._tensors(PLACEMENT)
+        try:
+            placed = Placement(leaf, **tensors)
+            tree.check(placed)
+        except (TypeError, ValueError) as error:
+            raise damaged(self.folder, PLACEMENT, error) from error
+        check_unchanged(self.folder, PLACEMENT, self.run)
+        return placed
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        require(self.folder, name)
+        try:
+            return load_file(self.folder / name)
+        except (SafetensorError, OSError) as error:
+            raise damaged(self.folder, name, error) from error
 
     @cached_property
     def image_paths(self) -> list[Path | None]:

@@ -33,8 +33,9 @@ from torch.nn.functional import normalize
 from cae.data.images import shown_path
 from cae.data.listing import check_not_empty, list_folder
 from cae.kernels import nearest
+from cae.method.hierarchy import Placement
 from cae.results.saved import SavedResult
-from cae.results.writing import write_tables
+from cae.results.writing import write_tables, write_vectors
 from cae.utils.checksums import content_hashes
 from cae.utils.files import absolute, committing
 from cae.utils.progress import Progress
@@ -141,15 +142,13 @@ def add_images(result: SavedResult, found: FolderResult) -> None:
         "skipped": {**result.run.get("skipped", {}), **skipped},
         "updates": [*result.run.get("updates", []), update],
     }
+    placement = found.placement()
+    if placement is not None:
+        placement = Placement(*map(torch.cat, zip(result.placement, placement, strict=True)))
+    clusters = [{**record, "size": sizes[record["id"]]} for record in result.clusters]
     with committing(result.folder) as draft:
-        write_tables(
-            draft,
-            table.combine_chunks(),
-            torch.cat([result.embeddings, found.embeddings.half()]),
-            [{**record, "size": sizes[record["id"]]} for record in result.clusters],
-            run,
-            result.fitted,
-        )
+        write_vectors(draft, torch.cat([result.embeddings, found.embeddings.half()]), placement)
+        write_tables(draft, table.combine_chunks(), clusters, run, result.fitted)
 
 
 def is_outlier(x: Tensor, fitted: Tensor) -> Flags:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import torch
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cae.method.fitted import FittedCAE
+from cae.method.hierarchy import Placement
 from cae.results.layout import (
     ASSIGNMENTS,
     ASSIGNMENTS_CSV,
@@ -26,8 +28,10 @@ from cae.results.layout import (
     EMBEDDINGS,
     FORMAT_VERSION,
     MODEL_FOLDER,
+    PLACEMENT,
     RUN,
     checksums,
+    recorded_checksums,
     require,
 )
 from cae.utils.files import committing, dump_json, hold, tidy
@@ -87,8 +91,8 @@ def write_csv(table: pa.Table, path: Path) -> None:
     """Write a table as CSV, with lists of strings joined by '; '."""
     for i, column in enumerate(table.schema):
         if pa.types.is_list(column.type):
-            joined = ["; ".join(texts) for texts in table[column.name].to_pylist()]
-            table = table.set_column(i, column.name, pa.array(joined, pa.string()))
+            texts = table[column.name].cast(pa.list_(pa.string()))  # a column of empty lists knows no type
+            table = table.set_column(i, column.name, pc.binary_join(texts, "; "))
     pacsv.write_csv(table, path)
 
 
@@ -139,7 +143,10 @@ def write_result(result: FolderResult, out: Path, run: dict[str, Any]) -> None:
     }
     with committing(out) as draft:
         result.fitted.save(draft / MODEL_FOLDER)
-        write_tables(draft, result.assignments(), result.embeddings, result.clusters(), run, result.fitted)
+        write_vectors(draft, result.embeddings, result.placement())
+        write_tables(draft, result.assignments(), result.clusters(), run, result.fitted)
+    if result.fitted.hierarchy is None:
+        (out / PLACEMENT).unlink(missing_ok=True)  # of an earlier run; nobody reads it
 
 
 def _from_here(root: Path, out: Path) -> dict[str, str]:
@@ -150,29 +157,41 @@ def _from_here(root: Path, out: Path) -> dict[str, str]:
         return {}
 
 
-def write_tables(
-    out: Path,
-    assignments: pa.Table,
-    embeddings: Tensor,
-    clusters: list[dict[str, Any]],
-    run: dict[str, Any],
-    fitted: FittedCAE,
-) -> None:
-    """Write everything but the model.
+def write_vectors(out: Path, embeddings: Tensor, placement: Placement | None) -> None:
+    """Write `embeddings.safetensors`, and `placement.safetensors` where there is a tree.
 
     Args:
         out: a draft of the result folder.
-        assignments: N rows.
         embeddings: (N, D) float unit rows.
+        placement: where the N images are in the tree.
+    """
+    save_file({"embedding": embeddings.half().contiguous()}, out / EMBEDDINGS)
+    if placement is not None:
+        write_placement(out, placement)
+
+
+def write_placement(out: Path, placement: Placement) -> None:
+    """Write `placement.safetensors`. The leaves are in the assignments."""
+    save_file({name: value for name, value in placement._asdict().items() if name != "leaf"}, out / PLACEMENT)
+
+
+def write_tables(
+    out: Path, assignments: pa.Table, clusters: list[dict[str, Any]], run: dict[str, Any], fitted: FittedCAE
+) -> None:
+    """Write assignments, clusters and, with the checksums of all that is in the draft by now, `run.json`.
+
+    Args:
+        out: a draft of the result folder. Files that are not in it stay as they are, with their checksums in `run`.
+        assignments: N rows.
         clusters: one record per cluster.
         run: the contents of `run.json` besides the format version.
         fitted: the model, which knows the tree of groups if there is one.
     """
     _write_assignments(assignments, out)
-    save_file({"embedding": embeddings.half().contiguous()}, out / EMBEDDINGS)
     dump_json({"clusters": clusters, "tree": _tree(assignments, fitted)}, out / CLUSTERS)
-    run = {**run, "format_version": FORMAT_VERSION}
-    dump_json({**run, "sha256": checksums(out, (ASSIGNMENTS, EMBEDDINGS, CLUSTERS), run)}, out / RUN)
+    kept, run = recorded_checksums(run), {**run, "format_version": FORMAT_VERSION}
+    written = [name for name in (ASSIGNMENTS, EMBEDDINGS, PLACEMENT, CLUSTERS) if (out / name).is_file()]
+    dump_json({**run, "sha256": {**kept, **checksums(out, written, run)}}, out / RUN)
 
 
 def _tree(assignments: pa.Table, fitted: FittedCAE) -> list[dict[str, Any]]:

@@ -128,7 +128,8 @@ def of_result(result: SavedResult):
     edited = result.edited
     run = {key: value for key, value in result.run.items() if key != "sha256"}
     plain = edited.assignments.to_pylist(), edited.clusters, run, str(result.root), result.unmatched_edits
-    return json.dumps(plain, sort_keys=True), of_tensor(result.embeddings), of_state(result.fitted)
+    placed = list(map(of_tensor, result.placement))
+    return json.dumps(plain, sort_keys=True), of_tensor(result.embeddings), placed, of_state(result.fitted)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +137,7 @@ def of_result(result: SavedResult):
     [
         ("assignments.parquet", 3000),
         ("embeddings.safetensors", 3000),
+        ("placement.safetensors", 3000),
         ("clusters.json", 3000),
         ("run.json", 3000),
         ("edits.json", 2000),
