@@ -76,8 +76,10 @@ def contingency_matrix(preds: Labels, target: Labels) -> Tensor:
         raise ValueError(f"{len(preds)} cluster labels but {len(target)} class labels: give one of each per image")
     if len(preds) == 0:
         return preds.new_zeros(0, 0, dtype=torch.int64)
-    if int(preds.min()) < 0 or int(target.min()) < 0:
-        raise ValueError("labels must be at least 0; predictions of -1 are placeholders of a fit that has not ended")
+    if int(preds.min()) < 0:
+        raise ValueError("preds must be at least 0; those of -1 are placeholders of a fit that has not ended")
+    if int(target.min()) < 0:
+        raise ValueError("target must be at least 0; leave out images without a class, which data sets often number -1")
     # Labels may be any numbers below 2^63 and the table is dense, so callers with wild labels renumber them first.
     n_clusters, n_classes = int(preds.max()) + 1, int(target.max()) + 1
     return torch.bincount(preds * n_classes + target, minlength=n_clusters * n_classes).reshape(n_clusters, n_classes)
