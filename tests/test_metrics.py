@@ -306,6 +306,10 @@ def test_silhouette_is_scikit_learns():
     assert -1 <= metrics.silhouette_score(x, labels, sample=50) <= 1
     assert metrics.silhouette_score(x, torch.zeros(200, dtype=torch.int64)) == 0
     assert metrics.silhouette_score(x, torch.arange(200)) == 0
+    assert metrics.silhouette_score(x.requires_grad_(), labels) == pytest.approx(expected, abs=1e-5)
+    for n in (199, 201):
+        with pytest.raises(ValueError, match=f"{n} labels for 200 embeddings"):
+            metrics.silhouette_score(x, torch.zeros(n, dtype=torch.int64))
 
 
 def test_stability_is_mean_pairwise_ari():

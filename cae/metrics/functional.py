@@ -201,13 +201,20 @@ def silhouette_score(x: Tensor, labels: Labels, *, sample: int = 2000, seed: int
     Returns:
         In [-1, 1]; 0 where the sample has one cluster, or as many as images, which scikit-learn refuses.
 
+    Raises:
+        ValueError: not one label for each row, or none that `as_labels` takes.
+
     Examples:
         >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
         >>> round(silhouette_score(x, torch.tensor([0, 0, 1, 1])), 2)
         0.99
     """
+    labels = as_labels(labels)
+    if len(labels) != len(x):
+        raise ValueError(f"{len(labels)} labels for {len(x)} embeddings: give one for each")
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:sample]
-    x, labels = x.cpu()[chosen], as_labels(labels).cpu()[chosen]
+    # Only the sample leaves the device, which may hold millions of rows.
+    x, labels = x.detach()[chosen.to(x.device)].cpu(), labels.cpu()[chosen]
     if not 1 < len(labels.unique()) < len(labels):
         return 0.0
     from sklearn.metrics import silhouette_score as sklearn_silhouette  # takes a second
