@@ -178,6 +178,16 @@ def test_test_takes_classes_of_any_integer_type(module, blobs, dtype):
     assert logged["test/acc"] == pytest.approx(2 / 3 if dtype == torch.bool else 1, abs=0.05)
 
 
+def test_test_takes_classes_of_any_size_and_none_below_0(module, blobs):
+    x, groups = blobs
+    trainer(max_epochs=1).fit(module, datamodule=EmbeddingData(x))
+    (small,) = trainer().test(module, datamodule=EmbeddingData(x, groups), verbose=False)
+    (large,) = trainer().test(module, datamodule=EmbeddingData(x, groups * 10**12), verbose=False)
+    assert large == small
+    with pytest.raises(ValueError, match="a class of the test data is -1: leave out"):
+        trainer().test(module, datamodule=EmbeddingData(x, groups - 1), verbose=False)
+
+
 def test_a_shuffled_loader_can_be_tested_after_a_fit_and_again(module, blobs):
     data = TensorDataset(*blobs)
     shuffled = DistributedSampler(data, num_replicas=1, rank=0, shuffle=True)

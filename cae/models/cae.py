@@ -244,11 +244,13 @@ class CAE(Embedder):
         """Label a batch and keep its classes.
 
         Raises:
-            ValueError: the batch has no classes.
+            ValueError: the batch has no classes, or one below 0.
         """
         labels = labels_of(batch)
         if labels is None:
             raise ValueError("testing needs whole-numbered classes: batches (images, label), or dicts with `label`")
+        if (labels < 0).any():
+            raise ValueError(f"a class of the test data is {int(labels.min())}: leave out images without a class")
         x = self.embed(images_of(batch))
         found = on_cpu(self.predict_embeddings(x))
         index = self._sample_ids(batch, len(x), dataloader_idx)
