@@ -201,12 +201,13 @@ def test_bad_input_is_named(change, message):
         pipeline.fit(*change(images, banks), CAEConfig(n_clusters=K))
 
 
-@pytest.mark.parametrize("fusion", ["prototype", "concat"])
-@pytest.mark.parametrize("text_weight", [0.25, 1.0])
-def test_oracle_fusion_is_what_fuse_modalities_does(fusion, text_weight):
+@pytest.mark.parametrize(("fusion", "spherical"), [("prototype", True), ("prototype", False), ("concat", True)])
+@pytest.mark.parametrize("text_weight", [0.0, 0.25, 1.0])
+def test_oracle_fusion_is_what_fuse_modalities_does(fusion, spherical, text_weight):
     generator = torch.Generator().manual_seed(0)
     parts = [normalize(torch.randn(50, D, generator=generator), dim=1) for _ in range(3)]
-    config = CAEConfig(n_clusters=K, center_modalities=False, fusion=fusion, text_weight=text_weight)
+    settings = {"center_modalities": False, "fusion": fusion, "spherical": spherical, "text_weight": text_weight}
+    config = CAEConfig(n_clusters=K, **settings)
     z, beta = fuse_modalities(parts, torch.zeros(3, D), config)
     expected_z, expected_beta = oracle_fusion([part.double().numpy() for part in parts], config)
     np.testing.assert_allclose(z.numpy(), expected_z, atol=1e-6)
@@ -214,10 +215,13 @@ def test_oracle_fusion_is_what_fuse_modalities_does(fusion, text_weight):
 
 
 @pytest.mark.parametrize("fusion", ["prototype", "sum"])
-def test_texts_of_no_weight_leave_the_image_alone(fusion):
+@pytest.mark.parametrize("spherical", [True, False])
+def test_texts_of_no_weight_leave_the_image_alone(fusion, spherical):
     generator = torch.Generator().manual_seed(0)
     parts = [normalize(torch.randn(50, D, generator=generator), dim=1) for _ in range(3)]
-    config = CAEConfig(n_clusters=K, center_modalities=False, fusion=fusion, text_weight=0.0)
+    # So low a temperature that the image's weight of Eq. 16 is 0 in float32 for many rows.
+    settings = {"center_modalities": False, "fusion": fusion, "gamma": 1e-3, "spherical": spherical}
+    config = CAEConfig(n_clusters=K, text_weight=0.0, **settings)
     z, beta = fuse_modalities(parts, torch.zeros(3, D), config)
     torch.testing.assert_close(z, parts[0])
     torch.testing.assert_close(beta, torch.tensor([1.0, 0.0, 0.0]).expand(50, 3))
