@@ -326,7 +326,9 @@ class TrainedClustering(CAE):
         """
         if not self.heads:
             raise self._not_fitted()
-        network, mean = self.network(), self._image_mean()
+        # The fitted state stays where it was loaded: PyTorch moves what is a parameter or a buffer alone.
+        device = next(self.heads.parameters()).device
+        network, x, mean = self.network(), x.to(device), self._image_mean().to(device)
         training = self.heads.training
         self.heads.eval()
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
