@@ -275,7 +275,7 @@ def test_what_cannot_be_trained_on_is_named(tac):
         fit(tac(), [])
     with pytest.raises(ValueError, match="neither a train_dataloader nor a predict_dataloader"):
         fit(tac(), pl.LightningDataModule())
-    for option, value in (("batch_size", 0), ("neighbours", 0), ("temperature", 0.0)):
+    for option, value in (("batch_size", 1), ("batch_size", 2.5), ("neighbours", 0), ("temperature", 0.0)):
         with pytest.raises(ValueError, match=option):
             tac(**{option: value})
     with pytest.raises(ValueError, match="did you mean 'epsilon'"):
