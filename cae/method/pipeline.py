@@ -205,7 +205,9 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: P
             f"{broken} of {n_images} image embeddings hold NaN or infinity; leave these out, or fix what made them"
         )
     if stretched:
-        raise ValueError(f"{stretched} of {n_images} image embeddings are not of unit length; normalize them first")
+        raise ValueError(
+            f"{stretched} of {n_images} image embeddings are not of unit length: normalize them, but leave out zeros"
+        )
 
 
 def _assigned(z: Tensor, beta: Tensor, *, fitted: FittedCAE) -> tuple[Tensor, ...]:
