@@ -14,6 +14,7 @@ from cae import CAE, ImageFolderData
 from cae.data import EmbeddingData
 from cae.method.fitted import ModelError
 from cae.metrics import clustering_scores
+from cae.models.pending import on_cpu
 
 K = 3
 
@@ -176,6 +177,17 @@ def test_test_takes_classes_of_any_integer_type(module, blobs, dtype):
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         (logged,) = trainer().test(module, DataLoader(batches, batch_size=None), verbose=False)
     assert logged["test/acc"] == pytest.approx(2 / 3 if dtype == torch.bool else 1, abs=0.05)
+
+
+def test_test_logs_on_the_device_of_the_module(module, blobs, monkeypatch):
+    """Lightning's sum over processes runs where the numbers are, and NCCL's on GPUs alone; a meta device stands in."""
+    logged = {}
+    trainer(max_epochs=1).fit(module, datamodule=EmbeddingData(blobs[0]))
+    monkeypatch.setattr(module, "log_dict", lambda scores, **_: logged.update(scores))
+    monkeypatch.setattr(CAE, "device", torch.device("meta"))
+    module._tested.add(torch.arange(60), on_cpu(module.predict_embeddings(blobs[0])), blobs[1])
+    module.on_test_epoch_end()
+    assert {score.device.type for score in logged.values()} == {"meta"}
 
 
 def test_test_takes_classes_of_any_size_and_none_below_0(module, blobs):
