@@ -137,6 +137,11 @@ class Embedder(pl.LightningModule):
         """Leave out the parameter that is only there for DDP."""
         checkpoint["state_dict"].pop("anchor", None)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lack no parameter that is only there for DDP."""
+        if hasattr(self, "anchor"):
+            checkpoint["state_dict"]["anchor"] = self.anchor
+
     def configure_optimizers(self) -> list[Any]:
         """None: nothing is trained."""
         return []
