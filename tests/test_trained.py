@@ -141,6 +141,12 @@ def test_same_seed_same_result_and_another_seed_another(make):
     assert not torch.equal(first, weights(1))
 
 
+def test_making_the_heads_draws_no_random_numbers_of_the_callers(make):
+    module, before = make(), torch.get_rng_state()
+    module.build_heads(48)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_resumed_run_ends_where_an_unbroken_one_ends(make, tmp_path):
     x, _ = toy()
     loader = DataLoader(x, batch_size=32)
