@@ -134,6 +134,14 @@ def test_several_loaders_are_fitted_together(module):
     )
 
 
+@pytest.mark.parametrize("pack", [list, lambda loaders: dict(zip("ab", loaders, strict=True))])
+def test_a_fit_of_several_loaders_is_refused(module, blobs, pack):
+    loaders = pack([DataLoader(blobs[0][:16], batch_size=8), DataLoader(blobs[0][16:], batch_size=8)])
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="a fit takes one loader, got 2: join"):
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer(max_epochs=1).fit(module, loaders)
+
+
 def test_fit_then_predict_gives_what_a_fresh_predict_gives(module, picture_folder, fake_encoder, text_files):
     data = ImageFolderData(picture_folder, batch_size=4, num_workers=0)
     expected = predict(module, data)

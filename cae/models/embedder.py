@@ -152,6 +152,19 @@ class Embedder(pl.LightningModule):
         # The trials of BatchSizeFinder have run before and ended as a fit does. What they embedded is in the store.
         self.trainer.should_stop = False
 
+    def on_train_start(self) -> None:
+        """Refuse several loaders: Lightning puts a batch of each into one, of which the first would be taken alone.
+
+        Raises:
+            ValueError: there are several.
+        """
+        loaders = self.trainer.train_dataloader
+        if isinstance(loaders, list | tuple | dict) and len(loaders) > 1:
+            raise ValueError(
+                f"a fit takes one loader, got {len(loaders)}: join their data sets (torch.utils.data.ConcatDataset), "
+                "or call trainer.predict, which takes several"
+            )
+
     @torch.no_grad()
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Encode a batch into the store."""
