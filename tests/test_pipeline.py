@@ -186,6 +186,15 @@ def test_names_are_distinct_and_typical():
 
 
 @pytest.mark.parametrize(
+    ("modalities", "kind"), [(("caption", "noun"), "noun"), (("noun",), "noun"), (("caption",), "caption")]
+)
+def test_names_are_nouns_where_there_are_nouns(modalities, kind):
+    images, _, banks = toy_world()
+    fitted, _ = pipeline.fit(images, banks, CAEConfig(n_clusters=K, modalities=modalities))
+    assert all(group.name.startswith(kind) for group in (*fitted.clusters, *fitted.nodes))
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda x, banks: (x[: K - 1], banks), "cannot make 4 clusters of 3 images"),
