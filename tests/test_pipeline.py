@@ -152,6 +152,26 @@ def test_predict_gives_the_labels_of_fit_bit_for_bit(preset):
             assert torch.equal(found, expected[order]), (field, batch_size)
 
 
+@pytest.mark.parametrize("n", [K, K - 1, K + 1])
+def test_no_level_of_the_tree_depends_on_the_precision_that_is_set_outside(n, monkeypatch):
+    """As for TF32, which Lightning recommends: every product of an assignment is one of float32."""
+    images, _, banks = toy_world()
+    fitted = pipeline.fit(images, banks, CAEConfig(n_clusters=K, n_init=1))[0].cut(n)
+    seen, multiply, before = set(), torch.Tensor.__matmul__, torch.get_float32_matmul_precision()
+
+    def watched(a, b):
+        seen.add(torch.backends.cuda.matmul.fp32_precision)
+        return multiply(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
+    torch.set_float32_matmul_precision("high")
+    try:
+        pipeline.predict(images[:3], fitted)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == {"ieee"}
+
+
 def test_same_seed_same_labels():
     images, _, banks = toy_world()
     runs = [pipeline.fit(images, banks, CAEConfig(n_clusters=K, seed=3))[1] for _ in range(2)]
