@@ -106,7 +106,7 @@ class CAEConfig:
             "seed": 0,
         }
         if self.n_clusters == AUTO_N_CLUSTERS:
-            del minima["n_clusters"]
+            minima["n_clusters"] = AUTO_N_CLUSTERS
         for name, least in minima.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -14,6 +14,7 @@ from cae import CAE, ImageFolderData
 from cae.data import EmbeddingData
 from cae.method.fitted import ModelError
 from cae.metrics import clustering_scores
+from cae.models.pending import on_cpu
 
 K = 3
 
@@ -133,6 +134,14 @@ def test_several_loaders_are_fitted_together(module):
     )
 
 
+@pytest.mark.parametrize("pack", [list, lambda loaders: dict(zip("ab", loaders, strict=True))])
+def test_a_fit_of_several_loaders_is_refused(module, blobs, pack):
+    loaders = pack([DataLoader(blobs[0][:16], batch_size=8), DataLoader(blobs[0][16:], batch_size=8)])
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="a fit takes one loader, got 2: join"):
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer(max_epochs=1).fit(module, loaders)
+
+
 def test_fit_then_predict_gives_what_a_fresh_predict_gives(module, picture_folder, fake_encoder, text_files):
     data = ImageFolderData(picture_folder, batch_size=4, num_workers=0)
     expected = predict(module, data)
@@ -176,6 +185,27 @@ def test_test_takes_classes_of_any_integer_type(module, blobs, dtype):
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         (logged,) = trainer().test(module, DataLoader(batches, batch_size=None), verbose=False)
     assert logged["test/acc"] == pytest.approx(2 / 3 if dtype == torch.bool else 1, abs=0.05)
+
+
+def test_test_logs_on_the_device_of_the_module(module, blobs, monkeypatch):
+    """Lightning's sum over processes runs where the numbers are, and NCCL's on GPUs alone; a meta device stands in."""
+    logged = {}
+    trainer(max_epochs=1).fit(module, datamodule=EmbeddingData(blobs[0]))
+    monkeypatch.setattr(module, "log_dict", lambda scores, **_: logged.update(scores))
+    monkeypatch.setattr(CAE, "device", torch.device("meta"))
+    module._tested.add(torch.arange(60), on_cpu(module.predict_embeddings(blobs[0])), blobs[1])
+    module.on_test_epoch_end()
+    assert {score.device.type for score in logged.values()} == {"meta"}
+
+
+def test_test_takes_classes_of_any_size_and_none_below_0(module, blobs):
+    x, groups = blobs
+    trainer(max_epochs=1).fit(module, datamodule=EmbeddingData(x))
+    (small,) = trainer().test(module, datamodule=EmbeddingData(x, groups), verbose=False)
+    (large,) = trainer().test(module, datamodule=EmbeddingData(x, groups * 10**12), verbose=False)
+    assert large == small
+    with pytest.raises(ValueError, match="a class of the test data is -1: leave out"):
+        trainer().test(module, datamodule=EmbeddingData(x, groups - 1), verbose=False)
 
 
 def test_a_shuffled_loader_can_be_tested_after_a_fit_and_again(module, blobs):

@@ -38,6 +38,8 @@ def test_overrides_change_a_preset_and_survive_json():
     [
         ({"n_clusters": 1}, "n_clusters must be a whole number of at least 2, got 1"),
         ({"n_clusters": 2.5}, "n_clusters must be a whole number"),
+        ({"n_clusters": False}, "n_clusters must be a whole number"),  # which equals AUTO_N_CLUSTERS
+        ({"n_clusters": 0.0}, "n_clusters must be a whole number"),
         ({"n_clusters": 3, "epsilon": 0}, "epsilon must be a positive number"),
         ({"n_clusters": 3, "gamma": float("nan")}, "gamma must be a positive number"),
         ({"n_clusters": 3, "top_k": 0}, "top_k"),

@@ -64,6 +64,18 @@ def run_verbs(folder, texts, **options):
     return found
 
 
+def sizes_after_resuming(texts, checkpoint, **options):
+    """Clusters of a module that takes up a fit by its checkpoint, which lacks what is there for DDP alone."""
+    data = EmbeddingData(*blobs(), batch_size=8, num_workers=0)
+    fitted, resumed = (CAE(K, encoder=FakeEncoder(), n_init=3, **texts) for _ in range(2))
+    runner = pl.Trainer(**OPTIONS, **options, max_epochs=1)
+    runner.fit(fitted, datamodule=data)
+    runner.save_checkpoint(checkpoint)
+    runner = pl.Trainer(**OPTIONS, **options, max_epochs=1)
+    runner.fit(resumed, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    return [cluster.size for cluster in resumed.fitted.clusters]
+
+
 def free_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -95,6 +107,7 @@ def _leave():
 def _enter(rank, world, port, folder, texts, out):
     _join(rank, world, port)
     found = run_verbs(folder, texts, devices=world, strategy="ddp")
+    found["resumed", "sizes"] = sizes_after_resuming(texts, out / "fit.ckpt", devices=world, strategy="ddp")
     (out / f"{rank}.pickle").write_bytes(pickle.dumps(found))
     _leave()
 
@@ -116,13 +129,14 @@ def test_verbs_give_what_one_process_gives(picture_folder, text_files, tmp_path,
             assert rank[name, "sizes"] == alone[name, "sizes"]
             assert rank[name, "test"] == pytest.approx(alone[name, "test"], abs=1e-3)
     for rank in ranks:
+        assert rank["resumed", "sizes"] == alone["embeddings", "sizes"]
         assert rank["own", "n"] == 61
         assert rank["own", "sizes"] == alone["own", "sizes"]
         assert rank["own", "test"] == pytest.approx(alone["own", "test"], abs=1e-3)
 
 
 class Counting(FakeEncoder):
-    """ContingencyMatrix the images that it has encoded, and at some number calls `end`."""
+    """Counts the images that it has encoded, and at some number calls `end`."""
 
     def __init__(self, last=None, end=None):
         self.count, self.last, self.end = 0, last, end

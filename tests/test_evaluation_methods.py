@@ -81,6 +81,8 @@ def test_settings_behind_colons():
         ("magic", "unknown method 'magic'; methods are kmeans"),
         ("default:gama=1", "did you mean 'gamma'"),
         ("default:gamma", "no setting=value"),
+        ("default:n_clusters=5", "no setting=value"),
+        ("default:preset=paper", "no setting=value"),
         ("default:gamma=much", "gamma must be a number"),
         ("default:image=maybe", "true or false"),
         ("default:top_k=0", "top_k must be a whole number"),

@@ -12,6 +12,7 @@ from cae.cli import commands as cli
 from cae.evaluation import DatasetError, embed, load_dataset
 from cae.evaluation.paper import PAPER
 from cae.evaluation.tables import markdown, sweeps
+from cae.text import TextError
 
 # Texts of the fake encoder are noise, far from every picture: transport at the default epsilon is slow to balance.
 pytestmark = pytest.mark.filterwarnings("ignore:cosine_sinkhorn")
@@ -116,11 +117,20 @@ def test_texts_are_selected_on_the_training_split(evaluate, picture_folder):
     assert results[0]["acc"]["mean"] > 30
 
 
+def test_class_names_are_read_as_texts_are(evaluate, tmp_path):
+    """With a byte order mark, as Windows' editors begin a file: it is no part of a name."""
+    plain, marked = (tmp_path / f"{name}.txt" for name in ("plain", "marked"))
+    plain.write_text("blue\ngreen\nred\n")
+    marked.write_text("blue\r\n\r\ngreen \r\nred\r\n", encoding="utf-8-sig")
+    scores = [evaluate(["zero-shot"], class_names=names)[0]["nmi"] for names in (plain, marked)]
+    assert scores[0] == scores[1]
+
+
 def test_what_does_not_fit_is_named_before_anything_runs(evaluate, tmp_path):
     (tmp_path / "names.txt").write_text("red\ngreen\n")
     with pytest.raises(DatasetError, match="2 class names for the 3 classes"):
         evaluate(["zero-shot"], class_names=tmp_path / "names.txt")
-    with pytest.raises(DatasetError, match=r"class names in .* cannot be read"):
+    with pytest.raises(TextError, match=r"nowhere\.txt cannot be read"):
         evaluate(["zero-shot"], class_names=tmp_path / "nowhere.txt")
     with pytest.raises(ValueError, match="unknown method 'magic'"):
         evaluate(["kmeans", "magic"])

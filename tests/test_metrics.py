@@ -106,9 +106,11 @@ def test_mapping_says_which_cluster_is_which_class():
     [
         ([0, 1], [0], "2 cluster labels but 1 class labels"),
         ([0.5], [0], "whole numbers"),
-        ([-1], [0], "at least 0"),
+        ([-1], [0], "preds must be at least 0; .* placeholders"),
+        ([0], [-1], "target must be at least 0; leave out images without a class"),
         ([3], [0], "made for 3 and 2"),
         ([0], [2], "made for 3 and 2"),
+        ([0], [2**40], "made for 3 and 2"),  # whose table no memory would hold
     ],
 )
 def test_labels_that_cannot_be_counted_are_named(preds, target, message):
@@ -304,6 +306,10 @@ def test_silhouette_is_scikit_learns():
     assert -1 <= metrics.silhouette_score(x, labels, sample=50) <= 1
     assert metrics.silhouette_score(x, torch.zeros(200, dtype=torch.int64)) == 0
     assert metrics.silhouette_score(x, torch.arange(200)) == 0
+    assert metrics.silhouette_score(x.requires_grad_(), labels) == pytest.approx(expected, abs=1e-5)
+    for n in (199, 201):
+        with pytest.raises(ValueError, match=f"{n} labels for 200 embeddings"):
+            metrics.silhouette_score(x, torch.zeros(n, dtype=torch.int64))
 
 
 def test_stability_is_mean_pairwise_ari():

@@ -152,6 +152,26 @@ def test_predict_gives_the_labels_of_fit_bit_for_bit(preset):
             assert torch.equal(found, expected[order]), (field, batch_size)
 
 
+@pytest.mark.parametrize("n", [K, K - 1, K + 1])
+def test_no_level_of_the_tree_depends_on_the_precision_that_is_set_outside(n, monkeypatch):
+    """As for TF32, which Lightning recommends: every product of an assignment is one of float32."""
+    images, _, banks = toy_world()
+    fitted = pipeline.fit(images, banks, CAEConfig(n_clusters=K, n_init=1))[0].cut(n)
+    seen, multiply, before = set(), torch.Tensor.__matmul__, torch.get_float32_matmul_precision()
+
+    def watched(a, b):
+        seen.add(torch.backends.cuda.matmul.fp32_precision)
+        return multiply(a, b)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
+    torch.set_float32_matmul_precision("high")
+    try:
+        pipeline.predict(images[:3], fitted)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == {"ieee"}
+
+
 def test_same_seed_same_labels():
     images, _, banks = toy_world()
     runs = [pipeline.fit(images, banks, CAEConfig(n_clusters=K, seed=3))[1] for _ in range(2)]
@@ -186,6 +206,15 @@ def test_names_are_distinct_and_typical():
 
 
 @pytest.mark.parametrize(
+    ("modalities", "kind"), [(("caption", "noun"), "noun"), (("noun",), "noun"), (("caption",), "caption")]
+)
+def test_names_are_nouns_where_there_are_nouns(modalities, kind):
+    images, _, banks = toy_world()
+    fitted, _ = pipeline.fit(images, banks, CAEConfig(n_clusters=K, modalities=modalities))
+    assert all(group.name.startswith(kind) for group in (*fitted.clusters, *fitted.nodes))
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda x, banks: (x[: K - 1], banks), "cannot make 4 clusters of 3 images"),
@@ -201,12 +230,13 @@ def test_bad_input_is_named(change, message):
         pipeline.fit(*change(images, banks), CAEConfig(n_clusters=K))
 
 
-@pytest.mark.parametrize("fusion", ["prototype", "concat"])
-@pytest.mark.parametrize("text_weight", [0.25, 1.0])
-def test_oracle_fusion_is_what_fuse_modalities_does(fusion, text_weight):
+@pytest.mark.parametrize(("fusion", "spherical"), [("prototype", True), ("prototype", False), ("concat", True)])
+@pytest.mark.parametrize("text_weight", [0.0, 0.25, 1.0])
+def test_oracle_fusion_is_what_fuse_modalities_does(fusion, spherical, text_weight):
     generator = torch.Generator().manual_seed(0)
     parts = [normalize(torch.randn(50, D, generator=generator), dim=1) for _ in range(3)]
-    config = CAEConfig(n_clusters=K, center_modalities=False, fusion=fusion, text_weight=text_weight)
+    settings = {"center_modalities": False, "fusion": fusion, "spherical": spherical, "text_weight": text_weight}
+    config = CAEConfig(n_clusters=K, **settings)
     z, beta = fuse_modalities(parts, torch.zeros(3, D), config)
     expected_z, expected_beta = oracle_fusion([part.double().numpy() for part in parts], config)
     np.testing.assert_allclose(z.numpy(), expected_z, atol=1e-6)
@@ -214,10 +244,13 @@ def test_oracle_fusion_is_what_fuse_modalities_does(fusion, text_weight):
 
 
 @pytest.mark.parametrize("fusion", ["prototype", "sum"])
-def test_texts_of_no_weight_leave_the_image_alone(fusion):
+@pytest.mark.parametrize("spherical", [True, False])
+def test_texts_of_no_weight_leave_the_image_alone(fusion, spherical):
     generator = torch.Generator().manual_seed(0)
     parts = [normalize(torch.randn(50, D, generator=generator), dim=1) for _ in range(3)]
-    config = CAEConfig(n_clusters=K, center_modalities=False, fusion=fusion, text_weight=0.0)
+    # So low a temperature that the image's weight of Eq. 16 is 0 in float32 for many rows.
+    settings = {"center_modalities": False, "fusion": fusion, "gamma": 1e-3, "spherical": spherical}
+    config = CAEConfig(n_clusters=K, text_weight=0.0, **settings)
     z, beta = fuse_modalities(parts, torch.zeros(3, D), config)
     torch.testing.assert_close(z, parts[0])
     torch.testing.assert_close(beta, torch.tensor([1.0, 0.0, 0.0]).expand(50, 3))

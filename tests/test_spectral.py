@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from scipy.sparse import csr_array
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import adjusted_rand_score
 from sklearn.neighbors import kneighbors_graph
@@ -78,6 +79,14 @@ def test_eigenvectors_are_those_of_the_dense_matrix(n):
     assert np.diff(values).min() > 1e-4, "the vectors of equal values are not determined"
     found = leading_eigenvectors(graph, rows, K, seed=0)
     np.testing.assert_allclose(np.abs((found * expected[:, ::-1]).sum(axis=0)), 1, atol=1e-5)
+
+
+def test_equal_rows_have_as_many_eigenvectors_as_others():
+    """LAPACK finds none of some of these matrices, here of 27 rows, if it is asked for two."""
+    for n in range(2, 40):
+        rows, everybody = normalize(torch.ones(n, 8), dim=1), csr_array(np.ones((n, n)) - np.eye(n))
+        vectors = leading_eigenvectors(everybody, rows, 2, seed=0)
+        np.testing.assert_allclose(vectors.T @ vectors, np.eye(2), atol=1e-6)
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.0], ids=["images", "equal images"])

@@ -1,5 +1,6 @@
 """The trained methods under a real Trainer: fit, predict, test, resume, disk, two processes."""
 
+import contextlib
 import logging
 import warnings
 
@@ -140,6 +141,12 @@ def test_same_seed_same_result_and_another_seed_another(make):
     assert not torch.equal(first, weights(1))
 
 
+def test_making_the_heads_draws_no_random_numbers_of_the_callers(make):
+    module, before = make(), torch.get_rng_state()
+    module.build_heads(48)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_resumed_run_ends_where_an_unbroken_one_ends(make, tmp_path):
     x, _ = toy()
     loader = DataLoader(x, batch_size=32)
@@ -196,6 +203,18 @@ def test_a_trained_model_is_not_taken_for_a_training_free_one(tac, fake_encoder,
     fake_encoder.fingerprint = "another"
     with pytest.raises(ModelError, match="fitted with encoder"):
         predict(load_pretrained(tmp_path, encoder=fake_encoder), DataLoader(toy()[0], batch_size=32))
+
+
+def test_a_model_that_was_moved_takes_rows_of_any_device(make, fake_encoder, tmp_path, monkeypatch):
+    """Heads move with the module, the fitted state does not. A meta tensor meets no other, as one on a GPU."""
+    x, _ = toy()
+    module = make()
+    fit(module, DataLoader(x, batch_size=32), max_epochs=1).save_checkpoint(tmp_path / "trained.ckpt")
+    restored = type(module).load_from_checkpoint(tmp_path / "trained.ckpt", encoder=fake_encoder, weights_only=True)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which knows no meta tensors
+    found = restored.to("meta").predict_embeddings(x)
+    assert {column.device.type for column in found} == {"meta"}
+    assert found.cluster.shape == (len(x),)
 
 
 def test_trainer_test_scores_against_labels(tac):
@@ -262,7 +281,7 @@ def test_what_cannot_be_trained_on_is_named(tac):
         fit(tac(), [])
     with pytest.raises(ValueError, match="neither a train_dataloader nor a predict_dataloader"):
         fit(tac(), pl.LightningDataModule())
-    for option, value in (("batch_size", 0), ("neighbours", 0), ("temperature", 0.0)):
+    for option, value in (("batch_size", 1), ("batch_size", 2.5), ("neighbours", 0), ("temperature", 0.0)):
         with pytest.raises(ValueError, match=option):
             tac(**{option: value})
     with pytest.raises(ValueError, match="did you mean 'epsilon'"):

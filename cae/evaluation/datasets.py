@@ -19,7 +19,6 @@ is where TAC selects its texts.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ from cae.data.demo import demo_images
 from cae.data.modules import read_item, read_path, read_row
 from cae.data.vector_files import READERS as EMBEDDING_READERS
 from cae.data.vector_files import holds_vectors, read_vectors
+from cae.text.corpora import timm_file
 from cae.utils.cache import cache_dir
 from cae.utils.hub import from_the_cache_if_unreachable
 
@@ -142,10 +142,12 @@ def load_dataset(
 
 def _folder(root: Path, split: Split) -> LabelledImages:
     """A folder per class; or such folders below `train`, and `test` or `val`."""
-    names = {"train": ("train",), "test": ("test", "val", "validation")}
-    below = {part: next((root / name for name in names[part] if (root / name).is_dir()), None) for part in names}
-    if below["train"] and below["test"]:
-        root = Path(*root.parts, below[split].name)  # type: ignore[union-attr]
+    train, test = (
+        next((root / name for name in names if (root / name).is_dir()), None)
+        for names in (("train",), ("test", "val", "validation"))
+    )
+    if train and test:
+        root = train if split == "train" else test
     elif split == "train":
         raise DatasetError(
             f"{root} has no folders `train` and `test`: there is no other split to select texts on; use --fit-on test"
@@ -301,9 +303,7 @@ def _imagenet_names() -> dict[str, str]:
     """The 1,000 synsets and the names that CLIP's authors gave them for zero-shot classification."""
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
-    timm = importlib.util.find_spec("timm")
-    assert timm is not None and timm.origin is not None, "timm is a declared dependency"
-    synsets = (Path(timm.origin).parent / "data" / "_info" / "imagenet_synsets.txt").read_text(encoding="utf-8").split()
+    synsets = timm_file("imagenet_synsets.txt").read_text(encoding="utf-8").split()
     return dict(zip(synsets, IMAGENET_CLASSNAMES, strict=True))
 
 

@@ -171,7 +171,7 @@ def parse_method(name: str, n_clusters: int | Literal["auto"], **overrides: Any)
     settings = dict(method.settings or {})
     for change in changes:
         key, equals, value = change.partition("=")
-        if not equals:
+        if not equals or key in ("preset", "n_clusters"):  # the row's, and the classes'
             raise ValueError(f"the method {name!r} holds {change!r}, which is no setting=value as in default:gamma=0.1")
         settings[key] = _value(key, value)
     return method, CAEConfig.from_preset(method.preset, n_clusters, **{**settings, **overrides})

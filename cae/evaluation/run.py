@@ -21,6 +21,7 @@ from cae.evaluation.methods import Problem, parse_method
 from cae.evaluation.study import conditions, embed, load_banks, make_problem, run_study
 from cae.evaluation.tables import plot_tsne, write_study
 from cae.method import pipeline
+from cae.text.corpora import normalise, read_lines
 from cae.text.vectors import Source, check_width, is_vectors, read_text_vectors, text_sources
 from cae.utils.progress import Progress, Reporter
 
@@ -183,11 +184,6 @@ def _without_names(methods: Sequence[str], dataset: str, data: LabelledEmbedding
 
 def _class_names(file: Path) -> tuple[list[str], Tensor | None]:
     """Names of classes, and their vectors if the file holds them."""
-    return read_text_vectors(file) if is_vectors(file) else (_lines(file), None)
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"the class names in {file} cannot be read: {error}") from error
+    if is_vectors(file):
+        return read_text_vectors(file)
+    return [name for line in read_lines(file) if (name := normalise(line))], None

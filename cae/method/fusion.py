@@ -72,11 +72,15 @@ def fuse_modalities(parts: Sequence[Tensor], means: Tensor, config: CAEConfig) -
     # Prior weights: 1 for the image, `text_weight` for texts, or 1 for all where the image takes no part.
     weight = torch.full((len(parts),), config.text_weight if config.image else 1.0).to(parts[0])
     weight[0] = 1.0
-    if config.fusion == "prototype":
+    # Texts of no weight leave the image alone, even where its share by Eq. 16 rounds to 0.
+    if config.fusion == "prototype" and (config.text_weight or not config.image):
         z, beta = fuse(parts, gamma=config.gamma)
         if config.image:
             # sum_m weight_m beta_m x_m, out of the sum without weights
-            z = config.text_weight * z + (1 - config.text_weight) * beta[:, :1] * parts[0]
+            extra = (1 - config.text_weight) * beta[:, :1]
+            z = config.text_weight * z + extra * parts[0]
+            if not config.spherical:  # else its length is of no account
+                z = z / (config.text_weight + extra)  # sum_m weight_m beta_m
         beta = beta * weight
     else:
         weighted = [factor * part for factor, part in zip(weight, parts, strict=True)]

@@ -52,7 +52,7 @@ def describe_clusters(
     """
     mass = {modality: transport_mass(x, labels, texts, config, group) for modality, texts in selected.items()}
     sums, sizes = cluster_sums(x, labels, config.n_clusters, group)
-    images, bank = (sums / sizes.unsqueeze(1)).float(), banks[config.modalities[0]]
+    images, bank = (sums / sizes.unsqueeze(1)).float(), _bank_of_names(banks, config)
     scores = name_scores(images, bank, banks.get("caption"), mass.get("noun"), selected.get("noun"))
     names = [str(name) for name in cluster_names(scores, bank.texts)]
     return _described(names, images, sizes, mass, selected, banks, config)
@@ -80,7 +80,7 @@ def describe_tree(
         tree: the tree over the clusters.
         selected: the selected texts and their potentials, by modality.
         banks: the banks they come from, which know the glosses.
-        config: gives K, epsilon and which modality names.
+        config: gives K, epsilon and which modality names: nouns, or captions where there are no nouns.
         group: the processes that share the images; all get the same descriptions.
 
     Returns:
@@ -97,13 +97,18 @@ def describe_tree(
     sums, n = inside @ sums, (inside @ sizes.double()).round()
     share = inside * sizes / n.clamp_min(1).unsqueeze(1)
     mass = {modality: (share @ values.double()).float() for modality, values in mass.items()}
-    images, bank = (sums / n.unsqueeze(1)).float(), banks[config.modalities[0]]
+    images, bank = (sums / n.unsqueeze(1)).float(), _bank_of_names(banks, config)
     k = tree.n_clusters
     scores = name_scores(images, bank, banks.get("caption"), mass.get("noun"), selected.get("noun"), k)
     names = tree_names(tree, scores, bank.texts, n.tolist())
     found = _described(names, images, n.long(), mass, selected, banks, config, k)
     described = {node: replace(cluster, id=node) for node, cluster in zip(nodes, found, strict=True)}
     return found[:k], [described[node] for node in range(tree.n_nodes)]
+
+
+def _bank_of_names(banks: Mapping[str, TextBank], config: CAEConfig) -> TextBank:
+    """Nouns, or captions where there are no nouns."""
+    return banks["noun" if "noun" in config.modalities else "caption"]
 
 
 def _around_the_fit(tree: Hierarchy) -> tuple[list[int], list[int], list[int]]:
@@ -200,7 +205,7 @@ def _described(
         ]
         for modality, values in mass.items()
     }
-    glosses = fitting_glosses(names, images, banks[config.modalities[0]], banks.get("caption"), n)
+    glosses = fitting_glosses(names, images, _bank_of_names(banks, config), banks.get("caption"), n)
     return [
         ClusterDescription(
             id=k,

@@ -35,6 +35,7 @@ from torch.distributed import ProcessGroup
 from cae.config import AUTO_N_CLUSTERS, CAEConfig
 from cae.kernels import nearest
 from cae.kernels.checks import UNIT_TOLERANCE
+from cae.kernels.exact import exact_products
 from cae.method import stages
 from cae.method.auto import decide, sample_size
 from cae.method.blocks import CHUNK_ROWS, blockwise
@@ -223,14 +224,17 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: P
             f"{broken} of {n_images} image embeddings hold NaN or infinity; leave these out, or fix what made them"
         )
     if stretched:
-        raise ValueError(f"{stretched} of {n_images} image embeddings are not of unit length; normalize them first")
+        raise ValueError(
+            f"{stretched} of {n_images} image embeddings are not of unit length: normalize them, but leave out zeros"
+        )
 
 
 def _assigned(z: Tensor, beta: Tensor, *, fitted: FittedCAE) -> tuple[Tensor, ...]:
     """A block of z to the fields of `Prediction`."""
-    if fitted.hierarchy is None:
-        found = fitted.partition.assign(z)
-        leaf = found.labels
-    else:
-        found, leaf = fitted.hierarchy.assign(z, fitted.partition, fitted.config.n_clusters)
+    with exact_products(z.device):
+        if fitted.hierarchy is None:
+            found = fitted.partition.assign(z)
+            leaf = found.labels
+        else:
+            found, leaf = fitted.hierarchy.assign(z, fitted.partition, fitted.config.n_clusters)
     return found.labels, found.confidence, found.runner_up, found.similarity, beta, leaf

@@ -168,7 +168,10 @@ def leading_eigenvectors(graph: csr_array, rows: Tensor, k: int, seed: int) -> F
     root = 1 / np.sqrt(degree)
     scaled, factor = diags_array(root) @ graph @ diags_array(root), factor * root[:, None]
     if n <= DENSE or k > n // 8:
-        return scipy.linalg.eigh(scaled.toarray() + factor @ factor.T, subset_by_index=(n - k, n - 1))[1][:, ::-1]
+        matrix = scaled.toarray() + factor @ factor.T
+        vectors = scipy.linalg.eigh(matrix, subset_by_index=(n - k, n - 1))[1]
+        # Of equal images, whose eigenvalues are all equal but one, LAPACK's search for some may find none.
+        return (vectors if vectors.shape[1] == k else scipy.linalg.eigh(matrix)[1][:, n - k :])[:, ::-1]
     if k >= MANY:
         return many_eigenvectors(scaled, factor, k, seed)
     operator = LinearOperator((n, n), lambda v: scaled @ v + factor @ (v @ factor), dtype=np.float64)

@@ -76,8 +76,10 @@ def contingency_matrix(preds: Labels, target: Labels) -> Tensor:
         raise ValueError(f"{len(preds)} cluster labels but {len(target)} class labels: give one of each per image")
     if len(preds) == 0:
         return preds.new_zeros(0, 0, dtype=torch.int64)
-    if int(preds.min()) < 0 or int(target.min()) < 0:
-        raise ValueError("labels must be at least 0; predictions of -1 are placeholders of a fit that has not ended")
+    if int(preds.min()) < 0:
+        raise ValueError("preds must be at least 0; those of -1 are placeholders of a fit that has not ended")
+    if int(target.min()) < 0:
+        raise ValueError("target must be at least 0; leave out images without a class, which data sets often number -1")
     # Labels may be any numbers below 2^63 and the table is dense, so callers with wild labels renumber them first.
     n_clusters, n_classes = int(preds.max()) + 1, int(target.max()) + 1
     return torch.bincount(preds * n_classes + target, minlength=n_clusters * n_classes).reshape(n_clusters, n_classes)
@@ -199,13 +201,20 @@ def silhouette_score(x: Tensor, labels: Labels, *, sample: int = 2000, seed: int
     Returns:
         In [-1, 1]; 0 where the sample has one cluster, or as many as images, which scikit-learn refuses.
 
+    Raises:
+        ValueError: not one label for each row, or none that `as_labels` takes.
+
     Examples:
         >>> x = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9]])
         >>> round(silhouette_score(x, torch.tensor([0, 0, 1, 1])), 2)
         0.99
     """
+    labels = as_labels(labels)
+    if len(labels) != len(x):
+        raise ValueError(f"{len(labels)} labels for {len(x)} embeddings: give one for each")
     chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:sample]
-    x, labels = x.cpu()[chosen], as_labels(labels).cpu()[chosen]
+    # Only the sample leaves the device, which may hold millions of rows.
+    x, labels = x.detach()[chosen.to(x.device)].cpu(), labels.cpu()[chosen]
     if not 1 < len(labels.unique()) < len(labels):
         return 0.0
     from sklearn.metrics import silhouette_score as sklearn_silhouette  # takes a second

@@ -19,6 +19,7 @@ from cae.metrics.functional import (
     Labels,
     accuracy_from_contingency,
     ari_from_contingency,
+    as_labels,
     cluster_to_class,
     contingency_matrix,
     nmi_from_contingency,
@@ -61,12 +62,15 @@ class ContingencyMetric(Metric):
 
     def update(self, preds: Labels, target: Labels) -> None:
         """Count a batch: (B,) clusters and (B,) classes of any integer dtype."""
-        batch = contingency_matrix(preds, target).to(self.counts.device)
-        if batch.shape[0] > self.counts.shape[0] or batch.shape[1] > self.counts.shape[1]:
+        preds, target = as_labels(preds, "preds"), as_labels(target, "target")
+        # Before they are counted: the table of a batch reaches up to its largest labels.
+        clusters, classes = (int(labels.max()) + 1 if len(labels) else 0 for labels in (preds, target))
+        if clusters > self.counts.shape[0] or classes > self.counts.shape[1]:
             raise ValueError(
-                f"labels reach {batch.shape[0]} clusters and {batch.shape[1]} classes, but the metric was made for "
+                f"labels reach {clusters} clusters and {classes} classes, but the metric was made for "
                 f"{self.counts.shape[0]} and {self.counts.shape[1]}"
             )
+        batch = contingency_matrix(preds, target).to(self.counts.device)
         self.counts[: batch.shape[0], : batch.shape[1]] += batch
 
     def compute(self) -> Tensor:

@@ -244,11 +244,13 @@ class CAE(Embedder):
         """Label a batch and keep its classes.
 
         Raises:
-            ValueError: the batch has no classes.
+            ValueError: the batch has no classes, or one below 0.
         """
         labels = labels_of(batch)
         if labels is None:
             raise ValueError("testing needs whole-numbered classes: batches (images, label), or dicts with `label`")
+        if (labels < 0).any():
+            raise ValueError(f"a class of the test data is {int(labels.min())}: leave out images without a class")
         x = self.embed(images_of(batch))
         found = on_cpu(self.predict_embeddings(x))
         index = self._sample_ids(batch, len(x), dataloader_idx)
@@ -266,8 +268,10 @@ class CAE(Embedder):
         assert self.fitted is not None  # since the start
         tested, self._tested = self._tested, ScoreCollector()
         scores = tested.scores(self.fitted.config.n_clusters, self.group)
-        # The same on every rank, so that reducing them again changes nothing; Lightning warns without.
-        self.log_dict({f"test/{name}": torch.tensor(value).float() for name, value in scores.items()}, sync_dist=True)
+        # The same on every rank, so that reducing them again changes nothing; Lightning warns without. It reduces them
+        # where they are, and NCCL takes nothing from the CPU.
+        logged = {f"test/{name}": torch.tensor(value, device=self.device) for name, value in scores.items()}
+        self.log_dict(logged, sync_dist=True)
 
     def fit_embeddings(
         self, x: Tensor, index: Tensor | None = None, *, group: ProcessGroup | None = None

@@ -137,6 +137,11 @@ class Embedder(pl.LightningModule):
         """Leave out the parameter that is only there for DDP."""
         checkpoint["state_dict"].pop("anchor", None)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lack no parameter that is only there for DDP."""
+        if hasattr(self, "anchor"):
+            checkpoint["state_dict"]["anchor"] = self.anchor
+
     def configure_optimizers(self) -> list[Any]:
         """None: nothing is trained."""
         return []
@@ -146,6 +151,19 @@ class Embedder(pl.LightningModule):
         self.encoder.to(self.device)
         # The trials of BatchSizeFinder have run before and ended as a fit does. What they embedded is in the store.
         self.trainer.should_stop = False
+
+    def on_train_start(self) -> None:
+        """Refuse several loaders: Lightning puts a batch of each into one, of which the first would be taken alone.
+
+        Raises:
+            ValueError: there are several.
+        """
+        loaders = self.trainer.train_dataloader
+        if isinstance(loaders, list | tuple | dict) and len(loaders) > 1:
+            raise ValueError(
+                f"a fit takes one loader, got {len(loaders)}: join their data sets (torch.utils.data.ConcatDataset), "
+                "or call trainer.predict, which takes several"
+            )
 
     @torch.no_grad()
     def training_step(self, batch: Any, batch_idx: int) -> None:

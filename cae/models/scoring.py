@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from cae.metrics.functional import CLUSTERING_SCORES, contingency_matrix
-from cae.utils.distributed import all_reduce_max, all_reduce_sum, first_occurrence_mask
+from cae.metrics.functional import CLUSTERING_SCORES
+from cae.utils.distributed import all_gather_rows, all_reduce_sum, first_occurrence_mask
 
 
 class ScoreCollector:
@@ -41,12 +41,12 @@ class ScoreCollector:
         """
         index, clusters, classes, *means = (torch.cat(column) for column in zip(*self._batches, strict=True))
         keep = first_occurrence_mask(index, group)
-        found = contingency_matrix(clusters[keep], classes[keep])
-        n_classes = int(all_reduce_max(torch.tensor(found.shape[1]), group))
-        if not n_classes:
+        # A column for each class that some process has met: their numbers may be as large as they like.
+        known = all_gather_rows(classes[keep].unique(), group).unique()
+        if not len(known):
             raise ValueError("there are no images to test on: the loader yields none, or none can be read")
-        counts = torch.zeros(n_clusters, n_classes, dtype=torch.int64)
-        counts[: found.shape[0], : found.shape[1]] += found
+        cells = clusters[keep] * len(known) + torch.searchsorted(known, classes[keep])
+        counts = torch.bincount(cells, minlength=n_clusters * len(known)).reshape(n_clusters, -1)
         table = all_reduce_sum(counts, group).numpy()
         scores = {name: score(table) for name, score in CLUSTERING_SCORES.items()}
         for name, values in zip(("confidence", "similarity"), means, strict=True):

@@ -219,13 +219,17 @@ def _glosses() -> Corpus:
 
 @cache
 def timm_table(name: str) -> dict[str, str]:
-    """One of timm's tables of ImageNet synsets, as a dict; read as data, because importing timm takes seconds."""
-    timm = importlib.util.find_spec("timm")
-    assert timm is not None and timm.origin is not None, "timm is a declared dependency"
-    table = Path(timm.origin).parent / "data" / "_info" / f"imagenet_synset_to_{name}.txt"
-    lines = table.read_text(encoding="utf-8").splitlines()
+    """One of timm's tables of ImageNet synsets, as a dict."""
+    lines = timm_file(f"imagenet_synset_to_{name}.txt").read_text(encoding="utf-8").splitlines()
     entries = (line.split("\t", 1) for line in lines)
     return {synset: normalise(text) for synset, text in entries}
+
+
+def timm_file(name: str) -> Path:
+    """One of timm's files on ImageNet, to read as data, because importing timm takes seconds."""
+    timm = importlib.util.find_spec("timm")
+    assert timm is not None and timm.origin is not None, "timm is a declared dependency"
+    return Path(timm.origin).parent / "data" / "_info" / name
 
 
 def _flickr30k() -> Corpus:

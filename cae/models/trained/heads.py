@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.nn.utils import skip_init
 
 HEAD_STD = 0.02
 
@@ -17,14 +18,13 @@ def cluster_head(dim: int, n_clusters: int, seed: int) -> nn.Sequential:
         n_clusters: K.
         seed: seed of the weights, truncated normal with standard deviation 0.02; biases start at 0.
     """
-    head = nn.Sequential(
-        nn.Linear(dim, dim), nn.BatchNorm1d(dim), nn.ReLU(), nn.Linear(dim, n_clusters), nn.Softmax(dim=1)
-    )
+    # Without PyTorch's own weights, which the caller's random numbers would go into.
+    first, last = (skip_init(nn.Linear, dim, width) for width in (dim, n_clusters))
+    head = nn.Sequential(first, nn.BatchNorm1d(dim), nn.ReLU(), last, nn.Softmax(dim=1))
     generator = torch.Generator().manual_seed(seed)
-    for layer in head:
-        if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=HEAD_STD, generator=generator)
-            nn.init.zeros_(layer.bias)
+    for layer in (first, last):
+        nn.init.trunc_normal_(layer.weight, std=HEAD_STD, generator=generator)
+        nn.init.zeros_(layer.bias)
     return head
 
 
@@ -37,7 +37,7 @@ class Adapter(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(dim, dim, bias=False)
+        self.linear = skip_init(nn.Linear, dim, dim, bias=False)
         nn.init.zeros_(self.linear.weight)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from types import MethodType
 from typing import Any, ClassVar, Literal
 
@@ -57,7 +58,8 @@ class TrainedClustering(CAE):
 
     Args:
         n_clusters: K, or "auto" to find it out as `cae.CAE` does, before training.
-        batch_size: images in a step, over all processes; by default 512, or 8192 from 100 clusters on. At most N.
+        batch_size: images in a step, over all processes, at least 2; by default 512, or 8192 from 100 clusters on. At
+            most N.
         neighbours: number of nearest neighbours that the random neighbour of an image is drawn from.
         learning_rate: learning rate of Adam.
         balance_weight: weight of the entropy that keeps all clusters in use.
@@ -79,9 +81,10 @@ class TrainedClustering(CAE):
         balance_weight: float = 5.0,
         **options: Any,
     ) -> None:
-        for name, value in {"batch_size": batch_size, "neighbours": neighbours}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        # BatchNorm takes no batch of one.
+        for name, value, least in (("batch_size", batch_size, 2), ("neighbours", neighbours, 1)):
+            if value is not None and (not isinstance(value, Integral) or value < least):
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
         # Nothing is fused: every modality has a head of its own.
         super().__init__(n_clusters, preset=self.preset, **{**options, "fusion": "concat"})
         self.automatic_optimization = True
@@ -216,7 +219,7 @@ class TrainedClustering(CAE):
             rank=self.trainer.global_rank,
             seed=self.config.seed,
         )
-        return BatchSampler(sampler, max(self._batch_size(n) // world, 1), drop_last=True)
+        return BatchSampler(sampler, max(self._batch_size(n) // world, 2), drop_last=True)
 
     def training_step(self, batch: Sequence[int], batch_idx: int) -> Tensor:  # type: ignore[override]
         """One step on rows of the training set."""
@@ -326,7 +329,9 @@ class TrainedClustering(CAE):
         """
         if not self.heads:
             raise self._not_fitted()
-        network, mean = self.network(), self._image_mean()
+        # The fitted state stays where it was loaded: PyTorch moves what is a parameter or a buffer alone.
+        device = next(self.heads.parameters()).device
+        network, x, mean = self.network(), x.to(device), self._image_mean().to(device)
         training = self.heads.training
         self.heads.eval()
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
