@@ -158,7 +158,8 @@ def placement(x: Tensor, fitted: FittedCAE, leaf: Tensor) -> Placement:
 
     def place(rows: Tensor, leaf: Tensor) -> Placement:
         z, _ = stages.fused(rows, fitted.selected, fitted.means, fitted.config, fitted.n_images)
-        return tree.place(z, fitted.partition, leaf)
+        with exact_products(z.device):
+            return tree.place(z, fitted.partition, leaf)
 
     return Placement(*blockwise(place, x, leaf))
 
