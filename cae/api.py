@@ -386,7 +386,7 @@ class Result:
         Raises:
             EditError: there is none.
         """
-        return self._change(lambda history: history.undo(self.folder))
+        return self._change(History.undo)
 
     def redo(self) -> Self:
         """Make the edit again that was taken back last.
@@ -394,7 +394,7 @@ class Result:
         Raises:
             EditError: none was, or another edit was made since.
         """
-        return self._change(lambda history: history.redo(self.folder))
+        return self._change(History.redo)
 
     def _reload(self) -> None:
         self.saved = SavedResult.load(self.folder, images=self.images)

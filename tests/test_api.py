@@ -58,11 +58,9 @@ def test_it_is_edited_as_on_the_command_line(result):
 
 def test_edits_that_cannot_be_made_change_nothing_and_say_why(result):
     first, second, third = (cluster["name"] for cluster in result.clusters)
-    with pytest.raises(
-        EditError, match=re.escape(f"there are no edits in {result.folder}, and so nothing to take back")
-    ):
+    with pytest.raises(EditError, match="there are no edits, and so nothing to take back"):
         result.undo()
-    with pytest.raises(EditError, match=re.escape(f"no edit in {result.folder} was taken back")):
+    with pytest.raises(EditError, match="no edit was taken back last"):
         result.redo()
     groups = re.escape(f"there is no group 9; they are 0 ({first}), 1 ({second}), 2 ({third})")
     for missing in (9, "9"):

@@ -133,7 +133,7 @@ class Editor:
         Raises:
             EditError: there is none.
         """
-        self._save(self.history.undo(self.folder))
+        self._save(self.history.undo())
         if self._earlier:
             self.view = self._earlier.pop()
         else:
@@ -146,7 +146,7 @@ class Editor:
         Raises:
             EditError: none was, or another edit was made since.
         """
-        self._save(self.history.redo(self.folder))
+        self._save(self.history.redo())
         self._go_on(self.history.edits[-1:])
 
     # At any time.
