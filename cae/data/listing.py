@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cae.data.images import ImageError, has_image_ending, is_image_by_content, shown_path
-from cae.utils.words import counted
+from cae.utils.words import counted, few
 
 logger = logging.getLogger(__name__)
 
@@ -130,8 +130,8 @@ def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
         groups[os.path.splitext(path)[1], reason].append(path)  # noqa: PTH122 (text, which need not be a path)
     lines = []
     for (ending, reason), paths in sorted(groups.items(), key=lambda group: -len(group[1])):
-        few = ", ".join(paths[:_SHOWN]) + (", …" if len(paths) > _SHOWN else "")
-        what = paths[0] if len(paths) == 1 else f"{counted(len(paths), f'{ending} file'.strip())} ({few})"
+        kind = f"{ending} file".strip()
+        what = paths[0] if len(paths) == 1 else f"{counted(len(paths), kind)} ({few(paths, _SHOWN)})"
         lines.append(f"skipped {what}: {reason}")
     return lines
 
