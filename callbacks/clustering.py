@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral
+from types import NoneType
 from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
@@ -15,7 +16,7 @@ from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
 from cae.callbacks.loggers import log_details
 from cae.callbacks.ranks import gather, on_rank_zero
@@ -24,6 +25,7 @@ from cae.callbacks.sample import Clustering, ClusteringError, SampleClusterer
 from cae.callbacks.sources import METHOD_HINT, EmbeddingSource
 from cae.config import CAEConfig, Preset
 from cae.encoders import Encoder
+from cae.method.cluster_count import FEWEST
 from cae.models.estimator import text_banks
 from cae.models.signature import given_settings, spell_out_settings
 from cae.text import TextBank
@@ -149,8 +151,10 @@ class ClusteringCallback(Callback):
         for name, value in (("every_n_epochs", every_n_epochs), ("every_n_train_steps", every_n_train_steps)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if n_clusters != "auto" and max_samples < n_clusters:
-            raise ValueError(f"max_samples must be at least n_clusters = {n_clusters}, got {max_samples}")
+        fewest = FEWEST if n_clusters == "auto" else n_clusters
+        if max_samples < fewest:
+            why = f"{fewest}, which n_clusters='auto' takes" if n_clusters == "auto" else f"n_clusters = {fewest}"
+            raise ValueError(f"max_samples must be at least {why}, got {max_samples}")
         if method is not None and not isinstance(method, str) and not callable(method):
             raise ValueError(
                 "method must be a function of module and batch, or the name of a method of the LightningModule, got "
@@ -392,7 +396,9 @@ def digest(*columns: Tensor) -> str:
 def has_fixed_order(trainer: pl.Trainer) -> bool:
     """Whether all validation loaders are known to give the same samples in the same order in every run."""
     for loader in CombinedLoader(trainer.val_dataloaders, "sequential").flattened:
-        sampler = loader.sampler if isinstance(loader, DataLoader) else None
+        # Beside a batch sampler of its own, a loader has a sequential sampler, which it does not ask.
+        usual = isinstance(loader, DataLoader) and type(loader.batch_sampler) in (BatchSampler, NoneType)
+        sampler = loader.sampler if usual else None
         shuffled = isinstance(sampler, DistributedSampler) and sampler.shuffle
         if not isinstance(sampler, SequentialSampler | DistributedSampler) or shuffled:
             return False

@@ -117,7 +117,11 @@ def test_details_go_to_the_loggers_that_can_show_them(tmp_path):
         ({"n_clusters": 2.5}, "n_clusters must be a whole number of at least 2, or auto, got 2.5"),
         ({"every_n_epochs": 2, "every_n_train_steps": 2}, "not both"),
         ({"every_n_epochs": 0}, "every_n_epochs must be at least 1"),
-        ({"max_samples": 2}, "max_samples must be at least n_clusters = 3"),
+        ({"max_samples": 2}, "max_samples must be at least n_clusters = 3, got 2"),
+        (
+            {"n_clusters": "auto", "max_samples": 0},
+            "max_samples must be at least 6, which n_clusters='auto' takes, got 0",
+        ),
         ({"banks": {}, "encoder": "lite"}, "banks or an encoder"),
         ({"epsilom": 1}, "did you mean 'epsilon'"),
         ({"method": 3}, "method must be a function of module and batch, or the name of a method .* got 3"),
