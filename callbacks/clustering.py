@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral
@@ -228,7 +229,9 @@ class ClusteringCallback(Callback):
                 f"two ClusteringCallbacks cluster {self.source.name!r} and log under {self.own_prefix!r}; give each a "
                 "prefix of its own"
             )
-        self.prefix = f"{self.own_prefix}{self.source.name.replace('.', '_')}_"
+        # Of a function it may be `main.<locals>.<lambda>`, and MLflow, for one, refuses brackets in names.
+        own = re.sub(r"\W+", "_", self.source.name).rstrip("_")
+        self.prefix = f"{self.own_prefix}{own}_"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn if this fit has no validation run."""

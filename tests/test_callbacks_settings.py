@@ -199,6 +199,14 @@ def test_two_layers_in_one_trainer_are_told_apart(tmp_path):
         assert torch.equal(callback.clustering.labels, before.clustering.labels)
 
 
+def test_names_of_scores_are_such_that_every_logger_takes():
+    function = ClusteringCallback(K, method=lambda module, batch: module.embed(batch), strict=True)
+    run = trainer(ClusteringCallback(K, strict=True), function)
+    fit(run)
+    owner = "test_names_of_scores_are_such_that_every_logger_takes_locals_lambda"
+    assert f"cluster_{owner}_silhouette" in run.callback_metrics
+
+
 def test_two_callbacks_for_the_same_are_refused():
     def embed(module, batch):
         return module.embed(batch)
