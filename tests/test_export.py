@@ -15,9 +15,9 @@ from cae.results.cut import cut
 from cae.results.edits import Merge, Rename
 from cae.results.edits_file import save_edits
 from cae.results.export import TARGETS, ExportError, export
-from cae.results.export.names import MAX_BYTES, distinct_names, safe_name
 from cae.results.make_edits import anchors_of
 from cae.results.saved import SavedResult
+from cae.utils.names import MAX_BYTES, distinct_names, safe_name
 
 
 @pytest.fixture

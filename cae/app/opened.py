@@ -17,9 +17,9 @@ from cae.report.page import PAGE
 from cae.results.duplicates import Duplicates, find_duplicates, write_duplicates
 from cae.results.editor import Editor
 from cae.results.export import Exported, ExportError, PlaceError, Placing, Target, export
-from cae.results.export.names import safe_name
 from cae.results.saved import SavedResult
 from cae.results.search import Hit, Searcher
+from cae.utils.names import safe_name
 from cae.utils.progress import Reporter, silent
 
 FOUND = 120
