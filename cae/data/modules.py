@@ -303,6 +303,12 @@ class HuggingFaceData(ImageData):
             images = Images(_unread, [])
         else:
             labels = None if self.label is None else class_numbers(self.rows[self.label][:])
+            if (
+                labels is not None
+                and isinstance(features[self.label], datasets.ClassLabel)
+                and bool((labels < 0).any())
+            ):
+                labels = None  # -1 stands for what has no class, as in test splits
             images = Images(
                 partial(read_row, self.rows, self.image),
                 [str(i) for i in range(len(self.rows))],
@@ -347,6 +353,13 @@ def _plain_labels(features: Any) -> str | None:
     kinds = {name: str(getattr(feature, "dtype", "")) for name, feature in features.items()}
     usual = (name for name in ("label", "labels", "cls") if name in kinds)  # the last is WebDataset's
     return next((name for name in usual if kinds[name].startswith(("int", "uint")) or kinds[name] in _STRINGS), None)
+
+
+def _classes(rows: Any, column: str) -> Tensor | None:
+    """The classes (N,) int64 in a column; None where some have none, which a `ClassLabel` says by -1."""
+    numbers = class_numbers(rows[column][:])
+    named = bool(getattr(rows.features[column], "names", None))
+    return None if named and bool((numbers < 0).any()) else numbers
 
 
 def _which_dataset(given: Any) -> str:
