@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from report_page import NASTY, Elements, page_data, silent
+from safetensors.numpy import save_file
 
 from cae.report import redraw_report, thumbnails, write_report
 from cae.report.kept import ReportCache
@@ -118,13 +119,15 @@ def test_thumbnails_stay_while_the_folder_of_the_pictures_is_away(result_folder,
     assert drawn == {"maps": 0, "thumbnails": []}
 
 
-@pytest.mark.parametrize("what", ["model", "kept", "a bit of it", "sheet"])
+@pytest.mark.parametrize("what", ["model", "kept", "deep", "a bit of it", "sheet"])
 def test_what_does_not_fit_any_more_is_drawn_anew(result_folder, report, drawn, what):
     if what == "model":
         config = result_folder / "model/config.json"
         config.write_text(config.read_text() + "\n")
     elif what == "kept":
         (report / "report_files/kept.safetensors").write_bytes(b"damaged")
+    elif what == "deep":
+        save_file({}, report / "report_files/kept.safetensors", {"about": "[" * 100_000})
     elif what == "a bit of it":
         kept = report / "report_files/kept.safetensors"
         content = bytearray(kept.read_bytes())
