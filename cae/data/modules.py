@@ -23,7 +23,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 from cae.config import DEFAULT_BATCH_SIZE
 from cae.data.base import Data
 from cae.data.dataset import ImageDataset, Images, collate_readable, files_identity
-from cae.data.images import ImageError, read_image, shown_path
+from cae.data.images import ImageError, read_image, shown_path, to_rgb
 from cae.data.labels import class_numbers
 from cae.data.listing import list_images
 from cae.metrics.functional import as_labels
@@ -227,15 +227,15 @@ def read_item(dataset: Any, index: int, side: int | None) -> Image.Image:
     """
     try:
         item = dataset[index]
-    except OSError as error:  # what Pillow raises for a damaged file
+        image = item[0] if isinstance(item, tuple | list) else item
+        if isinstance(image, Image.Image):
+            return to_rgb(image)  # which reads what the data set has only opened
+    except (OSError, Image.DecompressionBombError) as error:  # what Pillow raises for a damaged or huge file
         raise ImageError(str(error)) from error
-    image = item[0] if isinstance(item, tuple | list) else item
-    if not isinstance(image, Image.Image):
-        raise TypeError(
-            f"{type(dataset).__name__} yields {type(image).__name__}, not PIL images: leave its transform unset, the "
-            "encoder has its own; or pass a DataLoader of preprocessed images to the trainer"
-        )
-    return image.convert("RGB")
+    raise TypeError(
+        f"{type(dataset).__name__} yields {type(image).__name__}, not PIL images: leave its transform unset, the "
+        "encoder has its own; or pass a DataLoader of preprocessed images to the trainer"
+    )
 
 
 class HuggingFaceData(ImageData):
