@@ -36,6 +36,10 @@ if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
     from cae.results.folder import FolderResult
 
 
+LOCK = ".lock"
+"""File that who changes a result holds meanwhile."""
+
+
 class OutputError(OSError):
     """Results cannot be written where they were asked for."""
 
@@ -72,7 +76,7 @@ def changing(folder: Path) -> Iterator[None]:
     require(folder, RUN)
     try:
         _try_to_write(folder)  # the lock may be there, and be writable where its folder is not
-        lock = hold(folder / ".lock")
+        lock = hold(folder / LOCK)
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be changed: {error.strerror or error}; make it writable, or copy it and take the copy"
