@@ -211,6 +211,18 @@ def test_two_tabs_do_not_overwrite_each_other(visit, served, opened):
     expect(card(one, "second")).to_be_visible()
 
 
+def test_what_was_clicked_in_haste_takes_nothing_of_another_tab_back(visit, served, opened):
+    page = visit(served, expect_failures=True)
+    Result(opened.editor.folder).rename("meadow", "lawn")
+    page.evaluate("Promise.all([stepBack('undo'), stepBack('undo')])")
+    expect(said(page)).to_have_text(re.compile("^Not saved: the result has been changed since.* try again.$"))
+    assert names(page) == ["desert", "harbour", "lawn"]
+    assert edits(opened) == ["rename meadow to lawn"]
+    page.locator("#undo").click()
+    expect(said(page)).to_have_text("Taken back, and saved.")
+    assert names(page) == ["desert", "harbour", "meadow"]
+
+
 def test_an_answer_that_comes_after_that_of_a_later_edit_is_left(visit, served, opened):
     page = visit(served)
     held = []
