@@ -278,13 +278,18 @@ def test_the_keyboard_stays_where_it_was(visit, served):
     expect(page.locator("#dock")).to_be_focused()
 
 
-def test_another_fit_in_the_folder_loads_the_page_again(visit, served, opened, result_folder):
-    page = visit(served)
+@pytest.mark.parametrize("when", ["looked at", "changed"])
+def test_another_fit_in_the_folder_loads_the_page_again(visit, served, opened, result_folder, when):
+    page = visit(served, expect_failures=True)
     run = json.loads((result_folder / "run.json").read_text())
     (result_folder / "run.json").write_text(json.dumps({**run, "beta_mean": {**run["beta_mean"], "image": 1.0}}))
     with page.expect_navigation():
-        page.evaluate("dispatchEvent(new Event('focus'))")
+        if when == "looked at":
+            page.evaluate("dispatchEvent(new Event('focus'))")
+        else:
+            page.locator("#undo").click()
     expect(page.locator("#dock")).to_be_visible()
+    assert names(page) == ["desert", "harbour", "meadow"]
 
 
 def test_after_the_end_of_the_server_nothing_is_saved_and_that_is_said(visit, opened):

@@ -34,9 +34,17 @@ const server = (() => {
     return said;
   }
 
+  /** Have the browser ask before the page is left while something is not saved. */
+  function holdBack(event) {
+    if (unsaved || find(".rename")) event.preventDefault();
+  }
+
   /** Take in a state of the result; the page is loaded again if that is another result by now. */
   function take(state) {
-    if (state.fit !== STATE.fit) return location.reload();
+    if (state.fit !== STATE.fit) {
+      removeEventListener("beforeunload", holdBack); // what is not saved was meant for another result
+      return location.reload();
+    }
     revision = state.revision;
     unmatched = state.unmatched.length;
     const goBack = keepPlace();
@@ -81,9 +89,7 @@ const server = (() => {
 
   if (STATE) {
     addEventListener("focus", () => unsaved || refresh().catch((error) => say(error.message, "failed")));
-    addEventListener("beforeunload", (event) => {
-      if (unsaved || find(".rename")) event.preventDefault();
-    });
+    addEventListener("beforeunload", holdBack);
   }
 
   return { ask, edit };
