@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 from app_client import Client, exported
@@ -16,6 +17,7 @@ from starlette.responses import PlainTextResponse
 from cae.app import OpenResult, serving
 from cae.app.guard import Guard
 from cae.results.edits_file import load_history
+from cae.results.export import tree
 from cae.results.saved import SavedResult
 
 
@@ -130,6 +132,27 @@ def test_all_or_a_selection_is_exported_below_the_folder_for_it(client, tmp_path
     made = {path.name for path in (tmp_path / "exports").iterdir()}
     assert made == {"all", done["folder"].rpartition("/")[2]}
     assert client.post("/api/exports", exported(pictures=[]))[0] == 422
+
+
+def test_exports_of_two_tabs_into_one_folder_come_one_after_the_other(opened, monkeypatch, tmp_path):
+    """The first waits, once its files are there, until the second is through, if it may."""
+    bring, first_has_begun, second_is_through = tree._bring, threading.Event(), threading.Event()
+
+    def bring_first_slowly(content, place, *rest):
+        bring(content, place, *rest)
+        if threading.current_thread() is first:
+            first_has_begun.set()
+            second_is_through.wait(timeout=0.2)
+
+    monkeypatch.setattr(tree, "_bring", bring_first_slowly)
+    first = threading.Thread(target=opened.export, args=([0, 1], "folders", "chosen"))
+    first.start()
+    first_has_begun.wait()
+    opened.export([2, 3], "folders", "chosen")
+    second_is_through.set()
+    first.join()
+    assert opened.export([4], "folders", "chosen")[1].written == 1
+    assert len(list((tmp_path / "exports/chosen").rglob("*.png"))) == 1
 
 
 def test_where_an_export_cannot_go_the_page_says_what_can_be_done_there(client, picture_folder, tmp_path):

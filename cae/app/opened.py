@@ -64,7 +64,7 @@ class OpenResult:
         self._make_searcher: Callable[[SavedResult], Searcher] = lambda saved: Searcher(
             saved, encoder=encoder, encoder_weights=encoder_weights, device=device
         )
-        self._drawing, self._searching, self._comparing = threading.Lock(), threading.Lock(), threading.Lock()
+        self._drawing, self._searching, self._comparing, self._exporting = (threading.Lock() for _ in range(4))
         self._drawn_fit = self._drawn_revision = ""
         self._vectors: tuple[str, Tensor] | None = None
         self._arranged: dict[bytes, Arranged] = {}
@@ -200,7 +200,8 @@ class OpenResult:
             raise ExportError("there is nothing to export: choose pictures")
         place = self.exports / safe_name(name)
         try:
-            return place, export(result, to, place, by=by, nested=nested, without=left_out)
+            with self._exporting:  # two into one folder would each take the other's files for a stranger's
+                return place, export(result, to, place, by=by, nested=nested, without=left_out)
         except PlaceError as error:
             remedy = "give another name, or another folder with `cae open --exports`"
             raise ExportError(f"{error.problem}; {remedy}") from error
