@@ -217,7 +217,7 @@ class Result:
 
         with progress_bars(quiet=not progress) as reporter:
             place = Path("cae-export") / to if out is None else Path(out)
-            return export(self.saved, to, place, by=by, nested=nested, without=without, progress=reporter("files"))
+            return export(self.saved, to, place, by=by, nested=nested, without=without, reporter=reporter)
 
     def search(
         self,
