@@ -24,7 +24,7 @@ from cae.results.edits_file import History, load_edits, save_edits
 from cae.results.layout import MODEL_FOLDER
 from cae.results.saved import SavedResult
 from cae.results.update import Update, add_images, diff_folder, refit_reasons
-from cae.results.writing import changing, check_writable
+from cae.results.writing import changing, check_place_of_result
 from cae.utils.console import progress_bars
 
 if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
@@ -78,7 +78,7 @@ def cluster(
         progress: whether progress is shown, on the error stream.
 
     Raises:
-        OutputError: `out` cannot be written to.
+        OutputError: `out` cannot be written to, or holds files of others under the names of a result's.
         ImageError, EmbeddingError, EncoderError, TextError, ValueError: what cannot be read, had or used, by name.
 
     Examples:
@@ -94,7 +94,7 @@ def cluster(
     if method != "cae" and preset != "auto":
         raise ValueError(f"preset (--preset) is for the method cae; {method} has settings of its own: leave it out")
     out = Path(out)
-    check_writable(out)
+    check_place_of_result(out)
     load_edits(out)  # if they cannot be read, now is the time to say so
     settings = {
         "n_clusters": n_clusters,

@@ -59,6 +59,33 @@ def check_writable(out: Path) -> None:
         ) from error
 
 
+def check_place_of_result(out: Path) -> None:
+    """Check early whether a result can be written, in the place of an earlier one at most.
+
+    Raises:
+        OutputError: as `check_writable`, or something that is no result would be overwritten.
+    """
+    check_writable(out)
+    tidy(out)
+    names = (ASSIGNMENTS, ASSIGNMENTS_CSV, CLUSTERS, EMBEDDINGS, MODEL_FOLDER)
+    taken = next((out / name for name in names if (out / name).exists()), None)
+    if taken is not None and not (out / RUN).exists():
+        raise OutputError(
+            f"{taken} belongs to no result and would be overwritten; move it away, or choose another folder with --out"
+        )
+
+
+def check_place_of_predictions(out: Path) -> None:
+    """Check early whether assignments alone can be written.
+
+    Raises:
+        OutputError: as `check_writable`, or `out` holds a result, which would be left with the assignments of others.
+    """
+    check_writable(out)
+    if (out / RUN).exists():
+        raise OutputError(f"{out} holds a result, whose assignments would be overwritten; choose another with --out")
+
+
 def _try_to_write(folder: Path) -> None:
     with tempfile.TemporaryFile(dir=folder):
         pass
