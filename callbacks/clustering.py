@@ -141,28 +141,13 @@ class ClusteringCallback(Callback):
         preset: Preset = "default",
         **settings: Any,
     ) -> None:
-        if n_clusters != "auto" and (not isinstance(n_clusters, Integral) or n_clusters < 2):
-            raise ValueError(f"n_clusters must be a whole number of at least 2, or auto, got {n_clusters!r}")
+        check_options(n_clusters, method, every_n_epochs, every_n_train_steps, max_samples)
+        if banks is not None and encoder is not None:
+            raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
         settings = {"n_init": RESTARTS, **given_settings(settings)}
         self.config = CAEConfig.from_preset(preset, n_clusters, **settings)
         if banks is None and "modalities" not in settings:
             self.config = limit_modalities(self.config, text_sources(nouns, captions))
-        if every_n_epochs is not None and every_n_train_steps is not None:
-            raise ValueError("give every_n_epochs or every_n_train_steps, not both")
-        for name, value in (("every_n_epochs", every_n_epochs), ("every_n_train_steps", every_n_train_steps)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        fewest = FEWEST if n_clusters == "auto" else n_clusters
-        if max_samples < fewest:
-            why = f"{fewest}, which n_clusters='auto' takes" if n_clusters == "auto" else f"n_clusters = {fewest}"
-            raise ValueError(f"max_samples must be at least {why}, got {max_samples}")
-        if method is not None and not isinstance(method, str) and not callable(method):
-            raise ValueError(
-                "method must be a function of module and batch, or the name of a method of the LightningModule, got "
-                f"{method!r}"
-            )
-        if banks is not None and encoder is not None:
-            raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
         self.embedding = embedding if embedding or method else "embedding"
         self.label = label
         self.method = method
@@ -364,6 +349,32 @@ class ClusteringCallback(Callback):
                 f"{name} is {x.shape[1]} wide, but {self.clustering.centers.shape[1]} at the last clustering (step "
                 f"{self._last_step}); clusters of different spaces cannot keep their ids"
             )
+
+
+def check_options(
+    n_clusters: Any, method: Any, every_n_epochs: int | None, every_n_train_steps: int | None, max_samples: int
+) -> None:
+    """Refuse options of `ClusteringCallback` that are out of range or exclude each other.
+
+    Raises:
+        ValueError: names the option.
+    """
+    if n_clusters != "auto" and (not isinstance(n_clusters, Integral) or n_clusters < 2):
+        raise ValueError(f"n_clusters must be a whole number of at least 2, or auto, got {n_clusters!r}")
+    if every_n_epochs is not None and every_n_train_steps is not None:
+        raise ValueError("give every_n_epochs or every_n_train_steps, not both")
+    for name, value in (("every_n_epochs", every_n_epochs), ("every_n_train_steps", every_n_train_steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    fewest = FEWEST if n_clusters == "auto" else n_clusters
+    if max_samples < fewest:
+        why = f"{fewest}, which n_clusters='auto' takes" if n_clusters == "auto" else f"n_clusters = {fewest}"
+        raise ValueError(f"max_samples must be at least {why}, got {max_samples}")
+    if method is not None and not isinstance(method, str) and not callable(method):
+        raise ValueError(
+            "method must be a function of module and batch, or the name of a method of the LightningModule, got "
+            f"{method!r}"
+        )
 
 
 @dataclass
