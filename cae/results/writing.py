@@ -48,8 +48,10 @@ def check_writable(out: Path) -> None:
     """Check early whether results can be written.
 
     Raises:
-        OutputError: `out` is a file, or nothing can be written there.
+        OutputError: `out` is a file, nothing can be written there, or its name is no UTF-8, as Parquet's library takes.
     """
+    if not _is_utf_8(out):
+        raise OutputError(f"cannot write to {out}: its name is no UTF-8; choose another folder with --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         _try_to_write(out)
@@ -84,6 +86,14 @@ def check_place_of_predictions(out: Path) -> None:
     check_writable(out)
     if (out / RUN).exists():
         raise OutputError(f"{out} holds a result, whose assignments would be overwritten; choose another with --out")
+
+
+def _is_utf_8(path: Path) -> bool:
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _try_to_write(folder: Path) -> None:

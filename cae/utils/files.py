@@ -177,7 +177,9 @@ def _is_litter(name: str) -> bool:
 
 def dump_json(value: Any, path: Path) -> None:
     """Write JSON that people can read, too; inside `replacing` or `committing` where a file must be whole."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Bytes of a path that are no UTF-8 are halves of characters in Python, which JSON has as it escapes them.
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(value: Any, path: Path) -> None:
