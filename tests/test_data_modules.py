@@ -1,6 +1,7 @@
 """The data modules of images: folders, Hugging Face and torchvision data sets, and what their labels are."""
 
 import io
+import os
 import tarfile
 from types import SimpleNamespace
 
@@ -308,3 +309,25 @@ def test_a_file_that_fails_only_when_it_is_read_costs_that_image_alone(attached,
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     data = attached(TorchvisionData(Opened(tmp_path / "0.png", tmp_path / "1.png"), num_workers=0))
     assert list(samples(data)[0]) == [0]
+
+
+def test_files_of_any_name_are_listed(picture_folder):
+    (picture_folder / "red/1.png").rename(picture_folder / os.fsdecode(b"red/caf\xe9.png"))
+    paths = TorchvisionData(TorchvisionFolder(picture_folder)).images.paths
+    assert "red/caf\ufffd.png" in paths
+    assert "blue/0.png" in paths
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"samples": [0] * 6},
+        {"samples": [{"file": "a.png"}] * 6, "root": "photos"},
+        {"samples": [("elsewhere/a.png", 0)] * 6, "root": "photos"},
+        {"samples": [("photos/a.png", 0)] * 2, "root": "photos"},
+        {"samples": None, "root": None},
+    ],
+)
+def test_what_else_a_data_set_calls_samples_is_left_alone(kept):
+    images = TorchvisionData(torchvision_like(**kept)).images
+    assert (images.paths, images.identity) == (["0", "1", "2", "3", "4", "5"], None)

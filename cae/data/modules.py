@@ -161,15 +161,25 @@ class TorchvisionData(ImageData):
 
     def __init__(self, dataset: Any, *, batch_size: int = DEFAULT_BATCH_SIZE, num_workers: int | None = None) -> None:
         labels, self.classes = labels_of_dataset(dataset), class_names_of(dataset)
-        samples, data = getattr(dataset, "samples", None), getattr(dataset, "data", None)
+        files, data = _files_of_dataset(dataset), getattr(dataset, "data", None)
         paths, identity = [str(i) for i in range(len(dataset))], None
-        if samples is not None:
-            root, files = Path(dataset.root), [Path(sample[0]) for sample in samples]
-            paths, identity = [os.path.relpath(file, root) for file in files], files_identity(root, files)
+        if files is not None:
+            root = Path(dataset.root)
+            paths, identity = [shown_path(file, root) for file in files], files_identity(root, files)
         elif isinstance(data, np.ndarray | Tensor):
             identity = hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()[:32]
         images = Images(partial(read_item, dataset), paths, labels, identity)
         super().__init__(images, batch_size=batch_size, num_workers=num_workers)
+
+
+def _files_of_dataset(dataset: Any) -> list[Path] | None:
+    """The N files below `root` that a data set lists as torchvision's `ImageFolder` does; None for others."""
+    root, samples = getattr(dataset, "root", None), getattr(dataset, "samples", None)
+    if not isinstance(root, str | os.PathLike) or not isinstance(samples, list) or len(samples) != len(dataset):
+        return None
+    firsts = [sample[0] if isinstance(sample, tuple | list) and sample else None for sample in samples]
+    files = [Path(first) for first in firsts if isinstance(first, str | os.PathLike)]
+    return files if len(files) == len(samples) and all(file.is_relative_to(root) for file in files) else None
 
 
 _LABELS = ("targets", "labels", "_labels", "y")
