@@ -21,6 +21,7 @@ from cae.app.guard import Guard
 from cae.results.edits_file import load_history
 from cae.results.export import tree
 from cae.results.saved import SavedResult
+from cae.utils.files import holding
 
 
 def test_the_printed_address_lets_a_browser_in(client):
@@ -84,6 +85,15 @@ def test_an_edit_on_an_old_revision_is_refused(client, result_folder):
     assert status == 409
     assert "changed since" in answer["error"]
     assert len(load_history(result_folder).edits) == 1
+
+
+def test_a_change_does_not_wait_for_an_update_that_takes_hours(client, result_folder, monkeypatch):
+    monkeypatch.setattr("cae.results.editor._PATIENCE", 0.1)
+    with holding(result_folder / ".lock"):
+        status, answer = client.edit("rename", group=0, name="boats")
+        assert (status, "such as `cae update`, is at work in" in answer["error"]) == (422, True)
+        assert "boats" not in [group["name"] for group in client.state()["groups"]]
+    assert client.edit("rename", group=0, name="boats")[0] == 200
 
 
 def test_pictures_are_found_by_text_and_by_likeness(client):

@@ -102,18 +102,26 @@ def _try_to_write(folder: Path) -> None:
 
 
 @contextmanager
-def changing(folder: Path) -> Iterator[None]:
+def changing(folder: Path, patience: float = -1) -> Iterator[None]:
     """Hold a result while it is read, changed and written: changes by two processes at once come one after the other.
+
+    Args:
+        folder: the result folder.
+        patience: most seconds to wait for another process; -1 for as long as it takes.
 
     Raises:
         ResultError: no result.
-        OutputError: its folder cannot be written.
+        OutputError: its folder cannot be written, or another process is still at work in it.
     """
     tidy(folder)
     require(folder, RUN)
     try:
         _try_to_write(folder)  # the lock may be there, and be writable where its folder is not
-        lock = hold(folder / LOCK)
+        lock = hold(folder / LOCK, patience)
+    except TimeoutError as error:
+        raise OutputError(
+            f"another program, such as `cae update`, is at work in {folder}: try again once it has ended"
+        ) from error
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be changed: {error.strerror or error}; make it writable, or copy it and take the copy"

@@ -131,10 +131,15 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def hold(path: Path) -> FileLock:
+def hold(path: Path, patience: float = -1) -> FileLock:
     """A lock on the file `path`, held by this process; waits for another that holds it, and says so.
 
+    Args:
+        path: the file, made if need be.
+        patience: most seconds to wait; -1 for as long as it takes.
+
     Raises:
+        TimeoutError: another process holds it still.
         OSError: the file cannot be made, or is a link, as of a folder that a stranger made: locking empties a file.
     """
     _refuse_link(path)
@@ -143,7 +148,7 @@ def hold(path: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout:
         logger.warning("another process is at work in %s: waiting for it", path.parent)
-        lock.acquire()
+        lock.acquire(timeout=patience)
     return lock
 
 
