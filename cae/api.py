@@ -187,17 +187,22 @@ class Result:
         self,
         out: str | os.PathLike[str] | None = None,
         *,
-        compare_with: Result | None = None,
+        compare_with: Result | str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> Path:
         """Draw the page, `cae report`; returns the file to open. By default it lies in the result.
+
+        Args:
+            out: folder for the page.
+            compare_with: another result, or its folder: the page says what lies elsewhere there.
+            progress: whether progress is shown, on the error stream.
 
         Raises:
             OutputError, ResultError: `out` cannot be written to, or the result knows of no images.
         """
         from cae.report import REPORT_FOLDER, write_report
 
-        comparison = None if compare_with is None else compare(compare_with.saved, self.saved)
+        comparison = None if compare_with is None else compare(_opened(compare_with).saved, self.saved)
         with progress_bars(quiet=not progress) as reporter:
             place = self.folder / REPORT_FOLDER if out is None else Path(out)
             return write_report(self.saved, place, reporter, comparison=comparison)
@@ -275,9 +280,7 @@ class Result:
 
     def compare(self, other: Result | str | os.PathLike[str]) -> Comparison:
         """How far another result agrees with this one; moves go from this one to the other. `cae compare`."""
-        if not isinstance(other, Result):
-            other = Result(other)
-        return compare(self.saved, other.saved)
+        return compare(self.saved, _opened(other).saved)
 
     def predict(
         self,
@@ -410,3 +413,7 @@ class Result:
             save_edits(history.edits, self.folder, history.undone)
             self.saved = replace(self.saved, history=history)
         return self
+
+
+def _opened(result: Result | str | os.PathLike[str]) -> Result:
+    return result if isinstance(result, Result) else Result(result)

@@ -23,7 +23,7 @@ def compare(
 
     from cae.api import Result
 
-    comparison = Result(a).compare(Result(b))
+    comparison = Result(a).compare(b)
     if as_json:
         terminal.print_document(asdict(comparison))
     else:
