@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +159,16 @@ class OpenResult:
             return self._duplicates[1]
 
     def list_duplicates(self) -> Path:
-        """Write the list of duplicates to the folder of the exports; returns the file.
+        """Write the list of duplicates to the folder of the exports; returns the file, a new one each time.
 
         Raises:
             OSError: it cannot be written.
         """
-        place = self.exports / "duplicates.csv"
-        write_duplicates(self.duplicates(), place)
+        found = self.duplicates()
+        names = chain(["duplicates.csv"], (f"duplicates ({i}).csv" for i in count(2)))
+        with self._exporting:  # somebody may have made notes in an earlier one
+            place = next(place for name in names if not (place := self.exports / name).exists())
+            write_duplicates(found, place)
         return place
 
     def export(
