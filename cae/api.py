@@ -24,7 +24,7 @@ from cae.results.edits_file import History, load_edits, save_edits
 from cae.results.layout import MODEL_FOLDER
 from cae.results.saved import SavedResult
 from cae.results.update import Update, add_images, diff_folder, refit_reasons
-from cae.results.writing import changing, check_writable
+from cae.results.writing import changing, check_place_of_result
 from cae.utils.console import progress_bars
 
 if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
@@ -78,7 +78,7 @@ def cluster(
         progress: whether progress is shown, on the error stream.
 
     Raises:
-        OutputError: `out` cannot be written to.
+        OutputError: `out` cannot be written to, or holds files of others under the names of a result's.
         ImageError, EmbeddingError, EncoderError, TextError, ValueError: what cannot be read, had or used, by name.
 
     Examples:
@@ -94,7 +94,7 @@ def cluster(
     if method != "cae" and preset != "auto":
         raise ValueError(f"preset (--preset) is for the method cae; {method} has settings of its own: leave it out")
     out = Path(out)
-    check_writable(out)
+    check_place_of_result(out)
     load_edits(out)  # if they cannot be read, now is the time to say so
     settings = {
         "n_clusters": n_clusters,
@@ -187,17 +187,22 @@ class Result:
         self,
         out: str | os.PathLike[str] | None = None,
         *,
-        compare_with: Result | None = None,
+        compare_with: Result | str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> Path:
         """Draw the page, `cae report`; returns the file to open. By default it lies in the result.
+
+        Args:
+            out: folder for the page.
+            compare_with: another result, or its folder: the page says what lies elsewhere there.
+            progress: whether progress is shown, on the error stream.
 
         Raises:
             OutputError, ResultError: `out` cannot be written to, or the result knows of no images.
         """
         from cae.report import REPORT_FOLDER, write_report
 
-        comparison = None if compare_with is None else compare(compare_with.saved, self.saved)
+        comparison = None if compare_with is None else compare(_opened(compare_with).saved, self.saved)
         with progress_bars(quiet=not progress) as reporter:
             place = self.folder / REPORT_FOLDER if out is None else Path(out)
             return write_report(self.saved, place, reporter, comparison=comparison)
@@ -217,7 +222,7 @@ class Result:
 
         with progress_bars(quiet=not progress) as reporter:
             place = Path("cae-export") / to if out is None else Path(out)
-            return export(self.saved, to, place, by=by, nested=nested, without=without, progress=reporter("files"))
+            return export(self.saved, to, place, by=by, nested=nested, without=without, reporter=reporter)
 
     def search(
         self,
@@ -275,9 +280,7 @@ class Result:
 
     def compare(self, other: Result | str | os.PathLike[str]) -> Comparison:
         """How far another result agrees with this one; moves go from this one to the other. `cae compare`."""
-        if not isinstance(other, Result):
-            other = Result(other)
-        return compare(self.saved, other.saved)
+        return compare(self.saved, _opened(other).saved)
 
     def predict(
         self,
@@ -386,7 +389,7 @@ class Result:
         Raises:
             EditError: there is none.
         """
-        return self._change(lambda history: history.undo(self.folder))
+        return self._change(History.undo)
 
     def redo(self) -> Self:
         """Make the edit again that was taken back last.
@@ -394,7 +397,7 @@ class Result:
         Raises:
             EditError: none was, or another edit was made since.
         """
-        return self._change(lambda history: history.redo(self.folder))
+        return self._change(History.redo)
 
     def _reload(self) -> None:
         self.saved = SavedResult.load(self.folder, images=self.images)
@@ -410,3 +413,7 @@ class Result:
             save_edits(history.edits, self.folder, history.undone)
             self.saved = replace(self.saved, history=history)
         return self
+
+
+def _opened(result: Result | str | os.PathLike[str]) -> Result:
+    return result if isinstance(result, Result) else Result(result)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral
+from types import NoneType
 from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
@@ -15,7 +17,7 @@ from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, SequentialSampler
 
 from cae.callbacks.loggers import log_details
 from cae.callbacks.ranks import gather, on_rank_zero
@@ -24,6 +26,7 @@ from cae.callbacks.sample import Clustering, ClusteringError, SampleClusterer
 from cae.callbacks.sources import METHOD_HINT, EmbeddingSource
 from cae.config import CAEConfig, Preset
 from cae.encoders import Encoder
+from cae.method.cluster_count import FEWEST
 from cae.models.estimator import text_banks
 from cae.models.signature import given_settings, spell_out_settings
 from cae.text import TextBank
@@ -138,26 +141,13 @@ class ClusteringCallback(Callback):
         preset: Preset = "default",
         **settings: Any,
     ) -> None:
-        if n_clusters != "auto" and (not isinstance(n_clusters, Integral) or n_clusters < 2):
-            raise ValueError(f"n_clusters must be a whole number of at least 2, or auto, got {n_clusters!r}")
+        check_options(n_clusters, method, every_n_epochs, every_n_train_steps, max_samples)
+        if banks is not None and encoder is not None:
+            raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
         settings = {"n_init": RESTARTS, **given_settings(settings)}
         self.config = CAEConfig.from_preset(preset, n_clusters, **settings)
         if banks is None and "modalities" not in settings:
             self.config = limit_modalities(self.config, text_sources(nouns, captions))
-        if every_n_epochs is not None and every_n_train_steps is not None:
-            raise ValueError("give every_n_epochs or every_n_train_steps, not both")
-        for name, value in (("every_n_epochs", every_n_epochs), ("every_n_train_steps", every_n_train_steps)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if n_clusters != "auto" and max_samples < n_clusters:
-            raise ValueError(f"max_samples must be at least n_clusters = {n_clusters}, got {max_samples}")
-        if method is not None and not isinstance(method, str) and not callable(method):
-            raise ValueError(
-                "method must be a function of module and batch, or the name of a method of the LightningModule, got "
-                f"{method!r}"
-            )
-        if banks is not None and encoder is not None:
-            raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
         self.embedding = embedding if embedding or method else "embedding"
         self.label = label
         self.method = method
@@ -224,7 +214,9 @@ class ClusteringCallback(Callback):
                 f"two ClusteringCallbacks cluster {self.source.name!r} and log under {self.own_prefix!r}; give each a "
                 "prefix of its own"
             )
-        self.prefix = f"{self.own_prefix}{self.source.name.replace('.', '_')}_"
+        # Of a function it may be `main.<locals>.<lambda>`, and MLflow, for one, refuses brackets in names.
+        own = re.sub(r"\W+", "_", self.source.name).rstrip("_")
+        self.prefix = f"{self.own_prefix}{own}_"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn if this fit has no validation run."""
@@ -359,6 +351,32 @@ class ClusteringCallback(Callback):
             )
 
 
+def check_options(
+    n_clusters: Any, method: Any, every_n_epochs: int | None, every_n_train_steps: int | None, max_samples: int
+) -> None:
+    """Refuse options of `ClusteringCallback` that are out of range or exclude each other.
+
+    Raises:
+        ValueError: names the option.
+    """
+    if n_clusters != "auto" and (not isinstance(n_clusters, Integral) or n_clusters < 2):
+        raise ValueError(f"n_clusters must be a whole number of at least 2, or auto, got {n_clusters!r}")
+    if every_n_epochs is not None and every_n_train_steps is not None:
+        raise ValueError("give every_n_epochs or every_n_train_steps, not both")
+    for name, value in (("every_n_epochs", every_n_epochs), ("every_n_train_steps", every_n_train_steps)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    fewest = FEWEST if n_clusters == "auto" else n_clusters
+    if max_samples < fewest:
+        why = f"{fewest}, which n_clusters='auto' takes" if n_clusters == "auto" else f"n_clusters = {fewest}"
+        raise ValueError(f"max_samples must be at least {why}, got {max_samples}")
+    if method is not None and not isinstance(method, str) and not callable(method):
+        raise ValueError(
+            "method must be a function of module and batch, or the name of a method of the LightningModule, got "
+            f"{method!r}"
+        )
+
+
 @dataclass
 class _ValidationRun:
     """What is collected during a validation run that is to be clustered.
@@ -392,7 +410,9 @@ def digest(*columns: Tensor) -> str:
 def has_fixed_order(trainer: pl.Trainer) -> bool:
     """Whether all validation loaders are known to give the same samples in the same order in every run."""
     for loader in CombinedLoader(trainer.val_dataloaders, "sequential").flattened:
-        sampler = loader.sampler if isinstance(loader, DataLoader) else None
+        # Beside a batch sampler of its own, a loader has a sequential sampler, which it does not ask.
+        usual = isinstance(loader, DataLoader) and type(loader.batch_sampler) in (BatchSampler, NoneType)
+        sampler = loader.sampler if usual else None
         shuffled = isinstance(sampler, DistributedSampler) and sampler.shuffle
         if not isinstance(sampler, SequentialSampler | DistributedSampler) or shuffled:
             return False

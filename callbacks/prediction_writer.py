@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -151,7 +152,7 @@ class PredictionWriter(BasePredictionWriter):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Remove the parts."""
         if self._part is not None:
-            self._part.close()
+            self._part.abandon()
             shutil.rmtree(self._folder, ignore_errors=True)
         self._part, self._held = None, None
 
@@ -219,16 +220,24 @@ class ParquetShard:
     def close(self) -> None:
         """Write what is held and finish the file."""
         self._flush()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self._close_writer()
+
+    def abandon(self) -> None:
+        """Let go of the file, without what is held: the disk may be full."""
+        self._held = []
+        with suppress(OSError):
+            self._close_writer()
+
+    def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
 
     def _flush(self) -> None:
         if not self._held:
             return
         if self._writer is not None and self._writer.schema != self._schema:
-            self._writer.close()
-            self._writer = None
+            self._close_writer()
         if self._writer is None:
             path = self.path.with_suffix("").with_suffix(f".{self._files:05d}.parquet")
             self._writer, self._files = pq.ParquetWriter(path, self._schema), self._files + 1

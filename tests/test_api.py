@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import FakeEncoder
+from filelock import FileLock, Timeout
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import cae
 from cae.data import HuggingFaceData, ImageError
-from cae.results import edits_file
+from cae.results import edits_file, run
 from cae.results.edits import EditError
 
 
@@ -58,11 +59,9 @@ def test_it_is_edited_as_on_the_command_line(result):
 
 def test_edits_that_cannot_be_made_change_nothing_and_say_why(result):
     first, second, third = (cluster["name"] for cluster in result.clusters)
-    with pytest.raises(
-        EditError, match=re.escape(f"there are no edits in {result.folder}, and so nothing to take back")
-    ):
+    with pytest.raises(EditError, match="there are no edits, and so nothing to take back"):
         result.undo()
-    with pytest.raises(EditError, match=re.escape(f"no edit in {result.folder} was taken back")):
+    with pytest.raises(EditError, match="no edit was taken back last"):
         result.redo()
     groups = re.escape(f"there is no group 9; they are 0 ({first}), 1 ({second}), 2 ({third})")
     for missing in (9, "9"):
@@ -111,6 +110,21 @@ def test_data_sets_of_images(options, picture_folder, load, monkeypatch, tmp_pat
     if load is not hugging_face and not isinstance(data, ImageFolder):
         return  # a data module of Hugging Face rows does not know the names of its classes
     assert {path.name for path in (result.folder / "source").iterdir() if path.is_dir()} == {"blue", "green", "red"}
+
+
+def test_a_fit_does_not_write_into_an_update_that_is_under_way(options, picture_folder, monkeypatch):
+    """Which read the result before: it would write the old assignments beside the new model."""
+    write, held = run.write_result, []
+
+    def write_result(*arguments):
+        with pytest.raises(Timeout):
+            FileLock(options["out"] / ".lock").acquire(timeout=0)
+        held.append(True)
+        write(*arguments)
+
+    monkeypatch.setattr(run, "write_result", write_result)
+    cae.cluster(picture_folder, 3, **options).rename(0, "boats")
+    assert held == [True]
 
 
 def test_a_damaged_image_of_a_data_set_costs_that_image_alone(options, picture_folder):

@@ -7,6 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import urllib.request
+from contextlib import suppress
 
 import pytest
 from app_client import Client, exported
@@ -16,7 +19,9 @@ from starlette.responses import PlainTextResponse
 from cae.app import OpenResult, serving
 from cae.app.guard import Guard
 from cae.results.edits_file import load_history
+from cae.results.export import tree
 from cae.results.saved import SavedResult
+from cae.utils.files import holding
 
 
 def test_the_printed_address_lets_a_browser_in(client):
@@ -82,6 +87,15 @@ def test_an_edit_on_an_old_revision_is_refused(client, result_folder):
     assert len(load_history(result_folder).edits) == 1
 
 
+def test_a_change_does_not_wait_for_an_update_that_takes_hours(client, result_folder, monkeypatch):
+    monkeypatch.setattr("cae.results.editor._PATIENCE", 0.1)
+    with holding(result_folder / ".lock"):
+        status, answer = client.edit("rename", group=0, name="boats")
+        assert (status, "such as `cae update`, is at work in" in answer["error"]) == (422, True)
+        assert "boats" not in [group["name"] for group in client.state()["groups"]]
+    assert client.edit("rename", group=0, name="boats")[0] == 200
+
+
 def test_pictures_are_found_by_text_and_by_likeness(client):
     status, found = client.post("/api/search", {"text": "red car on snow"})
     assert (status, len(found["pictures"])) == (200, 30)
@@ -116,7 +130,9 @@ def test_duplicates_are_found_listed_and_left_out_of_an_export(client, tmp_path)
     assert (status, found["pictures"], found["missing"]) == (200, 30, 0)
     _, answer = client.post("/api/duplicates/list", {})
     assert answer["file"] == str(tmp_path / "exports/duplicates.csv")
-    assert (tmp_path / "exports/duplicates.csv").is_file()
+    (tmp_path / "exports/duplicates.csv").write_text("mine, with notes")
+    assert client.post("/api/duplicates/list", {})[1]["file"] == str(tmp_path / "exports/duplicates (2).csv")
+    assert (tmp_path / "exports/duplicates.csv").read_text() == "mine, with notes"
     worse = sum(len(group["copies"]) - 1 for group in found["groups"])
     status, done = client.post("/api/exports", exported(name="without", to="hf", without_duplicates=True))
     assert (status, done["written"]) == (200, 30 - worse + 1)
@@ -130,6 +146,27 @@ def test_all_or_a_selection_is_exported_below_the_folder_for_it(client, tmp_path
     made = {path.name for path in (tmp_path / "exports").iterdir()}
     assert made == {"all", done["folder"].rpartition("/")[2]}
     assert client.post("/api/exports", exported(pictures=[]))[0] == 422
+
+
+def test_exports_of_two_tabs_into_one_folder_come_one_after_the_other(opened, monkeypatch, tmp_path):
+    """The first waits, once its files are there, until the second is through, if it may."""
+    bring, first_has_begun, second_is_through = tree._bring, threading.Event(), threading.Event()
+
+    def bring_first_slowly(content, place, *rest):
+        bring(content, place, *rest)
+        if threading.current_thread() is first:
+            first_has_begun.set()
+            second_is_through.wait(timeout=0.2)
+
+    monkeypatch.setattr(tree, "_bring", bring_first_slowly)
+    first = threading.Thread(target=opened.export, args=([0, 1], "folders", "chosen"))
+    first.start()
+    first_has_begun.wait()
+    opened.export([2, 3], "folders", "chosen")
+    second_is_through.set()
+    first.join()
+    assert opened.export([4], "folders", "chosen")[1].written == 1
+    assert len(list((tmp_path / "exports/chosen").rglob("*.png"))) == 1
 
 
 def test_where_an_export_cannot_go_the_page_says_what_can_be_done_there(client, picture_folder, tmp_path):
@@ -223,12 +260,13 @@ def test_the_command_opens_the_browser(result_folder, monkeypatch, capfd):
     opened = []
 
     def browse(address):
-        opened.append(address)
-        raise KeyboardInterrupt  # as Ctrl-C
+        with suppress(OSError), urllib.request.urlopen(address, timeout=9) as answer:  # as a browser in a terminal
+            opened.append((address, answer.status))
+        os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C
 
     monkeypatch.setattr("webbrowser.open", browse)
     code, stdout, _ = run_cae(monkeypatch, capfd, "open", result_folder, "--quiet")
-    assert (code, opened) == (0, [stdout.strip()])
+    assert (code, opened) == (0, [(stdout.strip(), 200)])
 
 
 def test_without_the_extra_the_command_says_what_to_install(result_folder, monkeypatch, capfd):

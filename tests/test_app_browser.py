@@ -211,6 +211,18 @@ def test_two_tabs_do_not_overwrite_each_other(visit, served, opened):
     expect(card(one, "second")).to_be_visible()
 
 
+def test_what_was_clicked_in_haste_takes_nothing_of_another_tab_back(visit, served, opened):
+    page = visit(served, expect_failures=True)
+    Result(opened.editor.folder).rename("meadow", "lawn")
+    page.evaluate("Promise.all([stepBack('undo'), stepBack('undo')])")
+    expect(said(page)).to_have_text(re.compile("^Not saved: the result has been changed since.* try again.$"))
+    assert names(page) == ["desert", "harbour", "lawn"]
+    assert edits(opened) == ["rename meadow to lawn"]
+    page.locator("#undo").click()
+    expect(said(page)).to_have_text("Taken back, and saved.")
+    assert names(page) == ["desert", "harbour", "meadow"]
+
+
 def test_an_answer_that_comes_after_that_of_a_later_edit_is_left(visit, served, opened):
     page = visit(served)
     held = []
@@ -266,13 +278,18 @@ def test_the_keyboard_stays_where_it_was(visit, served):
     expect(page.locator("#dock")).to_be_focused()
 
 
-def test_another_fit_in_the_folder_loads_the_page_again(visit, served, opened, result_folder):
-    page = visit(served)
+@pytest.mark.parametrize("when", ["looked at", "changed"])
+def test_another_fit_in_the_folder_loads_the_page_again(visit, served, opened, result_folder, when):
+    page = visit(served, expect_failures=True)
     run = json.loads((result_folder / "run.json").read_text())
     (result_folder / "run.json").write_text(json.dumps({**run, "beta_mean": {**run["beta_mean"], "image": 1.0}}))
     with page.expect_navigation():
-        page.evaluate("dispatchEvent(new Event('focus'))")
+        if when == "looked at":
+            page.evaluate("dispatchEvent(new Event('focus'))")
+        else:
+            page.locator("#undo").click()
     expect(page.locator("#dock")).to_be_visible()
+    assert names(page) == ["desert", "harbour", "meadow"]
 
 
 def test_after_the_end_of_the_server_nothing_is_saved_and_that_is_said(visit, opened):

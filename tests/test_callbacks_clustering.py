@@ -242,6 +242,22 @@ def test_clusters_keep_their_ids(shuffle):
     assert ("stability" in callback.clustering.scores) != shuffle
 
 
+class OtherOrder(torch.utils.data.Sampler):
+    """Batches of all samples, in another order in each epoch."""
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        return iter(torch.randperm(90).reshape(3, 30).tolist())
+
+
+def test_batches_of_a_sampler_of_ones_own_may_come_in_any_order():
+    callback = ClusteringCallback(K, strict=True)
+    fit(trainer(callback), val=DataLoader(samples(), batch_sampler=OtherOrder()))
+    assert "stability" not in callback.clustering.scores
+
+
 def test_a_cap_takes_the_same_samples_in_every_epoch():
     callback = ClusteringCallback(K, label="label", max_samples=20)
     run = trainer(callback)

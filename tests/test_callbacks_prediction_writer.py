@@ -1,5 +1,7 @@
 """`PredictionWriter`: everything predicted is in one file, in order, once, whole or not at all."""
 
+import errno
+import os
 import warnings
 from collections import namedtuple
 
@@ -371,6 +373,18 @@ def test_a_failed_run_leaves_the_old_file_and_nothing_else(path):
         predict(PredictionWriter(path), Model(fail))
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_full_disk_is_told_and_no_parts_stay_on_it(path, monkeypatch):
+    def write_table(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", write_table)
+    monkeypatch.setattr(prediction_writer, "GROUP_BATCHES", 1)
+    with pytest.raises(OSError, match="No space left") as told:
+        predict(PredictionWriter(path))
+    assert told.value.__context__ is None
+    assert list(path.parent.iterdir()) == []
 
 
 def test_parts_of_a_killed_run_are_not_taken_in(path):

@@ -117,7 +117,11 @@ def test_details_go_to_the_loggers_that_can_show_them(tmp_path):
         ({"n_clusters": 2.5}, "n_clusters must be a whole number of at least 2, or auto, got 2.5"),
         ({"every_n_epochs": 2, "every_n_train_steps": 2}, "not both"),
         ({"every_n_epochs": 0}, "every_n_epochs must be at least 1"),
-        ({"max_samples": 2}, "max_samples must be at least n_clusters = 3"),
+        ({"max_samples": 2}, "max_samples must be at least n_clusters = 3, got 2"),
+        (
+            {"n_clusters": "auto", "max_samples": 0},
+            "max_samples must be at least 6, which n_clusters='auto' takes, got 0",
+        ),
         ({"banks": {}, "encoder": "lite"}, "banks or an encoder"),
         ({"epsilom": 1}, "did you mean 'epsilon'"),
         ({"method": 3}, "method must be a function of module and batch, or the name of a method .* got 3"),
@@ -193,6 +197,14 @@ def test_two_layers_in_one_trainer_are_told_apart(tmp_path):
     fit(trainer(*again, same, max_epochs=3), module, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     for callback, before in zip(again, (early, late), strict=True):
         assert torch.equal(callback.clustering.labels, before.clustering.labels)
+
+
+def test_names_of_scores_are_such_that_every_logger_takes():
+    function = ClusteringCallback(K, method=lambda module, batch: module.embed(batch), strict=True)
+    run = trainer(ClusteringCallback(K, strict=True), function)
+    fit(run)
+    owner = "test_names_of_scores_are_such_that_every_logger_takes_locals_lambda"
+    assert f"cluster_{owner}_silhouette" in run.callback_metrics
 
 
 def test_two_callbacks_for_the_same_are_refused():

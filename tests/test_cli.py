@@ -1,6 +1,7 @@
 """The command line as a user meets it: files written, exit codes, and messages that say what to do."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from PIL import Image
 
 from cae.cli import terminal
 from cae.cli.terminal import print_choices
+from cae.results.saved import SavedResult
 
 K = 3
 
@@ -63,6 +65,26 @@ def test_a_result_may_lie_among_its_pictures(run, picture_folder, text_files):
         assert code == 0, stderr
         assert (out / "report/report_files/thumbnails/00000.webp").is_file()
         assert len(pq.read_table(out / "assignments.parquet")) == 30
+
+
+def test_the_folder_of_the_pictures_may_be_called_anything(run, picture_folder, text_files, tmp_path):
+    """As by bytes that are no UTF-8, which old disks and archives hold."""
+    place, out = tmp_path / os.fsdecode(b"caf\xe9"), tmp_path / "out"
+    picture_folder.rename(place)
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
+    for arguments in (
+        ["cluster", place, "-k", K, "--out", out, "--workers", 0, *texts],
+        ["edit", out, "rename", 0, "boats"],
+        ["update", out, place, "--workers", 0],
+        ["export", out, "--to", "json", "--out", tmp_path / "json"],
+        ["export", out, "--to", "folders", "--out", tmp_path / os.fsdecode(b"export\xe9")],
+    ):
+        code, _, stderr = run(*arguments)
+        assert code == 0, stderr
+    assert SavedResult.load(out).root == place
+    assert f"{tmp_path}/caf" in page_of(out)
+    code, _, stderr = run("cluster", place, "-k", K, "--out", tmp_path / os.fsdecode(b"out\xe9"))
+    assert (code, "out\ufffd: its name is no UTF-8; choose another folder" in stderr) == (1, True)
 
 
 def test_json_is_one_document_and_the_report_can_be_left_out(run, picture_folder, text_files, tmp_path):

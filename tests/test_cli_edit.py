@@ -110,12 +110,13 @@ def test_split_makes_parts(clustered, run):
     [
         (["rename", "nobody", "x"], "no group is called 'nobody'"),
         (["rename", "0", " "], "cannot be empty"),
+        (["rename", "0", "caf\udce9"], "the name 'caf\\udce9' holds bytes that are no UTF-8"),
         (["rename", "0", "{second}"], "merge the two"),
         (["merge", "0", "0"], "at least two groups"),
         (["split", "0", "--into", "29"], "too few different pictures"),
         (["move", "no/such.png", "--to", "0"], "not in the result: no/such.png"),
-        (["undo"], "there are no edits in {out}"),
-        (["redo"], "no edit in {out} was taken back"),
+        (["undo"], "there are no edits, and so nothing to take back"),
+        (["redo"], "no edit was taken back last"),
         (["rename", "9", "x"], "there is no group 9; they are 0 ("),
     ],
 )

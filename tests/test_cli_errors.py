@@ -56,6 +56,25 @@ def test_bad_input_ends_with_a_message_and_a_code(run, picture_folder, tmp_path,
     assert message in " ".join(stderr.split())
 
 
+@pytest.mark.parametrize("name", ["model/model.safetensors", "clusters.json", "assignments.csv"])
+def test_a_result_takes_the_place_of_no_other_files(run, picture_folder, tmp_path, monkeypatch, name):
+    """As of a project that has a model in its folder `model`."""
+    monkeypatch.setattr("cae.results.run.run_folder", lambda *_, **__: pytest.fail("work that would be lost"))
+    mine = tmp_path / "project" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", tmp_path / "project")
+    assert (code, "belongs to no result and would be overwritten" in stderr) == (1, True)
+    assert mine.read_text() == "mine"
+
+
+def test_predictions_do_not_take_the_place_of_a_results_assignments(run, result_folder, picture_folder):
+    before = (result_folder / "assignments.parquet").read_bytes()
+    code, _, stderr = run("predict", result_folder, picture_folder / "red", "--workers", 0, "--out", result_folder)
+    assert (code, "holds a result, whose assignments would be overwritten" in stderr) == (1, True)
+    assert (result_folder / "assignments.parquet").read_bytes() == before
+
+
 def test_a_corpus_that_is_not_there_is_one_clear_line(run, picture_folder, tmp_path):
     code, _, stderr = run("cluster", picture_folder, "-k", K, "-o", tmp_path / "out", "--nouns", "nowhere.txt")
     assert code == 1

@@ -110,6 +110,16 @@ def test_a_folder_of_nothing_that_is_read_says_what_it_holds(tmp_path):
         list_images(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["photo.jpg", "photo"])
+@pytest.mark.parametrize("target", ["gone.jpg", "a" * 300 + ".jpg", "loop", "one.png/below.jpg"])
+def test_a_broken_link_of_any_kind_costs_that_link_alone(tmp_path, name, target):
+    save(tmp_path / "one.png")
+    (tmp_path / "link.png").symlink_to("one.png")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / name).symlink_to(target)
+    assert set(names(tmp_path)) == {"one.png"} | ({name} if name.endswith(".jpg") else set())
+
+
 @pytest.mark.parametrize("linked", [{"cats"}, {"cats", "dogs"}])
 def test_class_folders_may_be_links_to_a_store(tmp_path, linked):
     for name in ("cats", "dogs"):

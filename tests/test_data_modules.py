@@ -1,5 +1,7 @@
 """The data modules of images: folders, Hugging Face and torchvision data sets, and what their labels are."""
 
+import io
+import os
 import tarfile
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from cae.data import (
     ImageFolderData,
     TorchvisionData,
     list_images,
+    read_image,
 )
 
 
@@ -265,3 +268,66 @@ def test_what_is_no_class_is_not_taken_for_one(kept):
     assert TorchvisionData(torchvision_like(**kept)).images.labels is None
     mixed = ConcatDataset([torchvision_like(**kept), torchvision_like(targets=CLASSES)])
     assert TorchvisionData(mixed).images.labels is None
+
+
+class Opened(Dataset):
+    """Files that are opened, and read at the first look at a pixel."""
+
+    def __init__(self, *paths):
+        self.paths = paths
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        return Image.open(io.BytesIO(self.paths[index].read_bytes())), 0
+
+
+def test_images_of_any_mode_look_as_those_of_a_folder(tmp_path):
+    ramp = np.linspace(0, 60_000, 64, dtype=np.uint16).reshape(8, 8)
+    made = {
+        "clear.png": Image.new("RGBA", (8, 8), (200, 0, 0, 0)),
+        "palette.gif": Image.new("P", (8, 8), 1),
+        "deep.png": Image.fromarray(ramp),
+        "print.tif": Image.new("CMYK", (8, 8), (0, 255, 255, 0)),
+    }
+    for name, image in made.items():
+        image.save(tmp_path / name, **({"transparency": 1} if name == "palette.gif" else {}))
+    data = TorchvisionData(Opened(*(tmp_path / name for name in made)))
+    for i, name in enumerate(made):
+        assert np.array_equal(data.images.read(i, None), read_image(tmp_path / name)), name
+
+
+@pytest.mark.parametrize("broken", ["cut", "huge"])
+def test_a_file_that_fails_only_when_it_is_read_costs_that_image_alone(attached, tmp_path, broken, monkeypatch):
+    for i, side in enumerate((8, 100)):
+        noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"{i}.png")
+    if broken == "cut":
+        (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:9000])
+    else:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    data = attached(TorchvisionData(Opened(tmp_path / "0.png", tmp_path / "1.png"), num_workers=0))
+    assert list(samples(data)[0]) == [0]
+
+
+def test_files_of_any_name_are_listed(picture_folder):
+    (picture_folder / "red/1.png").rename(picture_folder / os.fsdecode(b"red/caf\xe9.png"))
+    paths = TorchvisionData(TorchvisionFolder(picture_folder)).images.paths
+    assert "red/caf\ufffd.png" in paths
+    assert "blue/0.png" in paths
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"samples": [0] * 6},
+        {"samples": [{"file": "a.png"}] * 6, "root": "photos"},
+        {"samples": [("elsewhere/a.png", 0)] * 6, "root": "photos"},
+        {"samples": [("photos/a.png", 0)] * 2, "root": "photos"},
+        {"samples": None, "root": None},
+    ],
+)
+def test_what_else_a_data_set_calls_samples_is_left_alone(kept):
+    images = TorchvisionData(torchvision_like(**kept)).images
+    assert (images.paths, images.identity) == (["0", "1", "2", "3", "4", "5"], None)

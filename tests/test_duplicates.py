@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 
 import cae
 from cae.data import ImageError, read_image
+from cae.results import duplicates
 from cae.results.duplicates import NEAR, find_duplicates, write_duplicates
 from cae.results.layout import EMBEDDINGS, ResultError
 from cae.results.saved import SavedResult
@@ -101,6 +102,18 @@ def test_what_is_gone_or_unreadable_is_left_out(copies):
     found = find_duplicates(result)
     assert groups(found) == [("near", ["larger.jpg", "01.png", "worse.jpg"])]
     assert found.missing == ["same.png"]
+
+
+def test_what_goes_while_it_is_compared_is_left_out(copies, tmp_path, monkeypatch):
+    look_for_candidates = duplicates._candidates
+
+    def lose_one(*arguments):
+        (tmp_path / "photos/larger.jpg").unlink()
+        return look_for_candidates(*arguments)
+
+    monkeypatch.setattr(duplicates, "_candidates", lose_one)
+    found = find_duplicates(SavedResult.load(copies))
+    assert ("near", ["01.png", "worse.jpg"]) in groups(found)
 
 
 def test_hashes_that_are_not_known_are_made(copies):

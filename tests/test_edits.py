@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from cae.results.edits import Anchors, EditedView, EditError, Merge, Move, Pin, Rename, Split
 from cae.results.edits_file import load_edits, save_edits
-from cae.results.make_edits import anchors_of, find_cluster, split_into
+from cae.results.make_edits import anchors_of, find_cluster, find_images, split_into
 from cae.results.saved import SavedResult
 
 SIZES = {0: 8, 1: 6, 2: 10}
@@ -298,3 +298,18 @@ def test_a_saved_result_offers_the_edited_view(result_folder):
 def test_a_number_is_that_of_a_cluster_even_if_another_one_is_called_so():
     result = make_result([0, 0, 1, 1, 2, 2], {0: "cat", 1: "2", 2: "tree"})
     assert (find_cluster(result.view, 2), find_cluster(result.view, "2"), find_cluster(result.view, "0")) == (2, 1, 0)
+
+
+def test_of_many_groups_and_pictures_an_error_names_a_few(tmp_path):
+    names = {k: f"group {k}" for k in range(1000)}
+    view = EditedView(make_result(range(1000), names))
+    view.root = tmp_path
+    there = "there are 1,000, as `cae edit RESULT` lists them: "
+    with pytest.raises(EditError, match=rf"no group is called 'harbour'; {there}(group \d, ){{8}}…$"):
+        find_cluster(view, "harbour")
+    with pytest.raises(EditError, match=rf"there is no group 1000; {there}0 \(group 0\), (\d \(group \d\), ){{7}}…$"):
+        find_cluster(view, 1000)
+    with pytest.raises(EditError, match="no group is called 'grop 7'; did you mean 'group 7' or "):
+        find_cluster(view, "grop 7")
+    with pytest.raises(EditError, match=r"^500 pictures not in the result: (\d\.png, ){8}…; paths are those of"):
+        find_images(view, [f"{i}.png" for i in range(500)])

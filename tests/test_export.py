@@ -15,9 +15,9 @@ from cae.results.cut import cut
 from cae.results.edits import Merge, Rename
 from cae.results.edits_file import save_edits
 from cae.results.export import TARGETS, ExportError, export
-from cae.results.export.names import MAX_BYTES, distinct_names, safe_name
 from cae.results.make_edits import anchors_of
 from cae.results.saved import SavedResult
+from cae.utils.names import MAX_BYTES, distinct_names, safe_name
 
 
 @pytest.fixture
@@ -364,3 +364,9 @@ def test_only_folders_of_a_result_with_a_tree_nest(tree_folder, tmp_path):
     with pytest.raises(ExportError, match="no tree of groups to nest by"):
         export(SavedResult.load(tree_folder), "folders", tmp_path / "out", nested=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_progress_goes_on_while_files_are_compared_with_what_was_clustered(result, tmp_path):
+    reports = {}
+    export(result, "folders", tmp_path / "out", reporter=lambda what: lambda *done: reports.__setitem__(what, done))
+    assert reports == {"files": (30, 30), "hashes": (30, 30)}

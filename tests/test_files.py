@@ -121,3 +121,58 @@ def test_who_holds_a_lock_is_alone(tmp_path):
     for counter in counters:
         counter.join()
     assert (tmp_path / "n").read_text() == "40"
+
+
+def test_names_that_no_process_has_are_no_litter(tmp_path):
+    names = [f"{files._DRAFT}{files._HERE}.{process}.x" for process in ("9" * 30, "\u00b2", "-1", "")]
+    for name in names:
+        (tmp_path / name).mkdir()
+    tidy(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+
+
+# ---- folders that somebody else has made ----
+
+
+def stranger(folder: Path, others: Path) -> None:
+    """A folder for a stranger's result, and one that is nobody else's business."""
+    folder.mkdir()
+    others.mkdir()
+    (others / "kept").write_text("kept")
+
+
+def test_a_commit_that_is_a_link_takes_nothing_from_elsewhere(tmp_path):
+    stranger(tmp_path / "made", tmp_path / "others")
+    (tmp_path / "made" / files._COMMIT).symlink_to(tmp_path / "others")
+    with pytest.raises(OSError, match=r"\.committed is a link"):
+        tidy(tmp_path / "made")
+    assert tree(tmp_path / "others") == {"kept": "kept"}
+
+
+@pytest.mark.parametrize("deep", ["link", "link/deeper"])
+def test_a_commit_writes_nothing_by_way_of_a_link(tmp_path, deep):
+    stranger(tmp_path / "made", tmp_path / "others")
+    (tmp_path / "made" / "link").symlink_to(tmp_path / "others")
+    (tmp_path / "made" / files._COMMIT / deep).mkdir(parents=True)
+    (tmp_path / "made" / files._COMMIT / deep / "kept").write_text("changed")
+    with pytest.raises(OSError, match="link is a link"):
+        tidy(tmp_path / "made")
+    assert [path.name for path in (tmp_path / "others").iterdir()] == ["kept"]
+    assert tree(tmp_path / "others") == {"kept": "kept"}
+
+
+def test_a_link_among_what_is_committed_does_not_keep_a_writer_forever(tmp_path):
+    stranger(tmp_path / "made", tmp_path / "others")
+    (tmp_path / "made" / files._COMMIT).mkdir()
+    (tmp_path / "made" / files._COMMIT / "link").symlink_to(tmp_path / "others")
+    with pytest.raises(OSError, match="link is a link"), committing(tmp_path / "made") as draft:
+        write(draft, "new")
+    assert tree(tmp_path / "others") == {"kept": "kept"}
+
+
+def test_a_lock_that_is_a_link_empties_no_other_file(tmp_path):
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / ".lock").symlink_to(tmp_path / "kept")
+    with pytest.raises(OSError, match=r"\.lock is a link"), holding(tmp_path / ".lock"):
+        pass
+    assert (tmp_path / "kept").read_text() == "kept"

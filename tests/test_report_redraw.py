@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from report_page import NASTY, Elements, page_data, silent
+from safetensors.numpy import save_file
 
 from cae.method.fitted import FittedCAE
 from cae.report import redraw_report, thumbnails, write_report
@@ -142,13 +143,15 @@ def test_on_another_level_thumbnails_and_map_stay(tree_folder, drawn):
         assert {**facts, "group": before[path]["group"]} == before[path]
 
 
-@pytest.mark.parametrize("what", ["model", "kept", "a bit of it", "sheet"])
+@pytest.mark.parametrize("what", ["model", "kept", "deep", "a bit of it", "sheet"])
 def test_what_does_not_fit_any_more_is_drawn_anew(result_folder, report, drawn, what):
     if what == "model":
         fitted = FittedCAE.load(result_folder / "model")
         replace(fitted, provenance={**fitted.provenance, "another": "fit"}).save(result_folder / "model")
     elif what == "kept":
         (report / "report_files/kept.safetensors").write_bytes(b"damaged")
+    elif what == "deep":
+        save_file({}, report / "report_files/kept.safetensors", {"about": "[" * 100_000})
     elif what == "a bit of it":
         kept = report / "report_files/kept.safetensors"
         content = bytearray(kept.read_bytes())

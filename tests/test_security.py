@@ -178,6 +178,20 @@ def test_names_from_a_result_stay_inside_an_export(result_folder, tmp_path):
     assert {path.name for path in (tmp_path / "deep").iterdir()} == {"er"}
 
 
+def test_a_report_whose_folder_is_a_link_replaces_and_removes_nothing_elsewhere(report, result_folder, tmp_path):
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others/data.js").write_text("kept")
+    (tmp_path / "others/letter.txt").write_text("kept")
+    shutil.rmtree(report / "report_files")
+    (report / "report_files").symlink_to(tmp_path / "others")
+    with pytest.raises(OSError, match="report_files is a link"):
+        write_report(SavedResult.load(result_folder), report)
+    assert {path.name: path.read_text() for path in (tmp_path / "others").iterdir()} == {
+        "data.js": "kept",
+        "letter.txt": "kept",
+    }
+
+
 @pytest.mark.parametrize("name", ["../kept.txt", "/etc/passwd", "a/../../kept.txt", "link/kept.txt", ".", ""])
 def test_a_manifest_removes_nothing_outside_of_its_export(result_folder, tmp_path, name):
     out = tmp_path / "out"

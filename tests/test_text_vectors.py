@@ -155,7 +155,7 @@ def test_vectors_without_texts_are_refused(tmp_path, write, forget, message):
 
 
 def test_metadata_that_is_no_list_of_texts_is_refused(tmp_path):
-    for texts in ("[1, 2]", "not json", "{}"):
+    for texts in ("[1, 2]", "not json", "{}", "[" * 100_000):
         save_file({"embedding": VECTORS}, tmp_path / "x.safetensors", metadata={"texts": texts})
         with pytest.raises(TextError, match=r"x\.safetensors cannot be used"):
             load_vectors("noun", tmp_path / "x.safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from cae.report.page import PAGE
 from cae.results.duplicates import Duplicates, find_duplicates, write_duplicates
 from cae.results.editor import Editor
 from cae.results.export import Exported, ExportError, PlaceError, Placing, Target, export
-from cae.results.export.names import safe_name
 from cae.results.saved import SavedResult
 from cae.results.search import Hit, Searcher
+from cae.utils.names import safe_name
 from cae.utils.progress import Reporter, silent
 
 FOUND = 120
@@ -64,7 +65,7 @@ class OpenResult:
         self._make_searcher: Callable[[SavedResult], Searcher] = lambda saved: Searcher(
             saved, encoder=encoder, encoder_weights=encoder_weights, device=device
         )
-        self._drawing, self._searching, self._comparing = threading.Lock(), threading.Lock(), threading.Lock()
+        self._drawing, self._searching, self._comparing, self._exporting = (threading.Lock() for _ in range(4))
         self._drawn_fit = self._drawn_revision = ""
         self._vectors: tuple[str, Tensor] | None = None
         self._arranged: dict[bytes, Arranged] = {}
@@ -158,13 +159,16 @@ class OpenResult:
             return self._duplicates[1]
 
     def list_duplicates(self) -> Path:
-        """Write the list of duplicates to the folder of the exports; returns the file.
+        """Write the list of duplicates to the folder of the exports; returns the file, a new one each time.
 
         Raises:
             OSError: it cannot be written.
         """
-        place = self.exports / "duplicates.csv"
-        write_duplicates(self.duplicates(), place)
+        found = self.duplicates()
+        names = chain(["duplicates.csv"], (f"duplicates ({i}).csv" for i in count(2)))
+        with self._exporting:  # somebody may have made notes in an earlier one
+            place = next(place for name in names if not (place := self.exports / name).exists())
+            write_duplicates(found, place)
         return place
 
     def export(
@@ -200,7 +204,8 @@ class OpenResult:
             raise ExportError("there is nothing to export: choose pictures")
         place = self.exports / safe_name(name)
         try:
-            return place, export(result, to, place, by=by, nested=nested, without=left_out)
+            with self._exporting:  # two into one folder would each take the other's files for a stranger's
+                return place, export(result, to, place, by=by, nested=nested, without=left_out)
         except PlaceError as error:
             remedy = "give another name, or another folder with `cae open --exports`"
             raise ExportError(f"{error.problem}; {remedy}") from error

@@ -55,8 +55,8 @@ def serve(
         suppress(KeyboardInterrupt),
     ):
         announce(address)
-        if browser:
-            webbrowser.open(address)
+        if browser:  # in a thread: some browsers, as those in a terminal, return only once they have the page
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
         server.run(sockets=[listener])  # which hands on the signal that it has ended for, as KeyboardInterrupt
 
 

@@ -37,6 +37,10 @@ Pictures = Annotated[
     ),
 ]
 EncoderSpec = Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, or lite (no download; not CLIP).")]
+SearchEncoder = Annotated[
+    str | None,
+    typer.Option(help="Encoder to search with, for a result that was made from embeddings and names none."),
+]
 Weights = Annotated[Path | None, typer.Option(help="Local weights for an open_clip encoder, instead of a download.")]
 Nouns = Annotated[
     str | None,

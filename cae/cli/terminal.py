@@ -12,7 +12,7 @@ from rich.table import Table
 from cae.utils.console import err as err
 from cae.utils.console import out as out
 from cae.utils.console import progress_bars as progress_bars
-from cae.utils.words import counted
+from cae.utils.words import counted, few
 
 if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
     from cae.results.compare import Comparison
@@ -147,7 +147,7 @@ def print_skipped(skipped: Mapping[Path, str], root: Path) -> None:
 def print_missing(paths: Sequence[str], fate: str = "left out") -> None:
     """Say which pictures are no longer where they were, the first few by name, and what is done with them."""
     if paths:
-        warn(f"{counted(len(paths), 'picture')} missing and {fate} ({_few(paths)}); moved? give --images DIR")
+        warn(f"{counted(len(paths), 'picture')} missing and {fate} ({few(paths, SHOWN)}); moved? give --images DIR")
 
 
 def print_added(rows: Sequence[Mapping[str, Any]], news: FolderDiff) -> None:
@@ -173,7 +173,7 @@ def print_changed(paths: Sequence[str]) -> None:
     """Say which pictures hold something else than what was clustered."""
     if paths:
         count = counted(len(paths), "picture")
-        warn(f"{count} changed since; the assignments speak of what was there before ({_few(paths)})")
+        warn(f"{count} changed since; the assignments speak of what was there before ({few(paths, SHOWN)})")
 
 
 def print_refit(reasons: Sequence[str]) -> None:
@@ -268,10 +268,6 @@ def warn(message: str) -> None:
 def note(message: str) -> None:
     """A line about what is being done, beside the results."""
     err.print(message, highlight=False, soft_wrap=True)
-
-
-def _few(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:SHOWN]) + (", …" if len(texts) > SHOWN else "")
 
 
 def _table() -> Table:

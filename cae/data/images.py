@@ -140,7 +140,7 @@ def _read(file: IO[bytes], side: int | None, *, orientation: int = 1) -> Image.I
         turned = _TURNED.get(held if held in _TURNED else orientation)
         if other is not None:
             image = _with_lower_bytes(image, file, other)
-        rgb = _to_rgb(image if side is None else _less_oblong(_smaller(image, side)))
+        rgb = to_rgb(image if side is None else _less_oblong(_smaller(image, side)))
     if side is not None:
         rgb = _smaller(rgb, side)
     return rgb if turned is None else rgb.transpose(turned)
@@ -350,7 +350,16 @@ def _less_oblong(image: Image.Image) -> Image.Image:
     return image.crop((left, top, left + width, top + height))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in 8-bit RGB, with transparency on white and deep values by `cae.data.deep`.
+
+    Raises:
+        OSError: it is read only now, and truncated.
+
+    Examples:
+        >>> to_rgb(Image.new("RGBA", (1, 1))).getpixel((0, 0))
+        (255, 255, 255)
+    """
     if deep.is_deep(image):
         image = deep.grey_in_8_bits(image)
     if image.has_transparency_data:

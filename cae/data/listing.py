@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cae.data.images import ImageError, has_image_ending, is_image_by_content, shown_path
-from cae.utils.words import counted
+from cae.utils.words import counted, few
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def list_folder(root: str | os.PathLike[str]) -> Listing:
     links: list[Path] = []
     for entry in _visible_files(root, left_out):
         path = Path(entry.path)
-        if entry.is_symlink() and path.exists():
+        if entry.is_symlink() and os.path.exists(path):  # noqa: PTH110 (`Path.exists` raises for some broken links)
             links.append(path)
         elif reason := _why_left_out(path, is_special=not (entry.is_symlink() or entry.is_file())):
             left_out[path] = reason
@@ -130,15 +130,16 @@ def left_out_lines(left_out: Mapping[str, str]) -> list[str]:
         groups[os.path.splitext(path)[1], reason].append(path)  # noqa: PTH122 (text, which need not be a path)
     lines = []
     for (ending, reason), paths in sorted(groups.items(), key=lambda group: -len(group[1])):
-        few = ", ".join(paths[:_SHOWN]) + (", …" if len(paths) > _SHOWN else "")
-        what = paths[0] if len(paths) == 1 else f"{counted(len(paths), f'{ending} file'.strip())} ({few})"
+        kind = f"{ending} file".strip()
+        what = paths[0] if len(paths) == 1 else f"{counted(len(paths), kind)} ({few(paths, _SHOWN)})"
         lines.append(f"skipped {what}: {reason}")
     return lines
 
 
 def looks_like_image(path: Path) -> bool:
     """Whether a file is named like an image, or begins like one. Pipes are not opened: they may block forever."""
-    return has_image_ending(path) or (path.is_file() and is_image_by_content(path))
+    # `Path.is_file` raises for some broken links.
+    return has_image_ending(path) or (os.path.isfile(path) and is_image_by_content(path))  # noqa: PTH113
 
 
 def _why_left_out(path: Path, *, is_special: bool) -> str | None:
@@ -200,7 +201,7 @@ def _linked_once(links: Iterable[Path], images: Iterable[Path], left_out: dict[P
     links = sorted(links)
     if not links:  # as nearly always: then no file need be looked at
         return
-    seen = {_identity(path) for path in images if path.exists()}
+    seen = {_identity(path) for path in images if os.path.exists(path)}  # noqa: PTH110 (as above)
     for link in links:
         if reason := _why_left_out(link, is_special=not link.is_file()):
             left_out[link] = reason

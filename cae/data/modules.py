@@ -23,7 +23,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 from cae.config import DEFAULT_BATCH_SIZE
 from cae.data.base import Data
 from cae.data.dataset import ImageDataset, Images, collate_readable, files_identity
-from cae.data.images import ImageError, read_image, shown_path
+from cae.data.images import ImageError, read_image, shown_path, to_rgb
 from cae.data.labels import class_numbers
 from cae.data.listing import list_images
 from cae.metrics.functional import as_labels
@@ -161,15 +161,25 @@ class TorchvisionData(ImageData):
 
     def __init__(self, dataset: Any, *, batch_size: int = DEFAULT_BATCH_SIZE, num_workers: int | None = None) -> None:
         labels, self.classes = labels_of_dataset(dataset), class_names_of(dataset)
-        samples, data = getattr(dataset, "samples", None), getattr(dataset, "data", None)
+        files, data = _files_of_dataset(dataset), getattr(dataset, "data", None)
         paths, identity = [str(i) for i in range(len(dataset))], None
-        if samples is not None:
-            root, files = Path(dataset.root), [Path(sample[0]) for sample in samples]
-            paths, identity = [os.path.relpath(file, root) for file in files], files_identity(root, files)
+        if files is not None:
+            root = Path(dataset.root)
+            paths, identity = [shown_path(file, root) for file in files], files_identity(root, files)
         elif isinstance(data, np.ndarray | Tensor):
             identity = hashlib.sha256(np.ascontiguousarray(data).tobytes()).hexdigest()[:32]
         images = Images(partial(read_item, dataset), paths, labels, identity)
         super().__init__(images, batch_size=batch_size, num_workers=num_workers)
+
+
+def _files_of_dataset(dataset: Any) -> list[Path] | None:
+    """The N files below `root` that a data set lists as torchvision's `ImageFolder` does; None for others."""
+    root, samples = getattr(dataset, "root", None), getattr(dataset, "samples", None)
+    if not isinstance(root, str | os.PathLike) or not isinstance(samples, list) or len(samples) != len(dataset):
+        return None
+    firsts = [sample[0] if isinstance(sample, tuple | list) and sample else None for sample in samples]
+    files = [Path(first) for first in firsts if isinstance(first, str | os.PathLike)]
+    return files if len(files) == len(samples) and all(file.is_relative_to(root) for file in files) else None
 
 
 _LABELS = ("targets", "labels", "_labels", "y")
@@ -227,15 +237,15 @@ def read_item(dataset: Any, index: int, side: int | None) -> Image.Image:
     """
     try:
         item = dataset[index]
-    except OSError as error:  # what Pillow raises for a damaged file
+        image = item[0] if isinstance(item, tuple | list) else item
+        if isinstance(image, Image.Image):
+            return to_rgb(image)  # which reads what the data set has only opened
+    except (OSError, Image.DecompressionBombError) as error:  # what Pillow raises for a damaged or huge file
         raise ImageError(str(error)) from error
-    image = item[0] if isinstance(item, tuple | list) else item
-    if not isinstance(image, Image.Image):
-        raise TypeError(
-            f"{type(dataset).__name__} yields {type(image).__name__}, not PIL images: leave its transform unset, the "
-            "encoder has its own; or pass a DataLoader of preprocessed images to the trainer"
-        )
-    return image.convert("RGB")
+    raise TypeError(
+        f"{type(dataset).__name__} yields {type(image).__name__}, not PIL images: leave its transform unset, the "
+        "encoder has its own; or pass a DataLoader of preprocessed images to the trainer"
+    )
 
 
 class HuggingFaceData(ImageData):
@@ -303,6 +313,12 @@ class HuggingFaceData(ImageData):
             images = Images(_unread, [])
         else:
             labels = None if self.label is None else class_numbers(self.rows[self.label][:])
+            if (
+                labels is not None
+                and isinstance(features[self.label], datasets.ClassLabel)
+                and bool((labels < 0).any())
+            ):
+                labels = None  # -1 stands for what has no class, as in test splits
             images = Images(
                 partial(read_row, self.rows, self.image),
                 [str(i) for i in range(len(self.rows))],
@@ -347,6 +363,13 @@ def _plain_labels(features: Any) -> str | None:
     kinds = {name: str(getattr(feature, "dtype", "")) for name, feature in features.items()}
     usual = (name for name in ("label", "labels", "cls") if name in kinds)  # the last is WebDataset's
     return next((name for name in usual if kinds[name].startswith(("int", "uint")) or kinds[name] in _STRINGS), None)
+
+
+def _classes(rows: Any, column: str) -> Tensor | None:
+    """The classes (N,) int64 in a column; None where some have none, which a `ClassLabel` says by -1."""
+    numbers = class_numbers(rows[column][:])
+    named = bool(getattr(rows.features[column], "names", None))
+    return None if named and bool((numbers < 0).any()) else numbers
 
 
 def _which_dataset(given: Any) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pathvalidate import sanitize_filename
 from torch import Tensor
 
 from cae.data.dataset import Images
 from cae.data.images import ImageError
+from cae.utils.files import drafting, replacing
+from cae.utils.names import distinct_names
 from cae.utils.progress import Reporter, silent
 
 FOLDER = "source"
@@ -47,7 +47,8 @@ def on_disk(source: Any, out: Path, reporter: Reporter = silent) -> Path:
         return Path(source)
     if isinstance(source, Tensor | np.ndarray):
         file = out / f"{FOLDER}.npy"
-        np.save(file, source.detach().float().cpu().numpy() if isinstance(source, Tensor) else source)
+        with replacing(file) as draft:  # the array may be mapped from the file that is there
+            np.save(draft, source.detach().float().cpu().numpy() if isinstance(source, Tensor) else source)
         return file
     images, classes = _images_of(source)
     return _write(images, classes, out / FOLDER, reporter)
@@ -74,18 +75,26 @@ def _images_of(source: Any) -> tuple[Images, Sequence[str] | None]:
 
 
 def _write(images: Images, classes: Sequence[str] | None, folder: Path, reporter: Reporter) -> Path:
-    if folder.exists():
-        if not (folder / _MARK).is_file():
-            raise ImageError(f"{folder} is in the way of the images to be written; move it, or choose another out")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    if folder.exists() and not (folder / _MARK).is_file():
+        raise ImageError(f"{folder} is in the way of the images to be written; move it, or choose another out")
+    with drafting(folder.parent) as draft:
+        _write_images(images, classes, draft / FOLDER, reporter)
+        if folder.exists():  # only now: the images may be read from it, and belong to a result until the next is made
+            folder.rename(draft / "before")
+        (draft / FOLDER).rename(folder)
+    return folder
+
+
+def _write_images(images: Images, classes: Sequence[str] | None, folder: Path, reporter: Reporter) -> None:
+    folder.mkdir()
     (folder / _MARK).touch()
     report, width, written = reporter("images"), len(str(len(images))), 0
+    names = distinct_names(map(str, classes or ()))
     for i in range(len(images)):
         place = folder
         if images.labels is not None:
             label = int(images.labels[i])
-            place = folder / sanitize_filename(str(classes[label] if classes else label), replacement_text="_")
+            place = folder / (names[label] if names else str(label))
             place.mkdir(exist_ok=True)
         try:
             images.read(i, None).save(place / f"{i:0{width}}.png")
@@ -96,4 +105,3 @@ def _write(images: Images, classes: Sequence[str] | None, folder: Path, reporter
             report(i + 1, len(images))
     if not written:
         raise ImageError("none of the images of the data set can be read")
-    return folder

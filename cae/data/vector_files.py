@@ -13,7 +13,6 @@ Several sources are one: their rows follow each other.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from torch.nn.functional import normalize
 
 from cae.data.embedding_store import is_store, read_store
 from cae.data.labels import as_classes
+from cae.utils.checksums import parse_json
 
 Of = Literal["images", "texts"]
 """Whether vectors of images or of texts are wanted: a table may hold both."""
@@ -247,7 +247,7 @@ def _safetensors(path: Path, of: Of) -> Vectors:
 
 
 def _json_texts(text: str, name: str) -> list[str | None]:
-    found = json.loads(text)
+    found = parse_json(text)
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
         raise ValueError(f"its metadata `{name}` must be a JSON list of strings")
     return list(found)

@@ -19,7 +19,7 @@ from cae.data.dataset import size_and_time
 from cae.data.listing import REPORT_MARK
 from cae.report.thumbnails import Thumbnails, sheet_name
 from cae.results.saved import SavedResult
-from cae.utils.checksums import tensors_hash
+from cae.utils.checksums import parse_json, tensors_hash
 
 FORMAT_VERSION = 3
 """From 3 on there are the stamps of the files."""
@@ -68,7 +68,7 @@ class ReportCache:
         """Read it; None if it is not there, damaged or of another version, or if a sheet is missing."""
         try:
             with safe_open(folder / REPORT_MARK, "pt") as file:
-                about = json.loads(file.metadata()["about"])
+                about = parse_json(file.metadata()["about"])
                 tensors = {name: file.get_tensor(name) for name in ("position", "stamps", *Thumbnails._fields)}
             if about["format_version"] != FORMAT_VERSION or about.pop("sha256") != tensors_hash(tensors, about):
                 return None

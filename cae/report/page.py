@@ -114,7 +114,7 @@ def write_report(
             comparison=comparison,
             tree=tree,
         )
-        (draft / PAGE).write_text(html, encoding="utf-8")
+        (draft / PAGE).write_text(html, encoding="utf-8", errors="replace")  # a path may hold any bytes
         drawn = {path.relative_to(draft) for path in folder.rglob("*")}
     for path in (out / PAGE_FILES).rglob("*"):
         if path.is_file() and path.relative_to(out) not in drawn:  # of an earlier report, with more images

@@ -26,6 +26,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch.nn.functional import normalize
 
+from cae.data.dataset import size_and_time
 from cae.data.images import ImageError, image_size, read_image, shown_path
 from cae.kernels import nearest
 from cae.results.defaults import NEAR
@@ -288,7 +289,7 @@ def _perceptual_hashes(files: dict[int, Path], reporter: Reporter) -> Hashes:
     report, found = reporter("pictures"), {}
     with ThreadPoolExecutor() as pool:
         # Decoding releases the interpreter's lock, but for small files switching threads costs more than it saves.
-        spread = sum(file.stat().st_size for file in files.values()) > _SMALL * len(files)
+        spread = sum(size_and_time(file)[0] for file in files.values()) > _SMALL * len(files)
         hashes = (pool.map if spread else map)(_perceptual_hash, files.values())
         for done, (key, bits) in enumerate(zip(files, hashes, strict=True), 1):
             if bits is not None:

@@ -31,6 +31,9 @@ _WATCHED = (RUN, EDITS_FILE)
 _KEPT = 30
 """Views before the last edits that are kept: 1 MB each for 100,000 images. Further back, edits are applied anew."""
 
+_PATIENCE = 5
+"""Seconds that a change waits for other programs: an edit takes them less, and an update may take hours."""
+
 
 class StaleError(Exception):
     """A change was made on what the result no longer is; nothing was written."""
@@ -112,8 +115,9 @@ class Editor:
 
         Raises:
             StaleError: it has another one by now.
+            OutputError: another program is at work in it; who looks at the result meanwhile does not wait for that.
         """
-        with self._lock, changing(self.folder):
+        with self._lock, changing(self.folder, _PATIENCE):
             if self._stamps() != self._read_at:
                 self._load()
             if revision != self.revision:
@@ -133,7 +137,7 @@ class Editor:
         Raises:
             EditError: there is none.
         """
-        self._save(self.history.undo(self.folder))
+        self._save(self.history.undo())
         if self._earlier:
             self.view = self._earlier.pop()
         else:
@@ -146,7 +150,7 @@ class Editor:
         Raises:
             EditError: none was, or another edit was made since.
         """
-        self._save(self.history.redo(self.folder))
+        self._save(self.history.redo())
         self._go_on(self.history.edits[-1:])
 
     # At any time.

@@ -46,24 +46,24 @@ class History(NamedTuple):
         """With more edits; what was taken back cannot be made again."""
         return History((*self.edits, *edits))
 
-    def undo(self, folder: Path) -> History:
-        """With the last edit taken back; `folder` is the result's, for the message.
+    def undo(self) -> History:
+        """With the last edit taken back.
 
         Raises:
             EditError: there is none.
         """
         if not self.edits:
-            raise EditError(f"there are no edits in {folder}, and so nothing to take back")
+            raise EditError("there are no edits, and so nothing to take back")
         return History(self.edits[:-1], (self.edits[-1], *self.undone))
 
-    def redo(self, folder: Path) -> History:
-        """With the edit made again that was taken back last; `folder` is the result's, for the message.
+    def redo(self) -> History:
+        """With the edit made again that was taken back last.
 
         Raises:
             EditError: none was, or another edit was made since.
         """
         if not self.undone:
-            raise EditError(f"no edit in {folder} was taken back last, and so there is none to make again")
+            raise EditError("no edit was taken back last, and so there is none to make again")
         return History((*self.edits, self.undone[0]), self.undone[1:])
 
 

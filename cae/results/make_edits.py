@@ -17,6 +17,10 @@ from cae.kernels import nearest
 from cae.method.kmeans import kmeans
 from cae.results.edits import N_ANCHORS, Anchors, EditedView, EditError, Merge, Move, Pin, Rename, Rows, Split
 from cae.utils.files import absolute
+from cae.utils.words import counted, few
+
+_NAMED = 8
+"""How many groups, or pictures, an error names."""
 
 
 def rename(view: EditedView, cluster: str | int, name: str) -> Rename:
@@ -153,11 +157,16 @@ def find_cluster(view: EditedView, cluster: str | int) -> int:
     if text.isdecimal() and int(text) in names:
         return int(text)
     if not isinstance(cluster, str) or text.isdecimal():
-        there = ", ".join(f"{id} ({name})" for id, name in names.items())
-        raise EditError(f"there is no group {cluster}; they are {there}")
-    near = difflib.get_close_matches(text, names.values(), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(names.values())}"
+        raise EditError(f"there is no group {cluster}; {_listed([f'{id} ({name})' for id, name in names.items()])}")
+    near = difflib.get_close_matches(text, names.values())
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else _listed(list(names.values()))
     raise EditError(f"no group is called {text!r}; {hint}")
+
+
+def _listed(groups: Sequence[str]) -> str:
+    """What groups there are, the first of them by name."""
+    there = "they are" if len(groups) <= _NAMED else f"there are {len(groups):,}, as `cae edit RESULT` lists them:"
+    return f"{there} {few(groups, _NAMED)}"
 
 
 def find_images(view: EditedView, paths: Sequence[str | os.PathLike[str]]) -> list[int]:
@@ -173,7 +182,8 @@ def find_images(view: EditedView, paths: Sequence[str | os.PathLike[str]]) -> li
     found = [rows.get(path, rows.get(os.fspath(absolute(path)))) for path in asked]
     unknown = [path for path, row in zip(asked, found, strict=True) if row is None]
     if unknown:
-        raise EditError(f"not in the result: {', '.join(unknown)}; paths are those of assignments.csv, or on disk")
+        which = f"{counted(len(unknown), 'picture')} not in the result: {few(unknown, _NAMED)}"
+        raise EditError(f"{which}; paths are those of assignments.csv, or on disk")
     return [row for row in found if row is not None]
 
 
@@ -195,11 +205,13 @@ def _check_name(view: EditedView, name: str, ids: Sequence[int]) -> str:
     """A name for some clusters.
 
     Raises:
-        EditError: it is empty, or another cluster's.
+        EditError: it is empty, no valid text, or another cluster's.
     """
     name = name.strip()
     if not name:
         raise EditError("a name cannot be empty")
+    if name != name.encode("utf-8", "replace").decode():  # as a terminal may hand it over; no file could hold it
+        raise EditError(f"the name {name!r} holds bytes that are no UTF-8: type it anew")
     if name in {taken for id, taken in view.names().items() if id not in ids}:
         raise EditError(f"another group is called {name!r} already; merge the two, or choose another name")
     return name

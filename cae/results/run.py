@@ -28,11 +28,11 @@ from cae.models.embedder import embed_images
 from cae.models.trained import load_pretrained
 from cae.results.folder import EmbeddingsResult, FolderResult
 from cae.results.layout import MODEL_FOLDER
-from cae.results.writing import write_result
+from cae.results.writing import LOCK, write_result
 from cae.text.vectors import TEXTS_FOR_EMBEDDINGS, texts_for_embeddings
 from cae.utils.checksums import content_hashes
 from cae.utils.devices import find_device
-from cae.utils.files import absolute, tidy
+from cae.utils.files import absolute, holding, tidy
 from cae.utils.progress import Reporter, listen_to_progress, silent, stage, stopwatch
 from cae.utils.words import counted
 
@@ -79,7 +79,8 @@ def fit_source(
         "seconds": round(seconds, 1),
         "stages": {name: round(s, 2) for name, s in timing.items()},
     }
-    write_result(found, out, run)
+    with holding(out / LOCK):  # an update or edit that began with the result before would otherwise end with both
+        write_result(found, out, run)
     return found
 
 

@@ -41,6 +41,7 @@ from cae.results.layout import (
 )
 from cae.utils.checksums import content_hashes, is_version
 from cae.utils.files import tidy
+from cae.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -248,11 +249,15 @@ class SavedResult:
         rows = zip(self.assignments.to_pylist(), self.image_paths, strict=True)
         return [(row, place) for row, place in rows if place is not None]
 
-    def changed(self) -> list[int]:
-        """Rows whose file is still there but holds other bytes than those that were clustered. Reads every file."""
+    def changed(self, progress: Progress | None = None) -> list[int]:
+        """Rows whose file is still there but holds other bytes than those that were clustered. Reads every file.
+
+        Args:
+            progress: called with (done, total) files.
+        """
         here = [(row, place) for row, place in enumerate(self.image_paths) if place is not None]
         hashes = self.assignments["sha256"].to_pylist()
-        found = content_hashes([place for _, place in here])
+        found = content_hashes([place for _, place in here], progress)
         return [row for (row, _), now in zip(here, found, strict=True) if now != hashes[row]]
 
 

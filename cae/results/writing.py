@@ -40,6 +40,10 @@ if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
     from cae.results.folder import FolderResult
 
 
+LOCK = ".lock"
+"""File that who changes a result holds meanwhile."""
+
+
 class OutputError(OSError):
     """Results cannot be written where they were asked for."""
 
@@ -48,8 +52,10 @@ def check_writable(out: Path) -> None:
     """Check early whether results can be written.
 
     Raises:
-        OutputError: `out` is a file, or nothing can be written there.
+        OutputError: `out` is a file, nothing can be written there, or its name is no UTF-8, as Parquet's library takes.
     """
+    if not _is_utf_8(out):
+        raise OutputError(f"cannot write to {out}: its name is no UTF-8; choose another folder with --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         _try_to_write(out)
@@ -59,24 +65,67 @@ def check_writable(out: Path) -> None:
         ) from error
 
 
+def check_place_of_result(out: Path) -> None:
+    """Check early whether a result can be written, in the place of an earlier one at most.
+
+    Raises:
+        OutputError: as `check_writable`, or something that is no result would be overwritten.
+    """
+    check_writable(out)
+    tidy(out)
+    names = (ASSIGNMENTS, ASSIGNMENTS_CSV, CLUSTERS, EMBEDDINGS, MODEL_FOLDER)
+    taken = next((out / name for name in names if (out / name).exists()), None)
+    if taken is not None and not (out / RUN).exists():
+        raise OutputError(
+            f"{taken} belongs to no result and would be overwritten; move it away, or choose another folder with --out"
+        )
+
+
+def check_place_of_predictions(out: Path) -> None:
+    """Check early whether assignments alone can be written.
+
+    Raises:
+        OutputError: as `check_writable`, or `out` holds a result, which would be left with the assignments of others.
+    """
+    check_writable(out)
+    if (out / RUN).exists():
+        raise OutputError(f"{out} holds a result, whose assignments would be overwritten; choose another with --out")
+
+
+def _is_utf_8(path: Path) -> bool:
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _try_to_write(folder: Path) -> None:
     with tempfile.TemporaryFile(dir=folder):
         pass
 
 
 @contextmanager
-def changing(folder: Path) -> Iterator[None]:
+def changing(folder: Path, patience: float = -1) -> Iterator[None]:
     """Hold a result while it is read, changed and written: changes by two processes at once come one after the other.
+
+    Args:
+        folder: the result folder.
+        patience: most seconds to wait for another process; -1 for as long as it takes.
 
     Raises:
         ResultError: no result.
-        OutputError: its folder cannot be written.
+        OutputError: its folder cannot be written, or another process is still at work in it.
     """
     tidy(folder)
     require(folder, RUN)
     try:
         _try_to_write(folder)  # the lock may be there, and be writable where its folder is not
-        lock = hold(folder / ".lock")
+        lock = hold(folder / LOCK, patience)
+    except TimeoutError as error:
+        raise OutputError(
+            f"another program, such as `cae update`, is at work in {folder}: try again once it has ended"
+        ) from error
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be changed: {error.strerror or error}; make it writable, or copy it and take the copy"

@@ -1,1 +1,1 @@
-"""Plumbing that knows nothing of clustering: files, checksums, caches, devices, process groups, progress."""
+"""Plumbing that knows nothing of clustering: files, names, checksums, caches, devices, process groups, progress."""

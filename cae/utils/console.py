@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
 
 WIDE = 10_000
 """Columns where no screen sets them: a row of a table stays one line in a file or a pipe."""
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters, and bytes of a path that are no UTF-8."""
 
 
 class PlainConsole(Console):
@@ -28,8 +29,8 @@ class PlainConsole(Console):
         super().__init__(stderr=stderr, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Text with the replacement character in place of escapes and other control characters."""
-        return super().render_str(_CONTROL.sub("\ufffd", text), **options)
+        """Text with the replacement character in place of escapes and others that no terminal shows."""
+        return super().render_str(_UNSHOWN.sub("\ufffd", text), **options)
 
 
 out = PlainConsole()

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -93,15 +94,36 @@ def _finish_commit(folder: Path) -> None:
     commit = folder / _COMMIT
     if not commit.is_dir():
         return
+    _refuse_link(commit)
     # Another process may do the same at once: `os.walk` skips folders that are gone by the time it looks.
-    for place, _, names in os.walk(commit, topdown=False):
+    for place, folders, names in os.walk(commit, topdown=False):
         target = folder / Path(place).relative_to(commit)
+        for name in folders:
+            _refuse_link(Path(place, name))
         for name in names:
-            target.mkdir(parents=True, exist_ok=True)
+            _make_folders(target, folder)
             with suppress(FileNotFoundError):
                 Path(place, name).replace(target / name)
         # Only what is empty: the other process may have begun the next commit.
         _remove_if_empty(Path(place))
+
+
+def _make_folders(target: Path, folder: Path) -> None:
+    """Make the folders on the way from `folder` down to `target`.
+
+    Raises:
+        OSError: one of them is a link: a folder that a stranger made could write to any other.
+    """
+    for above in (target, *target.parents):
+        if above == folder:
+            break
+        _refuse_link(above)
+    target.mkdir(parents=True, exist_ok=True)
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise OSError(f"{path} is a link, and nothing is written by way of it: remove the link")
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -109,18 +131,24 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def hold(path: Path) -> FileLock:
+def hold(path: Path, patience: float = -1) -> FileLock:
     """A lock on the file `path`, held by this process; waits for another that holds it, and says so.
 
+    Args:
+        path: the file, made if need be.
+        patience: most seconds to wait; -1 for as long as it takes.
+
     Raises:
-        OSError: the file cannot be made.
+        TimeoutError: another process holds it still.
+        OSError: the file cannot be made, or is a link, as of a folder that a stranger made: locking empties a file.
     """
+    _refuse_link(path)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         logger.warning("another process is at work in %s: waiting for it", path.parent)
-        lock.acquire()
+        lock.acquire(timeout=patience)
     return lock
 
 
@@ -141,7 +169,7 @@ def _is_litter(name: str) -> bool:
     """Whether a draft's process is gone: one of this host, and not running any more."""
     host, _, rest = name.removeprefix(_DRAFT).partition(".")
     process, _, _ = rest.partition(".")
-    if host != _HERE or not process.isdigit() or os.name != "posix":
+    if host != _HERE or not re.fullmatch("[0-9]{1,9}", process) or os.name != "posix":
         return False
     try:
         os.kill(int(process), 0)  # signal 0 is not sent: it only asks whether the process exists
@@ -154,7 +182,9 @@ def _is_litter(name: str) -> bool:
 
 def dump_json(value: Any, path: Path) -> None:
     """Write JSON that people can read, too; inside `replacing` or `committing` where a file must be whole."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Bytes of a path that are no UTF-8 are halves of characters in Python, which JSON has as it escapes them.
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(value: Any, path: Path) -> None:

@@ -113,9 +113,9 @@ def predict(
 ) -> None:
     """Sort new pictures into the groups of a fitted model, without fitting again."""
     from cae.results.run import predict_source
-    from cae.results.writing import check_writable, write_assignments
+    from cae.results.writing import check_place_of_predictions, write_assignments
 
-    check_writable(out)
+    check_place_of_predictions(out)
     note_vectors(context, folder)
     with terminal.progress_bars(quiet=quiet) as reporter:
         result = predict_source(

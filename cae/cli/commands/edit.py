@@ -39,10 +39,7 @@ edit_app = typer.Typer(
 
 
 @edit_app.callback(invoke_without_command=True)
-def edit(
-    context: typer.Context,
-    result: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")],
-) -> None:
+def edit(context: typer.Context, result: ResultFolder) -> None:
     """Without a command: show the groups as edited, and the edits."""
     from cae.results.saved import SavedResult
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cae.cli import terminal
-from cae.cli.options import Device, Images, Json, MaxPixels, Quiet, ResultFolder, Weights
+from cae.cli.options import Device, Images, Json, MaxPixels, Quiet, ResultFolder, SearchEncoder, Weights
 from cae.results.defaults import LIMIT, NEAR
 
 
@@ -23,7 +23,7 @@ def compare(
 
     from cae.api import Result
 
-    comparison = Result(a).compare(Result(b))
+    comparison = Result(a).compare(b)
     if as_json:
         terminal.print_document(asdict(comparison))
     else:
@@ -38,13 +38,11 @@ def search(
         str | None, typer.Argument(help="What the pictures should show, as in a caption.", metavar="TEXT")
     ] = None,
     like: Annotated[
-        Path | None, typer.Option(help="A picture, of the result or any other file, to find the like of.")
+        Path | None, typer.Option(help="Find what is like this picture: one of the result, or any file.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Pictures to find, at most.")] = LIMIT,
+    limit: Annotated[int, typer.Option(min=1, help="How many pictures to find.")] = LIMIT,
     open_found: Annotated[bool, typer.Option("--open", help="Show the pictures in the system's viewer.")] = False,
-    encoder: Annotated[
-        str | None, typer.Option(help="For a result of embeddings, which does not say: their encoder.")
-    ] = None,
+    encoder: SearchEncoder = None,
     encoder_weights: Weights = None,
     images: Images = None,
     device: Device = "auto",

@@ -8,25 +8,24 @@ from typing import Annotated
 import typer
 
 from cae.cli import terminal
+from cae.cli.options import Device, Images, ResultFolder, SearchEncoder, Weights
 
 
 def open_result(
-    result: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")],
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page, or only say where.")] = True,
+    result: ResultFolder,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page, or only print its address.")
+    ] = True,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port to serve on; by default one that is free.", show_default=False)
     ] = 0,
     exports: Annotated[Path, typer.Option(help="Folder below which exports from the page go.", metavar="DIR")] = Path(
         "cae-export"
     ),
-    encoder: Annotated[
-        str | None, typer.Option(help="To search with, for a result of embeddings, which does not say theirs.")
-    ] = None,
-    encoder_weights: Annotated[
-        Path | None, typer.Option(help="Local weights for an open_clip encoder, instead of a download.")
-    ] = None,
-    images: Annotated[Path | None, typer.Option(help="Where the pictures lie now, if they have moved.")] = None,
-    device: Annotated[str, typer.Option(help="That searches are encoded on: auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    encoder: SearchEncoder = None,
+    encoder_weights: Weights = None,
+    images: Images = None,
+    device: Device = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the address alone, and warnings.")] = False,
 ) -> None:
     """Open a result in the browser: rename, merge, split, move, search and take away. Ends with Ctrl-C."""

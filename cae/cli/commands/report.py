@@ -28,7 +28,7 @@ def report(
     from cae.api import Result
 
     drawn = Result(result, images=images)
-    page = drawn.report(out, compare_with=None if compare is None else Result(compare), progress=not quiet)
+    page = drawn.report(out, compare_with=compare, progress=not quiet)
     terminal.print_missing(drawn.saved.missing(), fate="shown as gaps")
     terminal.print_unmatched_edits(drawn.saved)
     if not quiet:

@@ -13,6 +13,7 @@ const server = (() => {
   let unmatched = STATE?.unmatched.length; // edits that could not be applied
   let waiting = Promise.resolve(); // for what was asked before
   let unsaved = 0;
+  let outdated = 0; // how often a change was refused because the result was another one by then
 
   class Refused extends Error {
     constructor(message, status) {
@@ -33,9 +34,17 @@ const server = (() => {
     return said;
   }
 
+  /** Have the browser ask before the page is left while something is not saved. */
+  function holdBack(event) {
+    if (unsaved || find(".rename")) event.preventDefault();
+  }
+
   /** Take in a state of the result; the page is loaded again if that is another result by now. */
   function take(state) {
-    if (state.fit !== STATE.fit) return location.reload();
+    if (state.fit !== STATE.fit) {
+      removeEventListener("beforeunload", holdBack); // what is not saved was meant for another result
+      return location.reload();
+    }
     revision = state.revision;
     unmatched = state.unmatched.length;
     const goBack = keepPlace();
@@ -61,24 +70,26 @@ const server = (() => {
       return true;
     } catch (error) {
       say(`Not saved: ${error.message}`, "failed");
-      if (error.status === 409) await refresh().then(() => say(`Not saved: ${error.message}. The page shows that now; try again.`, "failed"), () => {});
+      if (error.status !== 409) return false;
+      outdated += 1;
+      await refresh().then(() => say(`Not saved: ${error.message}. The page shows that now; try again.`, "failed"), () => {});
       return false;
     }
   }
 
   /** Change the result; returns whether it was saved. Changes are made one after the other, in the order of the clicks. */
   function edit(kind, fields, done) {
+    const before = outdated;
     unsaved += 1;
     say("Saving …", "busy");
-    waiting = waiting.then(() => makeEdit(kind, fields, done)).finally(() => (unsaved -= 1));
+    // What was clicked before such a refusal was meant for what the page showed then.
+    waiting = waiting.then(() => before === outdated && makeEdit(kind, fields, done)).finally(() => (unsaved -= 1));
     return waiting;
   }
 
   if (STATE) {
     addEventListener("focus", () => unsaved || refresh().catch((error) => say(error.message, "failed")));
-    addEventListener("beforeunload", (event) => {
-      if (unsaved || find(".rename")) event.preventDefault();
-    });
+    addEventListener("beforeunload", holdBack);
   }
 
   return { ask, edit };

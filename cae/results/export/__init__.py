@@ -26,7 +26,7 @@ import pyarrow as pa
 from cae.results.export import coco, fiftyone, folders, huggingface, tables
 from cae.results.export.tree import ExportError, PlaceError, Placing, Plan, carry_out
 from cae.results.saved import SavedResult
-from cae.utils.progress import Progress
+from cae.utils.progress import Reporter, silent
 
 __all__ = ["TARGETS", "ExportError", "Exported", "PlaceError", "Placing", "Target", "export"]
 
@@ -67,7 +67,7 @@ def export(
     by: Placing = "copy",
     nested: bool = False,
     without: Collection[int] = (),
-    progress: Progress | None = None,
+    reporter: Reporter = silent,
 ) -> Exported:
     """Write a result, as its edits show it, for another tool.
 
@@ -81,7 +81,7 @@ def export(
         by: way to place images: `copy`, `hardlink` (same disk; changing one changes the original) or `symlink`.
         nested: with `folders`, put each cluster's folder into that of the coarse group that it is part of.
         without: rows of the assignments to leave out, as `find_duplicates(result).rows`.
-        progress: called with (done, total) files.
+        reporter: makes the progress callback of each step.
 
     Raises:
         ExportError: an unknown target; nested, and not folders or without a tree of groups; there are no images to take
@@ -106,13 +106,13 @@ def export(
     placed = any(isinstance(content, Path) for content in plan.values())
     if placed and any(place.resolve().is_relative_to(result.root.resolve()) for place in _tops(plan, out)):
         raise PlaceError(f"{out} would mix with the original pictures")
-    removed = carry_out(plan, out, target=target, by=by, progress=progress)
+    removed = carry_out(plan, out, target=target, by=by, progress=reporter("files"))
     paths = result.assignments["path"].to_pylist()
     return Exported(
         written=len(plan),
         removed=removed,
         missing=result.missing() if placed or target == "coco" else [],
-        changed=[paths[row] for row in result.changed()] if placed else [],
+        changed=[paths[row] for row in result.changed(reporter("hashes"))] if placed else [],
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from cae.results.export.names import distinct_names
 from cae.results.export.tree import Plan
 from cae.results.saved import SavedResult
 from cae.utils.files import dump_json
+from cae.utils.names import distinct_names
 
 
 def plan(result: SavedResult) -> Plan:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cae.results.export.names import distinct_names
 from cae.results.export.tree import Plan
 from cae.results.saved import SavedResult
+from cae.utils.names import distinct_names
 
 
 def plan(result: SavedResult) -> Plan:
