@@ -238,8 +238,9 @@ class ClusteringCallback(Callback):
 
     def _load_banks(self, trainer: pl.Trainer) -> None:
         shown = trainer.progress_bar_callback is not None
-        sources = {"nouns": self.nouns, "captions": self.captions}
-        self.banks = text_banks(self.config, None, self.encoder, **sources, progress=shown)
+        self.banks = text_banks(
+            self.config, None, self.encoder, nouns=self.nouns, captions=self.captions, progress=shown
+        )
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show monitors the last scores, and begin to collect if this run is to be clustered."""
