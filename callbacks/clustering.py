@@ -287,7 +287,8 @@ class ClusteringCallback(Callback):
             rank_zero_warn(f"this validation run was not clustered: {message}", category=RuntimeWarning)
             return
         self.clustering, self._last_step = clustering, trainer.global_step
-        self._log(pl_module, clustering.scores)
+        sizes = {f"size_{k}": float(size) for k, size in enumerate(clustering.sizes)} if self.details else {}
+        self._log(pl_module, {**clustering.scores, **sizes})
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         if trainer.state.fn != TrainerFn.FITTING:
@@ -341,9 +342,8 @@ class ClusteringCallback(Callback):
         clusterer = SampleClusterer(self.config, self.preset, self.settings, self.banks, str(pl_module.device))
         clustering = clusterer.cluster(x, classes, samples, self.clustering)
         if self.details:
-            log_details(
-                trainer.loggers, x, clustering.labels, classes, clustering.sizes, self.prefix, trainer.global_step
-            )
+            n_clusters = len(clustering.centers)
+            log_details(trainer.loggers, x, clustering.labels, classes, n_clusters, self.prefix, trainer.global_step)
         return clustering
 
     def _check(self, x: Tensor) -> None:
