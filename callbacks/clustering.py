@@ -230,8 +230,9 @@ class ClusteringCallback(Callback):
 
     def _load_banks(self, trainer: pl.Trainer) -> None:
         shown = trainer.progress_bar_callback is not None
-        sources = {"nouns": self.nouns, "captions": self.captions}
-        self.banks = text_banks(self.config, None, self.encoder, **sources, progress=shown)
+        self.banks = text_banks(
+            self.config, None, self.encoder, nouns=self.nouns, captions=self.captions, progress=shown
+        )
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show monitors the last scores, and begin to collect if this run is to be clustered."""
@@ -278,7 +279,8 @@ class ClusteringCallback(Callback):
             rank_zero_warn(f"this validation run was not clustered: {message}", category=RuntimeWarning)
             return
         self.clustering, self._last_step = clustering, trainer.global_step
-        self._log(pl_module, clustering.scores)
+        sizes = {f"size_{k}": float(size) for k, size in enumerate(clustering.sizes)} if self.details else {}
+        self._log(pl_module, {**clustering.scores, **sizes})
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         if trainer.state.fn != TrainerFn.FITTING:
@@ -332,9 +334,8 @@ class ClusteringCallback(Callback):
         clusterer = SampleClusterer(self.config, self.preset, self.settings, self.banks, str(pl_module.device))
         clustering = clusterer.cluster(x, classes, samples, self.clustering)
         if self.details:
-            log_details(
-                trainer.loggers, x, clustering.labels, classes, clustering.sizes, self.prefix, trainer.global_step
-            )
+            n_clusters = len(clustering.centers)
+            log_details(trainer.loggers, x, clustering.labels, classes, n_clusters, self.prefix, trainer.global_step)
         return clustering
 
     def _check(self, x: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TypeGuard, TypeVar
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -19,18 +19,18 @@ def log_details(
     x: Tensor,
     labels: Tensor,
     classes: Tensor | None,
-    sizes: Sequence[int],
+    n_clusters: int,
     prefix: str,
     step: int,
 ) -> None:
-    """Cluster sizes to every logger, a histogram and the projector to TensorBoard, a table to W&B.
+    """A histogram and the projector to TensorBoard, a table to W&B.
 
     Args:
         loggers: the trainer's.
         x: (N, D) float32 embeddings.
         labels: (N,) int64 clusters.
         classes: (N,) int64 classes, if known.
-        sizes: sizes of the K clusters.
+        n_clusters: K.
         prefix: prefix of the names.
         step: step to log under.
     """
@@ -38,9 +38,8 @@ def log_details(
     columns = [labels] if classes is None else [labels, classes]
     rows = [list(row) for row in zip(*(column[:PROJECTED].tolist() for column in columns), strict=True)]
     for logger in loggers:
-        logger.log_metrics({f"{prefix}size_{k}": size for k, size in enumerate(sizes)}, step=step)
         if _is(logger, TensorBoardLogger):
-            logger.experiment.add_histogram(f"{prefix}labels", labels, step, bins=len(sizes))
+            logger.experiment.add_histogram(f"{prefix}labels", labels, step, bins=n_clusters)
             logger.experiment.add_embedding(
                 x[:PROJECTED], rows, tag=f"{prefix}embedding", global_step=step, metadata_header=header
             )

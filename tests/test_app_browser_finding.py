@@ -58,6 +58,7 @@ def test_duplicates_are_looked_for_chosen_and_listed(visit, result_folder, pictu
         page.get_by_role("button", name="Look for duplicates").click()
         found = opened.duplicates()
         expect(page.locator("#copies-list > li")).to_have_count(min(len(found.groups), 20))
+        expect(page.locator("#copies-list .path").first).to_have_text(found.groups[0].copies[0].path)
         page.get_by_role("button", name="Choose all but the best").click()
         expect(page.locator("#picked-said")).to_have_text(re.compile(f"^{len(found.rows)} picture"))
         page.get_by_role("button", name="Write a list").click()

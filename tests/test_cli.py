@@ -48,7 +48,7 @@ def test_cluster_writes_what_it_promises(clustered, picture_folder):
 
 def test_a_run_ends_with_a_report_and_says_where(clustered, run, tmp_path):
     out, stdout, _ = clustered
-    assert f"report: {out}/report/index.html" in stdout
+    assert f"report: {out}/report/index.html\nto change the groups in the browser: cae open {out}\n" in stdout
     assert "image k-means" in (out / "report/index.html").read_text(encoding="utf-8")
     stages = json.loads((out / "run.json").read_text())["stages"]
     assert {"texts", "transport", "spectral clustering", "naming"} <= set(stages)
@@ -244,8 +244,9 @@ def test_what_is_left_out_is_counted_and_named_everywhere(run, picture_folder, t
     assert len(skipped) == 13
     assert skipped["red/11.svg"].startswith("cae reads no .svg files")
     html = (tmp_path / "out/report/index.html").read_text(encoding="utf-8")
-    assert f"In no group: {told}" in html
-    assert "In no group: skipped blue/empty.jpg" in html
+    assert "13 files in no group:" in html
+    assert f"<li>{told.removeprefix('skipped ')}" in html
+    assert "<li>blue/empty.jpg: an empty file</li>" in html
     assert "13 files skipped" in html
     paths = pq.read_table(tmp_path / "out/assignments.parquet")["path"].to_pylist()
     assert "green/noending" in paths

@@ -178,6 +178,10 @@ def test_cut_shows_another_level_and_predict_agrees(run, tree_folder, tmp_path):
     assert code == 0, stderr
     cut, again = (pq.read_table(folder / "assignments.parquet") for folder in (tree_folder, tmp_path / "again"))
     assert again.equals(cut)
+    assert "without" not in stderr
+    Result(tree_folder).rename(0, "harbour")
+    code, _, stderr = run("predict", tree_folder, tmp_path / "colours", "--out", tmp_path / "again", "--workers", 0)
+    assert (code, "the groups of the fit, without the 1 edit beside it" in stderr) == (0, True)
 
 
 def test_update_after_a_cut_sorts_into_its_groups(run, tree_folder, tmp_path):

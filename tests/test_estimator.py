@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import FakeEncoder
 from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
@@ -225,6 +226,13 @@ def test_parameters_may_be_what_scikit_learn_hands_out(blobs):
 def test_parameters_are_checked_in_fit(blobs, options, message):
     with pytest.raises(ValueError, match=message):
         CAEClusterer(**{"n_clusters": 3, **options}).fit(blobs[0])
+
+
+def test_an_encoder_of_another_width_is_refused_before_it_embeds_texts(blobs, monkeypatch):
+    encoder = FakeEncoder()
+    monkeypatch.setattr(encoder, "encode_texts", lambda texts: pytest.fail("texts are embedded"))
+    with pytest.raises(ValueError, match="X has width 16, and the encoder fake makes vectors of width 48: give"):
+        CAEClusterer(3, encoder=encoder).fit(blobs[0])
 
 
 def test_nan_is_refused(blobs):

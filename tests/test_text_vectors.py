@@ -286,6 +286,15 @@ def test_embeddings_in_a_trainer_without_texts_are_told_what_to_give(monkeypatch
         with pytest.raises(EncoderError, match="the weights cannot be downloaded; give vectors of nouns") as caught:
             run(CAE(3), EmbeddingData(X, num_workers=0))
         assert "lite" not in str(caught.value)
+    for run in (trainer().predict, trainer(max_epochs=1).fit):  # a loader does not say what it holds
+        with pytest.raises(EncoderError, match=r"Use --encoder lite\. If your batches hold embeddings, give"):
+            run(CAE(3), DataLoader(X, batch_size=20))
+
+
+@pytest.mark.parametrize("make", [CAE, ClusteringCallback, TAC])
+def test_vectors_in_memory_are_told_to_be_saved(make):
+    with pytest.raises(TypeError, match=r"nouns: expected .* a file, got ndarray; save vectors as nouns\.npy"):
+        make(3, nouns=VECTORS.numpy())
 
 
 def test_a_fitted_model_labels_embeddings_without_its_encoder(tmp_path, monkeypatch, picture_folder, text_files):

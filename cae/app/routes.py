@@ -143,7 +143,7 @@ def preview_split(opened: OpenResult, fields: Fields) -> dict[str, Any]:
 def _parts(fields: Fields) -> int:
     parts = fields.whole("into")
     if not 2 <= parts <= 100:
-        raise BadRequestError("into must be from 2 to 100")
+        raise BadRequestError("a group can be split in 2 to 100 parts")
     return parts
 
 

@@ -123,6 +123,8 @@ def read_image(path: str | os.PathLike[str] | IO[bytes], side: int | None = None
         raise
     except Exception as error:  # Pillow's plugins raise whatever the bytes make them raise
         reason = error.strerror if isinstance(error, OSError) else None  # without the path, which who asks has
+        if isinstance(error, FileNotFoundError) and isinstance(path, Path) and path.is_symlink():
+            reason = "a link that leads nowhere"
         raise ImageError(reason or str(error) or type(error).__name__) from error
 
 

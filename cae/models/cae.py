@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cae.config import DEFAULT_ENCODER, CAEConfig, Preset
-from cae.data import EmbeddingData
+from cae.data import EmbeddingData, ImageData
 from cae.encoders import Encoder
 from cae.encoders.deferred import deferred, is_loaded
 from cae.method import pipeline
@@ -73,7 +73,7 @@ class CAE(Embedder):
         Embeddings and vectors of nouns that were made elsewhere need no encoder:
 
         >>> import lightning.pytorch as pl
-        >>> from cae.data import EmbeddingData
+        >>> from cae.data import EmbeddingData, ImageData
         >>> model = CAE(3, nouns="nouns.npy")
         >>> data = EmbeddingData("embeddings.npy")
         >>> trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
@@ -135,14 +135,20 @@ class CAE(Embedder):
             dim, given = vectors
             weights = Path(self.encoder_weights) if self.encoder_weights else None
             self._encoder = deferred(self.encoder_spec, weights=weights, dim=dim, given=given)
-        data = None if self._trainer is None else self._trainer.datamodule  # type: ignore[attr-defined]
-        with texts_for_embeddings("EmbeddingData") if isinstance(data, EmbeddingData) else nullcontext():
+        with self._texts_for_data():
             return super().encoder
 
     @property
     def method_device(self) -> torch.device:
         """Where the method works: the module's device, or the CPU if that has no float64."""
         return float64_device(self.device)
+
+    def _texts_for_data(self) -> AbstractContextManager[None]:
+        """What to say where the encoder cannot be had, by what the trainer's data are known to hold."""
+        data = None if self._trainer is None else self._trainer.datamodule  # type: ignore[attr-defined]
+        if self._trainer is None or isinstance(data, ImageData):
+            return nullcontext()
+        return texts_for_embeddings("EmbeddingData" if isinstance(data, EmbeddingData) else None)
 
     def _given_vectors(self) -> tuple[int, str] | None:
         """Width and name of the vectors that this module works with, None where they come from its encoder."""

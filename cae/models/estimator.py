@@ -149,7 +149,13 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
             config = limit_modalities(config, text_sources(self.nouns, self.captions))
         x = self._unit_rows(X, reset=True, ensure_min_samples=self.n_clusters)
         banks = text_banks(
-            config, self.banks, self.encoder, nouns=self.nouns, captions=self.captions, progress=self.progress
+            config,
+            self.banks,
+            self.encoder,
+            nouns=self.nouns,
+            captions=self.captions,
+            dim=x.shape[1],
+            progress=self.progress,
         )
         with exact_products(x.device):
             self._fit(x, banks, config)
@@ -230,6 +236,7 @@ def text_banks(
     *,
     nouns: Source | None,
     captions: Source | None,
+    dim: int | None = None,
     progress: bool = True,
 ) -> Mapping[str, TextBank] | None:
     """The banks given, or those of the text vectors or the encoder given, or None for none of them.
@@ -240,10 +247,11 @@ def text_banks(
         encoder: embeds the corpora `nouns` and `captions`, unless their banks are in the cache.
         nouns: corpus for `cae.text.load_corpus`, or text vectors.
         captions: corpus for `cae.text.load_corpus`, or text vectors.
+        dim: width of the embeddings, where it is known: another encoder is refused before it embeds any text.
         progress: whether a bar is shown while texts are embedded.
 
     Raises:
-        ValueError: banks and an encoder.
+        ValueError: banks and an encoder, or an encoder of another width.
         EncoderError, TextError: the encoder or its texts cannot be had.
     """
     if banks is not None and encoder is not None:
@@ -255,7 +263,13 @@ def text_banks(
     def load() -> Encoder:
         if encoder is None:
             raise ValueError("give the encoder that made the embeddings, or vectors for all texts: a corpus needs it")
-        return load_encoder(encoder) if isinstance(encoder, str) else encoder
+        loaded = load_encoder(encoder) if isinstance(encoder, str) else encoder
+        if dim not in (None, loaded.dim):
+            raise ValueError(
+                f"X has width {dim}, and the encoder {loaded.spec} makes vectors of width {loaded.dim}: give the "
+                "encoder that made X, or vectors of nouns that it has made (nouns=FILE)"
+            )
+        return loaded
 
     return load_banks(config.modalities, sources, load, None if progress else silent)
 

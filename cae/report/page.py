@@ -264,7 +264,7 @@ def _write_scripts(folder: Path, data: dict[str, Any]) -> None:
 
 
 def _notes(result: SavedResult, unmatched_edits: Sequence[str], unshown: int) -> list[str]:
-    """Notes at the top of the page: what is missing, and what was left out."""
+    """Notes at the top of the page: what to know before the groups."""
     notes = []
     if result.run["encoder"]["spec"] == "lite":
         notes.append("Made with the lite encoder, which is for trying things out offline. It is not CLIP.")
@@ -277,10 +277,6 @@ def _notes(result: SavedResult, unmatched_edits: Sequence[str], unshown: int) ->
         notes.append(
             f"The folder of the pictures is not there: {_text(result.root)}. The thumbnails are of the last drawing."
         )
-    lines = left_out_lines(result.run.get("skipped", {}))
-    notes += [f"In no group: {line}." for line in lines[:_REASONS]]
-    if len(lines) > _REASONS:
-        notes.append("More files are in no group; all are named under “How it was made”.")
     notes += [f"Edit not applied: {line}" for line in unmatched_edits]
     return notes
 
@@ -319,9 +315,11 @@ def _render(
             groups=groups,
             position={group.id: i for i, group in enumerate(groups)},
             notes=[*notes, *_notes(result, unmatched_edits, unshown)],
+            left_out=left_out_lines(result.run.get("skipped", {})),
             **more,
             counted=counted,
             MOVES=_MOVES,
+            REASONS=_REASONS,
             # Browsers disagree on whether 'self' holds for files; a nonce lets in what the page names and nothing else.
             nonce=secrets.token_urlsafe(),
         )

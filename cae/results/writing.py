@@ -73,7 +73,7 @@ def check_place_of_result(out: Path) -> None:
     """
     check_writable(out)
     tidy(out)
-    names = (ASSIGNMENTS, ASSIGNMENTS_CSV, CLUSTERS, EMBEDDINGS, MODEL_FOLDER)
+    names = (ASSIGNMENTS, ASSIGNMENTS_CSV, CLUSTERS, EMBEDDINGS, PLACEMENT, MODEL_FOLDER)
     taken = next((out / name for name in names if (out / name).exists()), None)
     if taken is not None and not (out / RUN).exists():
         raise OutputError(

@@ -38,15 +38,20 @@ TEXTS_FOR_EMBEDDINGS = (
 
 
 @contextmanager
-def texts_for_embeddings(source: object) -> Iterator[None]:
-    """Load the encoder of the texts that embeddings are clustered with; `source` names the embeddings.
+def texts_for_embeddings(source: object | None) -> Iterator[None]:
+    """Load the encoder of the texts that embeddings are clustered with.
+
+    Args:
+        source: names the embeddings; None where nobody knows yet whether they are images or embeddings.
 
     Raises:
-        EncoderError: it cannot be had. To take another one, as for images, is no way out.
+        EncoderError: it cannot be had. To take another one, as for images, is no way out for embeddings.
     """
     try:
         yield
     except EncoderError as error:
+        if source is None:
+            raise EncoderError(f"{error}. If your batches hold embeddings, {TEXTS_FOR_EMBEDDINGS}") from error
         problem = f"{source} holds embeddings, and texts cannot be embedded to go with them: {error.problem}"
         raise EncoderError(f"{problem}; {TEXTS_FOR_EMBEDDINGS}") from error
 
@@ -56,8 +61,17 @@ def text_sources(nouns: Source | None, captions: Source | None) -> dict[Modality
 
     A kind that is not given has a default, unless the other kind is vectors: embedding a default would need their
     encoder, which is not known.
+
+    Raises:
+        TypeError: something else than a name or a path, as an array.
     """
     given: dict[Modality, Source | None] = {"noun": nouns, "caption": captions}
+    for kind, source in given.items():
+        if not isinstance(source, str | os.PathLike | None):
+            raise TypeError(
+                f"{kind}s: expected the name of a corpus or a file, got {type(source).__name__}; save vectors as "
+                f"{kind}s.npy, with their texts beside them in {kind}s.txt, one a line, and pass {kind}s='{kind}s.npy'"
+            )
     named = {kind: source for kind, source in given.items() if source is not None}
     return named if any(map(is_vectors, named.values())) else {**DEFAULTS, **named}
 

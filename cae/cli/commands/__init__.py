@@ -18,20 +18,17 @@ from cae.utils.termination import Terminated, terminating_as_ctrl_c
 
 # Whatever needs torch is imported inside the commands: `cae --help` answers at once.
 
-COMMANDS: list[Callable[..., None]] = [
-    cluster.cluster,
-    cluster.demo,
-    cluster.predict,
-    report.report,
-    cluster.update,
-    edit.cut,
-    look.compare,
-    look.search,
-    look.duplicates,
-    export.export,
-    evaluate.evaluate,
-]
-"""In the order in which `cae --help` lists them; each is called after its function."""
+COMMANDS: dict[str, list[Callable[..., None]]] = {
+    "Make a result": [cluster.cluster, cluster.demo, cluster.update, cluster.predict],
+    "Look at it": [open_result, report.report, look.search, look.duplicates, look.compare],
+    "Change it": [edit.cut],
+    "Take it away": [export.export],
+    "Measure": [evaluate.evaluate],
+}
+"""By what they are for, as `cae --help` lists them; each is called after its function, `open` after `open_result`."""
+
+GROUPS = {"edit": ("Change it", edit.edit_app), "texts": ("Measure", texts.texts_app)}
+"""Commands that have commands of their own, and where `cae --help` lists them."""
 
 _WHOLE = "no file is left half-written: run the command again"
 _EMBEDDED = "what is embedded so far is kept: run the command again to go on"
@@ -75,15 +72,16 @@ app = typer.Typer(
     name="cae",
     cls=_Commands,
     help="Sort a pile of unlabelled pictures into named groups, without training anything.",
+    epilog="Begin with `cae cluster FOLDER` and `cae open cae-result`, or, without pictures of your own, `cae demo`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in COMMANDS:
-    app.command()(command)
-app.add_typer(texts.texts_app, name="texts")
-app.add_typer(edit.edit_app, name="edit")
-app.command("open")(open_result)
+for purpose, commands in COMMANDS.items():
+    for command in commands:
+        app.command(command.__name__.removesuffix("_result"), rich_help_panel=purpose)(command)
+for name, (purpose, group) in GROUPS.items():
+    app.add_typer(group, name=name, rich_help_panel=purpose)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -31,6 +32,7 @@ from cae.cli.options import (
     note_vectors,
 )
 from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_ENCODER, DEFAULT_WORKERS
+from cae.utils.words import counted
 
 if TYPE_CHECKING:
     from cae.api import Result
@@ -111,11 +113,13 @@ def predict(
     max_pixels: MaxPixels = None,
     quiet: Quiet = False,
 ) -> None:
-    """Sort new pictures into the groups of a fitted model, without fitting again."""
+    """Sort new pictures into the groups of a fitted model, without fitting again. Edits are not applied."""
+    from cae.results.edits_file import load_edits
     from cae.results.run import predict_source
     from cae.results.writing import check_place_of_predictions, write_assignments
 
     check_place_of_predictions(out)
+    edits = load_edits(model)
     note_vectors(context, folder)
     with terminal.progress_bars(quiet=quiet) as reporter:
         result = predict_source(
@@ -129,6 +133,8 @@ def predict(
         )
     write_assignments(result.assignments(), out)
     terminal.print_skipped(result.skipped, folder)
+    if edits:
+        terminal.warn(f"these are the groups of the fit, without the {counted(len(edits), 'edit')} beside it")
     if not quiet:
         terminal.print_clusters(result)
         terminal.out.print(f"assignments: {out / 'assignments.csv'}", soft_wrap=True)
@@ -205,6 +211,8 @@ def _print_result(result: Result, folder: Path, *, report: bool, quiet: bool, as
         page = result.report(progress=not quiet)
         if shown:
             terminal.out.print(f"report: {page}", soft_wrap=True, highlight=False)
+            command = shlex.join(["cae", "open", str(result.folder)])
+            terminal.out.print(f"to change the groups in the browser: {command}", soft_wrap=True, highlight=False)
     elif saved.has_images:
         redraw(result.folder, report=False)
     elif shown:

@@ -67,7 +67,8 @@ const copies = {
   set({ kind, copies: [best, ...rest] }) {
     const one = (copy, note) => {
       const facts = [`${copy.width} × ${copy.height}`, `${Math.ceil(copy.bytes / 1024).toLocaleString("en")} KiB`, note];
-      return element("li", {}, picks.tile(pictures.numberOf(copy.row)), element("span", { class: "hint" }, facts.join(", ")));
+      const i = pictures.numberOf(copy.row);
+      return element("li", {}, picks.tile(i), element("div", { class: "path" }, pictures.path[i]), element("span", { class: "hint" }, facts.join(", ")));
     };
     const note = ({ distance }) => (kind === "exact" ? "the same file" : `differs in ${distance} of 64 bits`);
     return element("li", {}, element("ul", { class: "copies", role: "group", "aria-label": `Copies of ${pictures.file(pictures.numberOf(best.row))}` }, one(best, "the best"), ...rest.map((copy) => one(copy, note(copy)))));
