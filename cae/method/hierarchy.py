@@ -57,8 +57,8 @@ LINKAGE_POWER = 0.9
 large groups late."""
 
 SIZE_POWER = 0.15
-"""Exponent of a group's size in the order of splits: 0 orders by the cut alone, 1 nearly by size alone. From 0.05 to 0.15
-a cut at the true number of classes loses the least on the worst of three sets of CLIP features (benchmarks/README.md)."""
+"""Exponent of a group's size in the order of splits: 0 orders by the cut alone, 1 nearly by size alone. From 0.05 to
+0.15 a cut at the true K loses least on the worst of three sets of CLIP features (benchmarks/README.md)."""
 
 Ints = NDArray[np.int64]
 
