@@ -61,6 +61,12 @@ def test_nouns_alone_make_a_table(files, caplog):
     assert "without their encoder" in (files / "out/results.md").read_text()
 
 
+@pytest.mark.parametrize("methods", [["default:n_init=2"], ["kmeans"]], ids=["nouns alone", "no texts"])
+def test_embeddings_are_drawn_with_the_texts_there_are(files, methods, caplog):
+    study(files, methods, nouns=files / "nouns.npy", tsne=True)
+    assert (files / "out/tsne.png").is_file() == ("are not drawn" not in caplog.text) == (methods != ["kmeans"])
+
+
 def test_nouns_and_captions_leave_the_methods_as_they_are(files, caplog):
     scores = study(files, ALL[3:], nouns=files / "nouns.npy", captions=files / "captions.npy")
     assert list(scores) == ALL[3:]

@@ -141,10 +141,15 @@ def _asks_for_names(methods: Sequence[str]) -> bool:
 
 
 def _plot_spaces(problem: Problem, labels: Tensor, out: Path) -> None:
-    """Figure 5: the spaces that the defaults make of the images, coloured by class."""
+    """Figure 5: the spaces that the defaults make of the images with the texts there are, coloured by class."""
     _, config = parse_method("default", problem.n_clusters)
+    modalities = tuple(modality for modality in config.modalities if modality in problem.banks)
+    if not modalities:
+        logger.warning("the embeddings are not drawn: none of the methods needs texts")
+        return
     # Few restarts: the panels show the embeddings, not the clusters.
-    fitted, _ = pipeline.fit(problem.x, problem.banks, replace(config, n_init=1), select_on=problem.select_on)
+    config = replace(config, n_init=1, modalities=modalities)
+    fitted, _ = pipeline.fit(problem.x, problem.banks, config, select_on=problem.select_on)
     plot_tsne(pipeline.representations(problem.x, fitted), labels, out)
 
 
