@@ -43,8 +43,9 @@ class Ended(FakeEncoder):
     def encode_images(self, images):
         signal.raise_signal(signal.SIGTERM)
         for process in multiprocessing.active_children():
-            process.terminate()
-            process.join()  # at which torch raises for it
+            while process.is_alive():  # one that has only begun still notes the signal as its parent does, and goes on
+                process.terminate()
+                process.join(timeout=1)  # at which torch raises for it
         return super().encode_images(images)
 
 
