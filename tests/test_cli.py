@@ -123,7 +123,8 @@ def test_predict_gives_the_same_clusters_without_refitting(clustered, run, pictu
 def test_a_trained_method_writes_the_same_files_and_predicts_from_them(run, picture_folder, text_files, tmp_path):
     out, again = tmp_path / "result", tmp_path / "again"
     out.mkdir()
-    (out / "placement.safetensors").write_text("of an earlier run, which had a tree")
+    for name in ("placement.safetensors", "run.json"):
+        (out / name).write_text("of an earlier run, which had a tree")
     texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"], "--workers", 0]
     code, stdout, stderr = run("cluster", picture_folder, "-k", K, "--method", "tac-heads", "--out", out, *texts)
     assert code == 0, stderr
@@ -163,7 +164,7 @@ def test_names_and_paths_are_printed_as_they_are_and_give_the_terminal_no_orders
         ["compare", out, out, "--json"],
         ["cluster", picture_folder, "-k", K, "--out", out, "--json", "--no-report", *arguments],
         ["export", out, "--to", "folders", "--out", tmp_path / name],
-        ["predict", out, picture_folder, "--out", out, "--workers", 0],
+        ["predict", out, picture_folder, "--out", tmp_path / f"{out.name} again", "--workers", 0],
         ["edit", out, "rename", name, "x"],
     ):
         code, stdout, stderr = run(*command)
