@@ -292,7 +292,7 @@ class Result:
         workers: int = DEFAULT_WORKERS,
         progress: bool = True,
     ) -> FolderResult:
-        """Sort other images into the same groups, without fitting again and without keeping them. `cae predict`."""
+        """Sort other images into the groups of the fit, without edits and without keeping them. `cae predict`."""
         from cae.results.run import predict_source
 
         with progress_bars(quiet=not progress) as reporter:

@@ -16,6 +16,7 @@ from app_client import Client, exported
 from conftest import run_cae
 from starlette.responses import PlainTextResponse
 
+from cae import Result
 from cae.app import OpenResult, serving
 from cae.app.guard import Guard
 from cae.results.edits_file import load_history
@@ -94,6 +95,15 @@ def test_a_change_does_not_wait_for_an_update_that_takes_hours(client, result_fo
         assert (status, "such as `cae update`, is at work in" in answer["error"]) == (422, True)
         assert "boats" not in [group["name"] for group in client.state()["groups"]]
     assert client.edit("rename", group=0, name="boats")[0] == 200
+
+
+def test_a_look_does_not_wait_for_an_update_that_takes_hours(client, result_folder, monkeypatch):
+    monkeypatch.setattr("cae.results.editor._PATIENCE", 0.1)
+    Result(result_folder).rename(0, "boats")  # so that the page has to be read anew
+    with holding(result_folder / ".lock"):
+        status, _, answer = client.get("/api/state")
+        assert (status, b"such as `cae update`, is at work in" in answer) == (422, True)
+    assert "boats" in [group["name"] for group in client.state()["groups"]]
 
 
 def test_pictures_are_found_by_text_and_by_likeness(client):

@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from cae.method.fitted import ModelError
 from cae.method.pipeline import predict
+from cae.models.trained import load_pretrained
 from cae.results import make_edits
 from cae.results.cut import cut
 from cae.results.edits_file import save_edits
-from cae.results.layout import ResultError
+from cae.results.layout import MODEL_FOLDER, ResultError
+from cae.results.run import run_embeddings
 from cae.results.saved import SavedResult
 from cae.results.writing import write_tables
 
@@ -51,6 +53,22 @@ def test_a_cut_is_what_its_model_predicts_and_the_way_back_is_open(tree_folder):
     assert back.assignments.equals(before.assignments)
     assert back.clusters == before.clusters
     assert back.run["scores"] == before.run.get("scores", {})
+
+
+def test_images_are_placed_where_they_were_predicted(tree_folder, tmp_path, monkeypatch):
+    """Another device rounds otherwise, and the way back to K would not be the predictions."""
+    before, devices = SavedResult.load(tree_folder), []
+
+    def seen(x, fitted, leaf):
+        devices.extend(tensor.device.type for tensor in (x, fitted.means, fitted.hierarchy.prototypes, leaf))
+        return before.placement
+
+    save_file({"embedding": before.embeddings.float()}, tmp_path / "images.safetensors")
+    module = load_pretrained(tree_folder / MODEL_FOLDER, return_embeddings=True)
+    found = run_embeddings(module, tmp_path / "images.safetensors", device=torch.device("cpu"))
+    monkeypatch.setattr("cae.results.folder.placement", seen)
+    replace(found, device=torch.device("meta")).placement()
+    assert (found.device.type, devices) == ("cpu", ["meta"] * 4)
 
 
 def test_a_cut_leaves_alone_what_does_not_change(tree_folder):

@@ -312,17 +312,10 @@ class HuggingFaceData(ImageData):
                 )
             images = Images(_unread, [])
         else:
-            labels = None if self.label is None else class_numbers(self.rows[self.label][:])
-            if (
-                labels is not None
-                and isinstance(features[self.label], datasets.ClassLabel)
-                and bool((labels < 0).any())
-            ):
-                labels = None  # -1 stands for what has no class, as in test splits
             images = Images(
                 partial(read_row, self.rows, self.image),
                 [str(i) for i in range(len(self.rows))],
-                labels,
+                None if self.label is None else _classes(self.rows, self.label),
                 f"hf:{dataset._fingerprint}",
             )
         super().__init__(images, batch_size=batch_size, num_workers=num_workers)

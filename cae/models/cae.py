@@ -73,7 +73,7 @@ class CAE(Embedder):
         Embeddings and vectors of nouns that were made elsewhere need no encoder:
 
         >>> import lightning.pytorch as pl
-        >>> from cae.data import EmbeddingData, ImageData
+        >>> from cae.data import EmbeddingData
         >>> model = CAE(3, nouns="nouns.npy")
         >>> data = EmbeddingData("embeddings.npy")
         >>> trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)

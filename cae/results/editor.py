@@ -32,7 +32,7 @@ _KEPT = 30
 """Views before the last edits that are kept: 1 MB each for 100,000 images. Further back, edits are applied anew."""
 
 _PATIENCE = 5
-"""Seconds that a change waits for other programs: an edit takes them less, and an update may take hours."""
+"""Seconds that a page which is open waits for other programs: an edit takes less, and an update may take hours."""
 
 
 class StaleError(Exception):
@@ -102,10 +102,14 @@ class Editor:
 
     @contextmanager
     def looking(self) -> Iterator[Self]:
-        """The result as it is on disk, with what other programs have changed since; no thread changes it meanwhile."""
+        """The result as it is on disk, with what other programs have changed since; no thread changes it meanwhile.
+
+        Raises:
+            OutputError: another program has changed it and is at work in it again.
+        """
         with self._lock:
             if self._stamps() != self._read_at:
-                with changing(self.folder):
+                with changing(self.folder, _PATIENCE):
                     self._load()
             yield self
 

@@ -35,6 +35,7 @@ class FolderResult:
         embeddings: (N, D) float32 unit rows on the CPU.
         prediction: prediction for the same N images, on the CPU.
         fitted: the state behind it, on the CPU.
+        device: where the prediction was made.
         sha256: hashes of the files' bytes, by which images are recognised (`cae.utils.checksums.content_hash`).
         skipped: files that look like an image but could not be used, with the reason.
     """
@@ -44,6 +45,7 @@ class FolderResult:
     embeddings: Tensor
     prediction: Prediction
     fitted: FittedCAE
+    device: torch.device
     sha256: Sequence[str | None]
     skipped: dict[Path, str]
 
@@ -117,10 +119,12 @@ class FolderResult:
         return [[selected.texts[j] for j in row] for row in rows]
 
     def placement(self) -> Placement | None:
-        """Where the images are on all levels of the tree of groups; None without a tree."""
+        """Where the images are on all levels of the tree of groups, on the CPU; None without a tree."""
         if self.fitted.hierarchy is None:
             return None
-        return placement(self.embeddings, self.fitted, self.prediction.leaf)
+        # Where it was predicted: another device rounds otherwise, and a cut at K is to bring back the predictions.
+        x, leaf = (rows.to(self.device) for rows in (self.embeddings, self.prediction.leaf))
+        return Placement(*(values.cpu() for values in placement(x, self.fitted.to(self.device), leaf)))
 
     def clusters(self) -> list[dict[str, Any]]:
         """One record per cluster, with the images nearest to its centroid and its size in this folder."""

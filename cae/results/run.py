@@ -193,6 +193,7 @@ def run_embeddings(module: CAE, source: Path, *, device: torch.device, reporter:
         embeddings=x,
         prediction=prediction,
         fitted=module.fitted.to("cpu"),
+        device=device,
         # A row without an image is known by its numbers.
         sha256=content_hashes(paths, reporter("hashes")) if paths else [_row_hash(row) for row in x],
         skipped={},
@@ -281,6 +282,7 @@ def run_folder(
         embeddings=x,
         prediction=prediction,
         fitted=module.fitted.to("cpu"),
+        device=device,
         sha256=content_hashes(found, reporter("hashes")),
         skipped=dict(sorted({**left_out, **{path: _why_unreadable(path) for path in unreadable}}.items())),
     )
