@@ -23,7 +23,7 @@ from cae.results.edits import Edit, EditedView
 from cae.results.edits_file import History, load_edits, save_edits
 from cae.results.layout import MODEL_FOLDER
 from cae.results.saved import SavedResult
-from cae.results.update import Update, add_images, diff_folder, refit_reasons
+from cae.results.update import Update, add_images, check_vectors, diff_folder, refit_reasons
 from cae.results.writing import changing, check_place_of_result
 from cae.utils.console import progress_bars
 
@@ -326,6 +326,7 @@ class Result:
             diff = diff_folder(self.saved, Path(folder), reporter("hashes"))
             skipped = diff.left_out
             if diff.paths:
+                check_vectors(self.saved)
                 found = predict_source(
                     self.folder / MODEL_FOLDER,
                     Path(folder),

@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
+from cae import Result
 from cae.models.cae import CAE
 from cae.report import redraw_report, write_report
+from cae.results.layout import ResultError
 from cae.results.run import run_folder
 from cae.results.saved import SavedResult
 from cae.results.update import add_images, diff_folder, is_outlier, outliers, refit_reasons
@@ -122,6 +124,15 @@ def test_unreadable_files_are_told_and_do_no_harm(result_folder, picture_folder,
     result = SavedResult.load(result_folder)
     assert list(result.run["skipped"]) == ["broken.jpg"]
     assert len(result.assignments) == 30
+
+
+@pytest.mark.parametrize("name", ["embeddings.safetensors", "placement.safetensors"])
+def test_damage_is_told_before_new_pictures_are_embedded(tree_folder, tmp_path, paint, monkeypatch, name):
+    paint(tmp_path / "colours/new.png", 0, seed=9)
+    (tree_folder / name).write_bytes(b"damaged")
+    monkeypatch.setattr("cae.results.run.predict_source", lambda *_, **__: pytest.fail("pictures are embedded"))
+    with pytest.raises(ResultError, match=f"{name} is damaged"):
+        Result(tree_folder).update(tmp_path / "colours", workers=0, progress=False)
 
 
 def test_outliers_are_unlike_all_that_was_fitted():

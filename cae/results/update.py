@@ -117,6 +117,17 @@ def diff_folder(result: SavedResult, folder: Path, progress: Progress | None = N
     return FolderDiff(new, len(paths) - len(new) - len(changed), changed, listing.left_out)
 
 
+def check_vectors(result: SavedResult) -> None:
+    """Read what `add_images` adds to, so that damage is told before new images are embedded.
+
+    Raises:
+        ResultError: embeddings or placement are damaged.
+    """
+    _ = result.embeddings
+    if result.fitted.hierarchy is not None:
+        _ = result.placement
+
+
 def add_images(result: SavedResult, found: FolderResult) -> None:
     """Append the predictions for new images to a result, on disk.
 
