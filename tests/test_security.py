@@ -64,7 +64,7 @@ def evil_files(mark, folder):
 def test_no_file_of_a_result_runs_code(result_folder, mark, tmp_path):
     files = [file for file in result_folder.rglob("*") if file.is_file()]
     (result_folder / "edits.json").write_text("{}")
-    assert len(files) == 7
+    assert len(files) == 8
     shutil.copytree(result_folder, tmp_path / "whole")
     for file in [*files, result_folder / "edits.json"]:
         for evil in evil_files(mark, tmp_path / "evil"):
@@ -72,6 +72,7 @@ def test_no_file_of_a_result_runs_code(result_folder, mark, tmp_path):
             for use in (
                 lambda: SavedResult.load(result_folder).edited,
                 lambda: SavedResult.load(result_folder).embeddings,
+                lambda: SavedResult.load(result_folder).placement,
                 lambda: SavedResult.load(result_folder).fitted,
                 lambda: load_pretrained(result_folder / "model", encoder=FakeEncoder()),
             ):
