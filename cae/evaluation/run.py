@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +21,7 @@ from cae.evaluation.study import conditions, embed, load_banks, make_problem, ru
 from cae.evaluation.tables import plot_tsne, write_study
 from cae.method import pipeline
 from cae.text.corpora import normalise, read_lines
-from cae.text.vectors import Source, check_width, is_vectors, read_text_vectors, text_sources
+from cae.text.vectors import Source, check_width, is_vectors, limit_modalities, read_text_vectors, text_sources
 from cae.utils.progress import Progress, Reporter
 
 logger = logging.getLogger(__name__)
@@ -142,13 +141,12 @@ def _asks_for_names(methods: Sequence[str]) -> bool:
 
 def _plot_spaces(problem: Problem, labels: Tensor, out: Path) -> None:
     """Figure 5: the spaces that the defaults make of the images with the texts there are, coloured by class."""
-    _, config = parse_method("default", problem.n_clusters)
-    modalities = tuple(modality for modality in config.modalities if modality in problem.banks)
-    if not modalities:
+    if not problem.banks:
         logger.warning("the embeddings are not drawn: none of the methods needs texts")
         return
     # Few restarts: the panels show the embeddings, not the clusters.
-    config = replace(config, n_init=1, modalities=modalities)
+    _, config = parse_method("default", problem.n_clusters, n_init=1)
+    config = limit_modalities(config, problem.banks)
     fitted, _ = pipeline.fit(problem.x, problem.banks, config, select_on=problem.select_on)
     plot_tsne(pipeline.representations(problem.x, fitted), labels, out)
 

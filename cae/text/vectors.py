@@ -7,7 +7,7 @@ list in the metadata of a safetensors file, or beside: STEM.txt, one text a line
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -81,8 +81,8 @@ def is_vectors(source: Source) -> bool:
     return holds_vectors(source, "texts")
 
 
-def limit_modalities(config: CAEConfig, sources: Mapping[Modality, Source]) -> CAEConfig:
-    """Leave out the modalities that there are no texts for.
+def limit_modalities(config: CAEConfig, sources: Collection[str]) -> CAEConfig:
+    """Leave out the modalities that there are no texts for: those that are not among `sources`.
 
     Raises:
         TextError: none is left.
