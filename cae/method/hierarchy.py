@@ -30,7 +30,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.functional import cosine_similarity
 
 from cae.config import CAEConfig
-from cae.method.kmeans import Assignment, sample_rows
+from cae.method.kmeans import Assignment, confidence, sample_rows
 from cae.method.partition import Partition
 from cae.method.spectral import cluster_qr, discriminants, leading_eigenvectors, sample_graph
 from cae.utils.distributed import all_reduce_count, broadcast_from_first, is_first
@@ -211,16 +211,16 @@ class Hierarchy:
         cluster = self._clusters.to(z.device)[leaf]
         if not partition.spherical:
             to_clusters = to_clusters.square()
-        confidence, beside = _compared(to_clusters, cluster, self._ways_above)
+        above, beside = _compared(to_clusters, cluster, self._ways_above)
         below, leaf_beside = _compared(to_leaves.square(), leaf, self._ways_below)
         # On the level of the fit exactly what the fit says.
         crossed, at_fit = found.labels != cluster, self._at_fit.to(z.device)[leaf].unsqueeze(1)
-        confidence.scatter_(1, at_fit, found.confidence.masked_fill(crossed, 0).unsqueeze(1))
+        above.scatter_(1, at_fit, found.confidence.masked_fill(crossed, 0).unsqueeze(1))
         beside.scatter_(1, at_fit, torch.where(crossed, found.labels, found.runner_up).unsqueeze(1))
         return Placement(
             leaf,
             torch.stack([found.similarity, cosine_similarity(z, self.prototypes[leaf])], dim=1),
-            torch.cat([confidence, below], dim=1),
+            torch.cat([above, below], dim=1),
             torch.cat([beside, leaf_beside], dim=1).int(),
         )
 
@@ -375,8 +375,7 @@ def _compared(away: Tensor, own: Tensor, ways: _Ways) -> tuple[Tensor, Tensor]:
     left, right = nearest_before.gather(1, before), nearest_after.gather(1, after)
     place = torch.where(left <= right, place_before.gather(1, before) - 1, n_parts - place_after.gather(1, after))
     far, near = left.minimum(right), away.gather(1, own.unsqueeze(1))
-    confidence = torch.where(far > 0, 1 - near / far.clamp_min(torch.finfo(far.dtype).tiny), 0.0).clamp(0, 1)
-    return confidence, ways.order[place.clamp(0, n_parts - 1)]  # a group of everything has nothing outside
+    return confidence(near, far), ways.order[place.clamp(0, n_parts - 1)]  # a group of everything has nothing outside
 
 
 @stage("tree of groups")

@@ -286,12 +286,16 @@ def assign(z: Tensor, centroids: Tensor, metric: Tensor | None = None, *, spheri
     labels, score = nearest(rows, targets, k=2, bias=_bias(targets, spherical))
     distance = 1 - score if spherical else rows.square().sum(dim=1, keepdim=True) - 2 * score
     first, second = distance.clamp_min(0).unbind(dim=1)
-    confidence = torch.where(second > 0, 1 - first / second.clamp_min(torch.finfo(second.dtype).tiny), 0.0)
     if metric is not None:
         similarity = cosine_similarity(z, centroids[labels[:, 0]])
     else:
         similarity = score[:, 0] if spherical else -first
-    return Assignment(labels[:, 0], labels[:, 1], confidence, similarity)
+    return Assignment(labels[:, 0], labels[:, 1], confidence(first, second), similarity)
+
+
+def confidence(near: Tensor, far: Tensor) -> Tensor:
+    """How sure a label is, in [0, 1], of distances of any one shape to the own cluster and to the nearest other."""
+    return torch.where(far > 0, 1 - near / far.clamp_min(torch.finfo(far.dtype).tiny), 0.0).clamp(0, 1)
 
 
 def compared(z: Tensor, centroids: Tensor, metric: Tensor | None) -> tuple[Tensor, Tensor]:
