@@ -17,6 +17,7 @@ from cae.kernels import nearest
 from cae.method.kmeans import kmeans
 from cae.results.edits import N_ANCHORS, Anchors, EditedView, EditError, Merge, Move, Pin, Rename, Rows, Split
 from cae.utils.files import absolute
+from cae.utils.names import is_utf_8
 from cae.utils.words import counted, few
 
 _NAMED = 8
@@ -210,7 +211,7 @@ def _check_name(view: EditedView, name: str, ids: Sequence[int]) -> str:
     name = name.strip()
     if not name:
         raise EditError("a name cannot be empty")
-    if name != name.encode("utf-8", "replace").decode():  # as a terminal may hand it over; no file could hold it
+    if not is_utf_8(name):  # as a terminal may hand it over; no file could hold it
         raise EditError(f"the name {name!r} holds bytes that are no UTF-8: type it anew")
     if name in {taken for id, taken in view.names().items() if id not in ids}:
         raise EditError(f"another group is called {name!r} already; merge the two, or choose another name")

@@ -35,6 +35,7 @@ from cae.results.layout import (
     require,
 )
 from cae.utils.files import committing, dump_json, hold, tidy
+from cae.utils.names import is_utf_8
 
 if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
     from cae.results.folder import FolderResult
@@ -54,7 +55,7 @@ def check_writable(out: Path) -> None:
     Raises:
         OutputError: `out` is a file, nothing can be written there, or its name is no UTF-8, as Parquet's library takes.
     """
-    if not _is_utf_8(out):
+    if not is_utf_8(os.fspath(out)):
         raise OutputError(f"cannot write to {out}: its name is no UTF-8; choose another folder with --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -90,14 +91,6 @@ def check_place_of_predictions(out: Path) -> None:
     check_writable(out)
     if (out / RUN).exists():
         raise OutputError(f"{out} holds a result, whose assignments would be overwritten; choose another with --out")
-
-
-def _is_utf_8(path: Path) -> bool:
-    try:
-        os.fspath(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _try_to_write(folder: Path) -> None:

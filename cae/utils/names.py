@@ -13,6 +13,15 @@ MAX_BYTES = 100
 """Windows counts 260 characters for a whole path; file systems take 255 bytes a name."""
 
 
+def is_utf_8(text: str) -> bool:
+    """Whether a text, or a path as Python has it, can be written as UTF-8: its bytes may be of another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def safe_name(text: str) -> str:
     """A text as a name for a file or folder: no separator, control or reserved character or word, not hidden.
 
