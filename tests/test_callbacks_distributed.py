@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import warnings
 
 import lightning.pytorch as pl
@@ -15,6 +14,7 @@ from callback_cases import trainer as single
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
+from processes import free_port, leave_group
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
@@ -166,17 +166,14 @@ def play(rank, port, folder):
         (folder / scene.__name__).mkdir(exist_ok=True)
         heard[scene.__name__] = scene(rank, folder / scene.__name__)
     (folder / f"{rank}.json").write_text(json.dumps(heard))
-    torch.distributed.destroy_process_group()
+    leave_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each scene came to on each rank, and the folder of its files; one start of the processes for all."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(play, (port, folder), nprocs=2)
+    mp.spawn(play, (free_port(), folder), nprocs=2)
     heard = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     return {scene.__name__: ([h[scene.__name__] for h in heard], folder / scene.__name__) for scene in SCENES}
 

@@ -4,7 +4,6 @@ import contextlib
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import FakeEncoder
+from processes import free_port, leave_group
 from torch.nn.functional import normalize
 
 import cae.data.embedding_store
@@ -76,12 +76,6 @@ def sizes_after_resuming(texts, checkpoint, **options):
     return [cluster.size for cluster in resumed.fitted.clusters]
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def labels(batches):
     return {
         int(index): int(label)
@@ -99,17 +93,12 @@ def _join(rank, world, port):
     )  # fmt: skip
 
 
-def _leave():
-    torch.distributed.barrier()  # a rank that leaves while others still talk to it makes gloo abort
-    torch.distributed.destroy_process_group()
-
-
 def _enter(rank, world, port, folder, texts, out):
     _join(rank, world, port)
     found = run_verbs(folder, texts, devices=world, strategy="ddp")
     found["resumed", "sizes"] = sizes_after_resuming(texts, out / "fit.ckpt", devices=world, strategy="ddp")
     (out / f"{rank}.pickle").write_bytes(pickle.dumps(found))
-    _leave()
+    leave_group()
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -165,7 +154,7 @@ def _store(rank, world, port, folder, texts, store, out, killed):
     data = ImageFolderData(folder, batch_size=2, num_workers=0)
     found = labels(pl.Trainer(**OPTIONS, devices=world, strategy="ddp").predict(module, datamodule=data))
     (out / f"{rank}.pickle").write_bytes(pickle.dumps((found, encoder.count)))
-    _leave()
+    leave_group()
 
 
 def test_a_killed_fit_on_two_processes_goes_on_from_what_both_have_stored(picture_folder, text_files, tmp_path):

@@ -1,7 +1,5 @@
 """cosine_sinkhorn: against the float64 reference and POT, its convergence, its symmetries, its process group."""
 
-import gc
-import socket
 import warnings
 from datetime import timedelta
 from itertools import accumulate, product
@@ -13,6 +11,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import BACKENDS, CUDA, DEVICE, DTYPES, GEOMETRIES, SHAPES, pair, poison, unit  # noqa: F401
+from processes import free_port, leave_group
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -338,7 +337,7 @@ def _shard(rank: int, world: int, port: int, weighted: bool, results) -> None:
         backend="torch",
     )
     results[rank] = tuple(value.numpy() if isinstance(value, Tensor) else value for value in result)
-    dist.destroy_process_group()
+    leave_group()
 
 
 def _uneven(rank: int, folder: str) -> None:
@@ -363,11 +362,8 @@ def _uneven(rank: int, folder: str) -> None:
         given = {"x": x, "row_weights": weights, "init": torch.zeros(20)} | (broken if rank else {})
         with pytest.raises(ValueError, match=name if rank else "1 of 2 ranks cannot use what they were given"):
             cosine_sinkhorn(**given, u=u, epsilon=0.1, group=group, backend="torch")
-    # Tracebacks of the errors hold the group: a process that ends before its threads do aborts.
     del group
-    dist.barrier()
-    gc.collect()
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_what_is_wrong_on_some_ranks_alone_is_an_error_on_all(tmp_path):
@@ -381,13 +377,10 @@ def test_rows_spread_over_processes(world, weighted):
     expected = cosine_sinkhorn(
         x.cpu(), u.cpu(), epsilon=0.02, row_weights=weights / weights.sum() if weighted else None, backend="torch"
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         results = manager.dict()
-        torch.multiprocessing.spawn(_shard, (world, port, weighted, results), nprocs=world)
+        torch.multiprocessing.spawn(_shard, (world, free_port(), weighted, results), nprocs=world)
         shards = [SinkhornResult(*results[rank]) for rank in range(world)]
     f = torch.cat([torch.from_numpy(shard.f) for shard in shards])
     torch.testing.assert_close(f, expected.f, atol=1e-5, rtol=0)

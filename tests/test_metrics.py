@@ -1,7 +1,6 @@
 """Scores against scikit-learn and scipy, on one process and on two."""
 
 import pickle
-import socket
 
 import matplotlib.pyplot
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from processes import free_port, leave_group
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
 from sklearn.metrics.cluster import contingency_matrix
@@ -275,15 +275,12 @@ def _score_share(rank: int, port: int, folder: str) -> None:
         collection.update(preds[shares[rank]], target[shares[rank]])
         found[name] = collection.compute()
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    leave_group()
 
 
 def test_two_processes_agree_with_one(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     # Spawned: a fork of a process whose OpenMP threads have run hangs in its first parallel loop.
-    mp.spawn(_score_share, (port, str(tmp_path)), nprocs=2)
+    mp.spawn(_score_share, (free_port(), str(tmp_path)), nprocs=2)
     expected = expected_scores(*labelings(8, 3))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import FakeEncoder
 from lightning.pytorch.callbacks import Callback, LearningRateFinder
+from processes import free_port, leave_group
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -364,6 +365,7 @@ def _two_processes(rank, folder, x, p):
         "mca_labels": mca.predict_embeddings(x).cluster,
     }
     torch.save(found, folder / f"{rank}.pt")
+    leave_group()
 
 
 def test_two_processes_train_one_network_and_losses_see_the_whole_batch(text_files, tmp_path, monkeypatch):
@@ -386,15 +388,12 @@ def test_two_processes_train_one_network_and_losses_see_the_whole_batch(text_fil
 
 def _spawn(folder, x, p):
     import os
-    import socket
     import subprocess
     import sys
     from pathlib import Path
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     torch.save({"x": x, "p": p}, folder / "input.pt")
+    port = str(free_port())
     code = (
         "import sys, torch, pathlib; sys.path.insert(0, sys.argv[1]); import test_trained as t; "
         "folder = pathlib.Path(sys.argv[2]); data = torch.load(folder / 'input.pt', weights_only=True); "
@@ -406,7 +405,7 @@ def _spawn(folder, x, p):
             env={
                 **os.environ,
                 "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                "MASTER_PORT": port,
                 "WORLD_SIZE": "2",
                 "NODE_RANK": "0",
                 "LOCAL_RANK": str(rank),
