@@ -45,6 +45,8 @@ def test_levels_nest_and_the_fit_is_one_of_them(clustering):
         labels = tree.assign(z, found, n)[0].labels
         assert torch.equal(labels, tree.cluster_of_leaf(n)[leaf])
         assert len(labels.unique()) == n
+        held = torch.from_numpy(tree.contains(tree.leaves)[tree.nodes(n)].toarray())
+        assert torch.equal(held, (tree.cluster_of_leaf(n) == torch.arange(n).unsqueeze(1)).double())
         # All images of a finer group are in one coarser group.
         assert all(len(labels[finer == group].unique()) == 1 for group in finer.unique())
         finer = labels

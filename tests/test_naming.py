@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
 
 from cae.config import CAEConfig
 from cae.method.fitted import SelectedTexts
@@ -280,7 +281,7 @@ def test_every_group_of_a_tree_has_a_name_of_its_own(tree_folder, n_nouns, named
 
 def test_kinds_of_names_inside_are_found_in_any_sense_and_the_names_themselves_are_not():
     nouns = ["computer", "artifact", "device", "not in WordNet", "dog", "briard"]
-    inside = np.array([[True, False], [False, True], [True, True], [False, False]])
+    inside = csr_array(np.array([[1.0, 0], [0, 1], [1, 1], [0, 0]]))
     groups, found = kinds_of_names_inside(inside, ["device", "Dog"], nouns)
     pairs = {(group, nouns[noun]) for group, noun in zip(groups.tolist(), found.tolist(), strict=True)}
     # A dog is also an andiron, and that a device.

@@ -161,9 +161,11 @@ class Hierarchy:
             at = self.parents[at]
         return steps[::-1]
 
-    def members(self, node: int) -> list[int]:
-        """The numbers of the leaves below a node, or of the leaf that it is."""
-        return [leaf for leaf, path in enumerate(self._paths) if node in path]
+    def contains(self, nodes: Sequence[int]) -> csr_array:
+        """Which groups hold each of P nodes: sparse (n_nodes, P) float64, 1 where a group is the node or above it."""
+        paths = [self.path(node) for node in nodes]
+        holders, which = np.concatenate(paths), np.repeat(np.arange(len(paths)), [len(path) for path in paths])
+        return csr_array((np.ones(len(holders)), (holders, which)), shape=(self.n_nodes, len(paths)))
 
     @property
     def columns(self) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from cae.method.blocks import CHUNK_ROWS
+from cae.method.blocks import BLOCK_ROWS, CHUNK_ROWS
 from cae.method.fitted import SelectedTexts
 from cae.method.typicality import typicality
 from cae.text import TextBank
@@ -147,13 +147,15 @@ def name_scores(
     """
     images = images.cpu().nan_to_num()
     contrast = images - images[:n].mean(dim=0)
-    likeness = torch.cat([contrast @ rows.float().T for rows in bank.embeddings.split(CHUNK_ROWS)], dim=1)
-    spread = likeness[:n].std().clamp_min(torch.finfo(likeness.dtype).tiny)
-    score = likeness / spread + COMMONNESS * commonness(bank, captions).log1p()
+    score = torch.empty(len(images), len(bank.texts))
+    for part, rows in zip(score.split(CHUNK_ROWS, dim=1), bank.embeddings.split(CHUNK_ROWS), strict=True):
+        part.copy_(contrast @ rows.float().T)
+    score /= score[:n].std().clamp_min(torch.finfo(score.dtype).tiny)
+    score += COMMONNESS * commonness(bank, captions).log1p()
     if mass is None or selected is None:
         return NameScores(score, torch.ones_like(score))
     typical, share = kind_typicality(mass, selected, bank, n)
-    return NameScores(score + KIND * typical, share)
+    return NameScores(score.add_(typical, alpha=KIND), share)
 
 
 def kind_typicality(
@@ -181,19 +183,20 @@ def kind_typicality(
         return typical, torch.ones_like(typical)
     column = {text: i for i, text in enumerate(selected.texts)}
     own = _places(column, bank.texts)
-    share = torch.zeros(len(mass), len(bank.texts))
-    share[:, own] = mass[:, [column[bank.texts[j]] for j in own]]
-    share = share.maximum(_of_best_sense(of_kinds, nouns))
-    return typical, share.where((share > ABOVE_AVERAGE * share[:n].mean(dim=0)) | (share >= MOSTLY), 0)
+    share = _of_best_sense(of_kinds, nouns)
+    share[:, own] = share[:, own].maximum(mass[:, [column[bank.texts[j]] for j in own]])
+    least = (ABOVE_AVERAGE * share[:n].mean(dim=0)).clamp_max(MOSTLY)
+    return typical, share.masked_fill_(share < least, 0)
 
 
 def _of_best_sense(of_synsets: Tensor, senses: csr_array) -> Tensor:
     """(K, S) values of synsets to (K, T), the largest among the senses of each noun; 0 for nouns without."""
-    known = np.diff(senses.indptr) > 0
+    known = np.flatnonzero(np.diff(senses.indptr))
     found = np.zeros((len(of_synsets), senses.shape[0]), dtype=np.float32)
-    if known.any():
-        of_senses = of_synsets.numpy()[:, senses.indices]
-        found[:, known] = np.maximum.reduceat(of_senses, senses.indptr[:-1][known], axis=1)
+    if len(known):
+        for part, values in zip(torch.from_numpy(found).split(BLOCK_ROWS), of_synsets.split(BLOCK_ROWS), strict=True):
+            of_senses = values.numpy()[:, senses.indices]
+            part.numpy()[:, known] = np.maximum.reduceat(of_senses, senses.indptr[:-1][known], axis=1)
     return torch.from_numpy(found)
 
 
@@ -236,7 +239,7 @@ def name_groups(scores: NameScores, nouns: Sequence[str], taken: Collection[str]
     holds = scores.share >= HOLDS
     holds[:, _places(taken, nouns)] = False
     nameless = _NAMELESS if scores.known else float(scores.score.numpy().min(initial=_NAMELESS)) - 1
-    score = scores.score.masked_fill(~holds, nameless).clamp_min(nameless)
+    score = scores.score.where(holds, nameless).clamp_min_(nameless)
     chosen = choose(score).tolist()
     return [nouns[j] if j >= 0 and score[k, j] > nameless else None for k, j in enumerate(chosen)]
 

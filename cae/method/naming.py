@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.sparse import csr_array, eye_array
 from torch import Tensor
@@ -91,19 +90,23 @@ def describe_tree(
     mass = {modality: transport_mass(x, leaf, texts, by_leaf, group) for modality, texts in selected.items()}
     sums, sizes = cluster_sums(x, leaf, n_leaves, group)
     nodes = [node for part in _around_the_fit(tree) for node in part]
-    inside = torch.zeros(len(nodes), n_leaves, dtype=torch.float64, device=x.device)
-    for i, node in enumerate(nodes):
-        inside[i, tree.members(node)] = 1
-    sums, n = inside @ sums, (inside @ sizes.double()).round()
-    share = inside * sizes / n.clamp_min(1).unsqueeze(1)
-    mass = {modality: (share @ values.double()).float() for modality, values in mass.items()}
-    images, bank = (sums / n.unsqueeze(1)).float(), _bank_of_names(banks, config)
+    inside = tree.contains(tree.leaves)[nodes]
+    n = _product(inside, sizes)
+    images = (_product(inside, sums) / n.unsqueeze(1)).float()
+    share = inside.multiply(sizes.cpu().numpy()).multiply(1 / n.clamp_min(1).unsqueeze(1).numpy()).tocsr()
+    mass = {modality: _product(share, values).float() for modality, values in mass.items()}
+    bank = _bank_of_names(banks, config)
     k = tree.n_clusters
     scores = name_scores(images, bank, banks.get("caption"), mass.get("noun"), selected.get("noun"), k)
     names = tree_names(tree, scores, bank.texts, n.tolist())
     found = _described(names, images, n.long(), mass, selected, banks, config, k)
     described = {node: replace(cluster, id=node) for node, cluster in zip(nodes, found, strict=True)}
     return found[:k], [described[node] for node in range(tree.n_nodes)]
+
+
+def _product(groups: csr_array, values: Tensor) -> Tensor:
+    """Sums over what each group holds, float64 on the CPU."""
+    return torch.from_numpy(groups @ values.double().cpu().numpy())
 
 
 def _bank_of_names(banks: Mapping[str, TextBank], config: CAEConfig) -> TextBank:
@@ -137,12 +140,11 @@ def tree_names(tree: Hierarchy, scores: NameScores, nouns: Sequence[str], sizes:
     )
     named = dict(zip(clusters, cluster_names(own, nouns), strict=True))
     names = {node: str(name) for node, name in named.items()}
-    inside = np.array([[node in tree.path(cluster) for cluster in clusters] for node in above], dtype=bool)
-    inside = inside.reshape(len(above), len(clusters))  # of a fit with two clusters nothing is above
+    inside = tree.contains(clusters)[np.array(above, dtype=np.int64)]  # none is above of a fit with two clusters
     coarse.share[kinds_of_names_inside(inside, list(names.values()), nouns)] = 0
-    by_size = sorted(range(len(clusters)), key=lambda i: -sizes[i])
-    for row, node, name in zip(inside, above, name_groups(coarse, nouns, set(names.values())), strict=True):
-        names[node] = name or _mixed_name([named[clusters[i]].parts[0] for i in by_size if row[i]])
+    for row, (node, name) in enumerate(zip(above, name_groups(coarse, nouns, set(names.values())), strict=True)):
+        by_size = sorted(inside.indices[inside.indptr[row] : inside.indptr[row + 1]], key=lambda i: (-sizes[i], i))
+        names[node] = name or _mixed_name([named[clusters[i]].parts[0] for i in by_size])
     found = dict(zip(below, name_groups(fine, nouns, set(names.values())), strict=True))
     named |= {node: GroupName((name,)) for node, name in found.items() if name}
     names |= {node: str(named[node]) if name else _part_name(tree, node, named) for node, name in found.items()}
@@ -164,13 +166,11 @@ def _part_name(tree: Hierarchy, node: int, named: Mapping[int, GroupName]) -> st
     return f"{name} {'.'.join(str(1 + (step - tree.roots) % 2) for step in path[at + 1 :])}"
 
 
-def kinds_of_names_inside(
-    inside: npt.NDArray[np.bool_], names: Sequence[str], nouns: Sequence[str]
-) -> tuple[Tensor, Tensor]:
+def kinds_of_names_inside(inside: csr_array, names: Sequence[str], nouns: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Pairs of a group and a noun that is a kind, in some sense of both, of the name of a cluster inside the group.
 
     Args:
-        inside: (G, K) bool, the clusters inside each group.
+        inside: sparse (G, K), 1 for the clusters inside each group.
         names: K names of the clusters.
         nouns: T nouns.
 
@@ -180,7 +180,7 @@ def kinds_of_names_inside(
     of_names, of_nouns = Taxonomy.of(names), Taxonomy.of(nouns)
     strictly_above = of_nouns.above - eye_array(of_nouns.above.shape[0], dtype=np.float32)
     kinds = of_names.senses @ (of_nouns.senses @ strictly_above).T
-    groups, found = (csr_array(inside.astype(np.float32)) @ kinds).nonzero()
+    groups, found = (inside @ kinds).nonzero()
     return torch.from_numpy(groups.astype(np.int64)), torch.from_numpy(found.astype(np.int64))
 
 

@@ -240,14 +240,15 @@ def _tree(assignments: pa.Table, fitted: FittedCAE) -> list[dict[str, Any]]:
     """The groups of all levels, coarse ones before their parts; `parent` is null for the coarsest."""
     if fitted.hierarchy is None or "leaf" not in assignments.column_names:
         return []
-    tree, sizes = fitted.hierarchy, np.bincount(assignments["leaf"].to_numpy(), minlength=len(fitted.hierarchy.leaves))
+    tree = fitted.hierarchy
+    sizes = tree.contains(tree.leaves) @ np.bincount(assignments["leaf"].to_numpy(), minlength=len(tree.leaves))
     return [
         {
             "id": node.id,
             "parent": tree.parents[node.id],
             "name": node.name,
             "gloss": node.gloss,
-            "size": int(sizes[tree.members(node.id)].sum()),
+            "size": int(sizes[node.id]),
         }
         for node in fitted.nodes
     ]
