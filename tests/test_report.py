@@ -278,7 +278,7 @@ def test_decisions_are_shown(result_folder, tmp_path):
     run["cluster_count"] = {"chosen": 3, "from": "image", "curves": {"image": {"2": 0.3, "3": 0.5, "4": 0.4}}}
     (result_folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
     html = write_report(SavedResult.load(result_folder), tmp_path / "report", silent).read_text(encoding="utf-8")
-    assert "What the texts may weigh: some text" in html
+    assert "How much the texts weigh: some text" in html
     assert "Number of groups: 3, found out" in html
     assert 'points="2.0,28.0 50.0,2.0 98.0,15.0 "' in html
 
@@ -308,4 +308,4 @@ def test_an_undecided_choice_is_told_as_such(result_folder, report):
     run["auto"] = {"chosen": "image alone", "scores": {"image alone": 0.0, "some text": 0.0}, "undecided": True}
     (result_folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
     write_report(SavedResult.load(result_folder), report, silent)
-    assert "What the texts may weigh: image alone, undecided" in (report / "index.html").read_text(encoding="utf-8")
+    assert "How much the texts weigh: image alone, undecided" in (report / "index.html").read_text(encoding="utf-8")

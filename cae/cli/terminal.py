@@ -121,8 +121,10 @@ def print_choices(result: FolderResult) -> None:
         chosen = provenance["auto"]["chosen"]
         if provenance["auto"]["undecided"]:
             chosen = f"undecided, so {chosen}"
-        out.print(f"what the texts may weigh: {chosen}", highlight=False)
-        out.print(f"  how well groups made so can be told from pictures held out, of 100: {table}", highlight=False)
+        out.print(f"how much the texts weigh: {chosen}", highlight=False)
+        out.print(
+            f"  how well each choice lets groups be predicted for held-out pictures, of 100: {table}", highlight=False
+        )
 
 
 _VIEWS = {"image": "the pictures themselves", "noun": "their nouns", "caption": "their captions"}
