@@ -29,8 +29,11 @@ from cae import CAE, evaluation
 from cae.data import EmbeddingData
 from cae.encoders import load_encoder
 from cae.evaluation.naming import NamedCluster, is_a, name_clusters
-from cae.method.fitted import FittedCAE
+from cae.method.fitted import FittedCAE, SelectedTexts
+from cae.method.kmeans import cluster_sums
 from cae.method.names import MIXED, NameScores, cluster_names, name_scores
+from cae.method.naming import texts_of_groups
+from cae.method.pipeline import predict
 from cae.method.typicality import transport_mass, typicality
 from cae.results.saved import SavedResult
 from cae.text import TextBank
@@ -48,7 +51,8 @@ Scores = Callable[[Tensor, Tensor, FittedCAE, Banks], tuple[NameScores, list[str
 
 def by_our_rule(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[NameScores, list[str]]:
     """The project's rule for names, over the whole bank (cae/method/names.py)."""
-    mass, selected = transport_mass(x, labels, fitted.selected["noun"], fitted.config), fitted.selected["noun"]
+    selected = selected_nouns(x, fitted, banks)
+    mass = transport_mass(x, labels, selected, fitted.config)
     scores = name_scores(mean_images(x, labels, fitted), banks["noun"], banks.get("caption"), mass, selected)
     return scores, banks["noun"].texts
 
@@ -66,8 +70,15 @@ def without_kinds(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) ->
 
 def by_typicality(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[NameScores, list[str]]:
     """The transport mass that goes to a selected noun from this cluster and not from others (typicality.py)."""
-    selected = fitted.selected["noun"]
+    selected = selected_nouns(x, fitted, banks)
     return all_hold(typicality(transport_mass(x, labels, selected, fitted.config))), selected.texts
+
+
+def selected_nouns(x: Tensor, fitted: FittedCAE, banks: Banks) -> SelectedTexts:
+    """Those that describe the groups of a fit: what its leaves select."""
+    leaf = predict(x, fitted).leaf
+    n_leaves = len(fitted.hierarchy.leaves)
+    return texts_of_groups(*cluster_sums(x, leaf, n_leaves), banks, fitted.config)["noun"]
 
 
 def by_nearest(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[NameScores, list[str]]:
@@ -102,7 +113,7 @@ class Groups(NamedTuple):
         labels: (N,) the groups.
         truth: (N,) classes.
         classes: their names.
-        fitted: a fit on x, which has selected nouns.
+        fitted: a fit on x, with a tree over its clusters.
         banks: the texts.
         record: conditions for the tables.
     """

@@ -8,8 +8,7 @@ r"""How good the levels of one fit's tree of groups are, beside a fit of their o
 `levels`: ACC of a fit at the true K, and of cuts at the true K from fits at half and twice as many clusters and at the
 number that was found out. `wordnet`: NMI of each level with the hypernyms of the classes at each depth, and the names
 on the way down to some leaves. `cost`: processor seconds and memory of a fit's clustering, of the tree over it, and of
-the names of clusters alone and of all groups, on made-up clusters of three parts each. `cut`: seconds that cuts of such
-a result take on disk.
+the names of all groups, on made-up clusters of three parts each. `cut`: seconds that cuts of one take on disk.
 Classes lie beside NAME.npy, in NAME.labels.npy and NAME.classes.txt.
 """
 
@@ -36,9 +35,9 @@ from cae.encoders.deferred import deferred
 from cae.evaluation.study import command, machine
 from cae.method import pipeline
 from cae.method.blocks import blockwise
-from cae.method.fitted import FittedCAE, SelectedTexts
+from cae.method.fitted import FittedCAE
 from cae.method.hierarchy import grow
-from cae.method.naming import describe_clusters, describe_tree
+from cae.method.naming import describe_tree
 from cae.method.partition import partition
 from cae.metrics.functional import clustering_scores
 from cae.results import run_source, write_result
@@ -50,9 +49,6 @@ from cae.utils.files import write_json
 METHOD = "default:modalities=noun"
 SHOWN = 12
 """Paths of names that are printed."""
-
-SELECTED = 2322
-"""Nouns that names are told by, besides all; so many are selected for 100,000 images."""
 
 CUT_FROM, FITTED = 37, 20_000
 """Clusters and images of the fit that is cut."""
@@ -176,18 +172,16 @@ def against_wordnet(problem: evaluation.Problem, classes: Sequence[str], lines: 
 def costs(lines: list[str]) -> list[dict[str, Any]]:
     """Processor seconds and memory of a fit's clustering, of the tree over it, of placing images in leaves, of names.
 
-    Names are out of ImageNet-22k's nouns with made-up vectors, of which the first M are taken for selected.
+    Names are out of ImageNet-22k's nouns with made-up vectors.
     """
     nouns = load_corpus("noun", "imagenet22k").texts
-    steps = ["clustering", "tree", "placing"]
-    naming = [(f"{whose}, M = {m:,}", m, whose) for m in (SELECTED, len(nouns)) for whose in ("clusters", "all groups")]
-    heads = ["images", "K", "leaves", *steps, *(f"names of {name}" for name, *_ in naming)]
+    heads = ["images", "K", "leaves", "clustering", "tree", "placing", "names of all groups"]
     lines += ["", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     rows = []
     for n, k in ((10_000, 10), (10_000, 100), (100_000, 10), (100_000, 100)):
         z, u = made_up(n, 3 * k, len(nouns))
-        config, bank = CAEConfig(n_clusters=k), bank_of_vectors("noun", nouns, u)
-        banks = {"noun": bank}
+        config = CAEConfig(n_clusters=k, modalities=("noun",))
+        banks = {"noun": bank_of_vectors("noun", nouns, u)}
         took = {}
         took["clustering"], found = cost(lambda z=z, config=config: partition(z, config), 1, 0)
         took["tree"], tree = cost(lambda z=z, config=config, found=found: grow(z, found, config), 1, 0)
@@ -195,13 +189,7 @@ def costs(lines: list[str]) -> list[dict[str, Any]]:
         took["placing"], (leaf,) = cost(
             lambda z=z, tree=tree, labels=labels: blockwise(lambda *rows: (tree.leaf(*rows),), z, labels), 1, 0
         )
-        for name, m, whose in naming:
-            selected = {"noun": SelectedTexts(bank.texts[:m], bank.embeddings[:m].float(), torch.zeros(m))}
-            name_them = {
-                "clusters": partial(describe_clusters, z, labels, selected, banks, config),
-                "all groups": partial(describe_tree, z, leaf, tree, selected, banks, config),
-            }
-            took[f"names of {name}"], _ = cost(name_them[whose], 1, 0)
+        took["names"], _ = cost(partial(describe_tree, z, leaf, tree, banks, config), 1, 0)
         rows.append({"images": n, "clusters": k, "leaves": len(tree.leaves)})
         rows[-1] |= {step: asdict(each) for step, each in took.items()}
         cells = " | ".join(f"{each.processor_s:.2f} s, {each.peak_mb:.0f} MB" for each in took.values())

@@ -9,6 +9,7 @@ from scipy.sparse import csr_array
 from cae.config import CAEConfig
 from cae.method.fitted import SelectedTexts
 from cae.method.hierarchy import Hierarchy
+from cae.method.kmeans import cluster_sums
 from cae.method.names import (
     CANDIDATES,
     HOLDS,
@@ -26,6 +27,7 @@ from cae.method.naming import (
     describe_tree,
     fitting_glosses,
     kinds_of_names_inside,
+    texts_of_groups,
     tree_names,
 )
 from cae.method.pipeline import predict
@@ -269,14 +271,23 @@ def test_every_group_of_a_tree_has_a_name_of_its_own(tree_folder, n_nouns, named
     rows = torch.nn.functional.normalize(torch.randn(n_nouns, 48, generator=torch.Generator().manual_seed(0)), dim=1)
     banks = {kind: bank(kind, nouns, rows.tolist()) for kind in ("noun", "caption")}
     leaf = predict(x, fitted).leaf
-    clusters, nodes = describe_tree(x, leaf, tree, fitted.selected, banks, fitted.config)
-    alone = describe_clusters(x, predict(x, fitted).cluster, fitted.selected, banks, fitted.config)
+    clusters, nodes = describe_tree(x, leaf, tree, banks, fitted.config)
+    selected = texts_of_groups(*cluster_sums(x, leaf, len(tree.leaves)), banks, fitted.config)
+    alone = describe_clusters(x, predict(x, fitted).cluster, selected, banks, fitted.config)
     assert clusters == alone  # the tree changes nothing
     assert len({node.name for node in nodes}) == tree.n_nodes
     assert [node.id for node in nodes] == list(range(tree.n_nodes))
     assert (set(nouns) >= {node.name for node in nodes}) == named_by_nouns
     for i, node in enumerate(tree.nodes(6)):
         assert nodes[node].name == clusters[i].name
+
+
+def test_groups_whose_images_cancel_out_select_texts():
+    banks = {"noun": bank("noun", ["up", "down"], [[0, 1], [0, -1]])}
+    config = CAEConfig(n_clusters=2, modalities=("noun",))
+    found = texts_of_groups(torch.zeros(3, 2, dtype=torch.float64), torch.tensor([2, 0, 4]), banks, config)["noun"]
+    assert found.texts == ["up", "down"]
+    assert found.g.isfinite().all()
 
 
 def test_kinds_of_names_inside_are_found_in_any_sense_and_the_names_themselves_are_not():
@@ -304,6 +315,6 @@ def test_no_group_is_called_after_a_kind_of_what_is_inside(tree_folder):
     left = [f"left {i}" for i in range(tree.n_nodes)]  # for all other groups of the tree
     vectors = [*rows.tolist(), *(-rows[-1:]).tolist() * len(left)]
     banks = {kind: bank(kind, [*nouns, *left], vectors) for kind in ("noun", "caption")}
-    named, nodes = describe_tree(x, leaf, tree, fitted.selected, banks, fitted.config)
+    named, nodes = describe_tree(x, leaf, tree, banks, fitted.config)
     assert [cluster.name for cluster in named] == nouns[:6]
     assert nodes[coarse].name == "second best"

@@ -1,7 +1,8 @@
 """Names for clusters and for the groups of a tree over them, and the texts that are typical of them.
 
-Names are chosen by `cae.method.names` out of the whole bank, typical texts by `cae.method.typicality` out of those that
-the method selected.
+Names are chosen by `cae.method.names` out of the whole bank, typical texts by `cae.method.typicality` out of selected
+ones. What the method selects depends on its random centers; the texts that describe a tree are selected by the mean
+images of its leaves, so that groups which another seed finds, too, have the same names there.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ import torch
 from scipy.sparse import csr_array, eye_array
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torch.nn.functional import normalize
 
 from cae.config import CAEConfig
 from cae.method.fitted import ClusterDescription, SelectedTexts
 from cae.method.hierarchy import Hierarchy
 from cae.method.kmeans import cluster_sums
 from cae.method.names import PARTS, GroupName, NameScores, cluster_names, name_groups, name_scores
+from cae.method.stages import potentials, select_for
 from cae.method.typicality import transport_mass, typicality
 from cae.text import TextBank
 from cae.text.taxonomy import Taxonomy
 from cae.utils.progress import stage
 
 TEXTS_PER_CLUSTER = 3
+_NO_DIRECTION = 1e-6
+"""Length of the sum of images below which they cancel out, and any direction is as good."""
 N_REPRESENTATIVES = 9
 """Images that stand for a cluster."""
 
@@ -62,7 +67,6 @@ def describe_tree(
     x: Tensor,
     leaf: Tensor,
     tree: Hierarchy,
-    selected: Mapping[str, SelectedTexts],
     banks: Mapping[str, TextBank],
     config: CAEConfig,
     group: ProcessGroup | None = None,
@@ -77,8 +81,7 @@ def describe_tree(
         x: (N, D) float32 or float16 unit image embeddings; with `group`, only this rank's rows.
         leaf: (N,) int64, the leaf of each image.
         tree: the tree over the clusters.
-        selected: the selected texts and their potentials, by modality.
-        banks: the banks they come from, which know the glosses.
+        banks: the texts of each modality, and their glosses.
         config: gives K, epsilon and which modality names: nouns, or captions where there are no nouns.
         group: the processes that share the images; all get the same descriptions.
 
@@ -87,8 +90,9 @@ def describe_tree(
     """
     n_leaves = len(tree.leaves)
     by_leaf = replace(config, n_clusters=n_leaves)
-    mass = {modality: transport_mass(x, leaf, texts, by_leaf, group) for modality, texts in selected.items()}
     sums, sizes = cluster_sums(x, leaf, n_leaves, group)
+    selected = texts_of_groups(sums, sizes, banks, config)
+    mass = {modality: transport_mass(x, leaf, texts, by_leaf, group) for modality, texts in selected.items()}
     nodes = [node for part in _around_the_fit(tree) for node in part]
     inside = tree.contains(tree.leaves)[nodes]
     n = _product(inside, sizes)
@@ -102,6 +106,24 @@ def describe_tree(
     found = _described(names, images, n.long(), mass, selected, banks, config, k)
     described = {node: replace(cluster, id=node) for node, cluster in zip(nodes, found, strict=True)}
     return found[:k], [described[node] for node in range(tree.n_nodes)]
+
+
+def texts_of_groups(
+    sums: Tensor, sizes: Tensor, banks: Mapping[str, TextBank], config: CAEConfig
+) -> dict[str, SelectedTexts]:
+    """The texts that the mean images of groups select (Eq. 2-3), and their potentials between these means (Eq. 4-6).
+
+    Args:
+        sums: (L, D) float64, the summed embeddings of each group.
+        sizes: (L,) images of each; one without any selects nothing.
+        banks: the texts of each modality.
+        config: gives the modalities, and the settings of retrieval and transport.
+    """
+    sums, sizes = sums[sizes > 0], sizes[sizes > 0].double()
+    texts = select_for((sums / sizes.unsqueeze(1)).float(), banks, config)
+    directions = normalize(sums, dim=1).float()
+    directions[sums.norm(dim=1) < _NO_DIRECTION] = directions.new_ones(sums.shape[1]) / sums.shape[1] ** 0.5
+    return potentials(directions, texts, config, weights=sizes / sizes.sum())
 
 
 def _product(groups: csr_array, values: Tensor) -> Tensor:

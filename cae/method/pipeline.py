@@ -124,7 +124,7 @@ def fit(
     tree = grow(z, found, config, index=index, group=group)
     fitted = FittedCAE(config, n_images, selected, means, found, [], notes, hierarchy=tree)
     prediction = Prediction(*blockwise(lambda *rows: _assigned(*rows, fitted=fitted), z, beta))
-    clusters, nodes = describe_tree(x, prediction.leaf, tree, selected, banks, config, group)
+    clusters, nodes = describe_tree(x, prediction.leaf, tree, banks, config, group)
     if is_first(group):
         warn_of_empty(torch.tensor([cluster.size for cluster in clusters]))
     return replace(fitted, clusters=clusters, nodes=nodes), prediction

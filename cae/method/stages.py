@@ -29,7 +29,11 @@ def select(
     group: ProcessGroup | None = None,
 ) -> Texts:
     """Eq. 1-3: the texts of each modality that these images' centers select, U and V; arguments as for `fit`."""
-    centers = semantic_centers(x, config, index, group)
+    return select_for(semantic_centers(x, config, index, group), banks, config)
+
+
+def select_for(centers: Tensor, banks: Mapping[str, TextBank], config: CAEConfig) -> Texts:
+    """Eq. 2-3: the texts of each modality that these centers (n, D) float32 select, U and V."""
     texts: dict[str, tuple[list[str], Tensor]] = {}
     for modality in config.modalities:
         bank = banks[modality]
@@ -40,11 +44,11 @@ def select(
 
 
 def potentials(
-    x: Tensor, texts: Texts, config: CAEConfig, group: ProcessGroup | None = None
+    x: Tensor, texts: Texts, config: CAEConfig, group: ProcessGroup | None = None, weights: Tensor | None = None
 ) -> dict[str, SelectedTexts]:
-    """U with g_u, V with g_v (Eq. 4-6); arguments as for `pipeline.fit`."""
+    """U with g_u, V with g_v (Eq. 4-6); arguments as for `column_potentials`."""
     return {
-        modality: SelectedTexts(names, u, column_potentials(x, u, config, group))
+        modality: SelectedTexts(names, u, column_potentials(x, u, config, group, weights))
         for modality, (names, u) in texts.items()
     }
 

@@ -15,7 +15,9 @@ from cae.utils.progress import report_progress, stage
 
 
 @stage("transport")
-def column_potentials(x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGroup | None = None) -> Tensor:
+def column_potentials(
+    x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGroup | None = None, weights: Tensor | None = None
+) -> Tensor:
     """Eq. 4-6 and 10-11: the column potentials of entropic optimal transport between images and texts.
 
     They are all that is kept of the plan: a row's plan is softmax_j((x.u_j + g_j) / epsilon), so a new image needs
@@ -26,6 +28,7 @@ def column_potentials(x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGro
         u: (M, D) float32 unit embeddings of the selected texts.
         config: gives balance, epsilon, iterations and tolerance.
         group: the processes that share the images.
+        weights: (N,) float64, the images' shares of the mass, equal by default; not with a group, which has its own.
 
     Returns:
         g (M,) float32, the same on every rank.
@@ -33,7 +36,6 @@ def column_potentials(x: Tensor, u: Tensor, config: CAEConfig, group: ProcessGro
     if config.balance == 0:
         return torch.zeros(len(u), dtype=torch.float32, device=u.device)
     u = u.to(x.dtype)
-    weights = None
     if group is not None:
         weights = x.new_full((len(x),), 1 / all_reduce_count(len(x), group), dtype=torch.float64)
         if not len(x):  # the kernels take no empty matrix: any row will do, with no weight

@@ -1,4 +1,4 @@
-"""Which texts are typical of a cluster, among those that the method selected.
+"""Which texts are typical of a cluster, among selected ones.
 
 Text j is typical of cluster k when the cluster sends much of its transport mass to it and other clusters send little.
 With p(j|k) the mean of the row-normalised plan over the cluster's images and p(j) its mean over clusters,
