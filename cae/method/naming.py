@@ -111,7 +111,7 @@ def describe_tree(
 def texts_of_groups(
     sums: Tensor, sizes: Tensor, banks: Mapping[str, TextBank], config: CAEConfig
 ) -> dict[str, SelectedTexts]:
-    """The texts that the mean images of groups select (Eq. 2-3), and their potentials between these means (Eq. 4-6).
+    """The texts that the directions of groups select (Eq. 2-3), and their potentials between these (Eq. 4-6).
 
     Args:
         sums: (L, D) float64, the summed embeddings of each group.
@@ -120,10 +120,9 @@ def texts_of_groups(
         config: gives the modalities, and the settings of retrieval and transport.
     """
     sums, sizes = sums[sizes > 0], sizes[sizes > 0].double()
-    texts = select_for((sums / sizes.unsqueeze(1)).float(), banks, config)
-    directions = normalize(sums, dim=1).float()
-    directions[sums.norm(dim=1) < _NO_DIRECTION] = directions.new_ones(sums.shape[1]) / sums.shape[1] ** 0.5
-    return potentials(directions, texts, config, weights=sizes / sizes.sum())
+    centers = normalize(sums, dim=1).float()
+    centers[sums.norm(dim=1) < _NO_DIRECTION] = centers.new_ones(sums.shape[1]) / sums.shape[1] ** 0.5
+    return potentials(centers, select_for(centers, banks, config), config, weights=sizes / sizes.sum())
 
 
 def _product(groups: csr_array, values: Tensor) -> Tensor:
