@@ -119,6 +119,14 @@ def test_a_damaged_placement_is_named_and_changes_nothing(tree_folder, damage, m
     assert hashes(tree_folder) == before
 
 
+def test_a_placement_whose_checksum_is_gone_is_not_made_again(tree_folder):
+    """Made from the rounded embeddings it would differ, and nobody would be told."""
+    run = tree_folder / "run.json"
+    run.write_text(run.read_text().replace('"placement.safetensors"', '"plagement.safetensors"'))
+    with pytest.raises(ResultError, match=r"placement\.safetensors is damaged \(its checksum"):
+        _ = SavedResult.load(tree_folder).placement
+
+
 def test_the_tree_is_in_clusters_json(tree_folder):
     tree = json.loads((tree_folder / "clusters.json").read_text())["tree"]
     by_id = {node["id"]: node for node in tree}

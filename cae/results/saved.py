@@ -203,7 +203,8 @@ class SavedResult:
         """
         leaf, tree = self.leaves, self.fitted.hierarchy
         assert tree is not None  # there are leaves
-        if PLACEMENT not in recorded_checksums(self.run):
+        # A file that is there without a checksum is checked, too: what run.json says of it may be what was damaged.
+        if PLACEMENT not in recorded_checksums(self.run) and not (self.folder / PLACEMENT).exists():
             return placement(normalize(self.embeddings.float(), dim=1), self.fitted, leaf)
         tensors = self._tensors(PLACEMENT)
         try:
