@@ -37,6 +37,14 @@ def test_embedding_pictures_says_nothing_and_leaves_lightning_its_voice(fake_enc
     assert not caplog.records
 
 
+def test_more_workers_than_cores_are_the_callers_choice(fake_encoder, picture_folder, monkeypatch):
+    """torch warns of it with every pass over the pictures."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    rows, _ = embed_images(ImageFolderData(picture_folder, batch_size=16, num_workers=2), fake_encoder)
+    assert len(rows) == 30
+
+
 class Ended(FakeEncoder):
     """A system ends the job while images are encoded: it and the processes that read them get SIGTERM."""
 

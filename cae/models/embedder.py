@@ -369,6 +369,7 @@ def fit_silently(
         with warnings.catch_warnings():
             # The caller has chosen the number of workers, and validation is for the user's own Trainer.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*worker processes in total.*")
             warnings.filterwarnings("ignore", message=".*validation_step.*no `val_dataloader`.*")
             trainer = pl.Trainer(
                 accelerator=device.type,
