@@ -53,7 +53,7 @@ def picture_app(page: Page, address: str) -> None:
     page.goto(address)
     page.locator(".card").first.wait_for()
     page.locator("[data-do='rename']").first.click()
-    page.locator(".rename input").fill("flowers")
+    page.locator(".rename input").fill("animals")
     page.keyboard.press("Enter")
     page.locator("#said", has_text="Saved").wait_for()
     for box in page.locator("#gallery .pick").all()[2:6]:
@@ -69,6 +69,7 @@ def run_demo() -> str:
     console.print("$ cae demo", highlight=False, style="bold")
     terminal.out = terminal.err = console
     cli.app(["demo"], standalone_mode=False)
+    console.print()  # below the last line the picture would end at the letters' feet
     return console.export_svg(title="cae demo")
 
 
