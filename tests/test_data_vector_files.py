@@ -47,6 +47,10 @@ def test_clip_retrieval_that_does_not_fit_is_named(tmp_path):
     (folder / "metadata/metadata_1.parquet").unlink()
     with pytest.raises(EmbeddingError, match=r"text_emb_0\.npy has texts, .*text_emb_1\.npy has none"):
         read_vectors(folder, "texts")
+    table = folder / "metadata/metadata_0.parquet"
+    table.write_bytes(table.read_bytes().replace(b"caption", b"captio\x80"))
+    with pytest.raises(EmbeddingError, match=r"metadata_0\.parquet cannot be read: 'utf-8' codec"):
+        read_vectors(folder, "texts")
     with pytest.raises(EmbeddingError, match="holds no embeddings of images"):
         read_vectors(tmp_path)
 

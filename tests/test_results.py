@@ -98,6 +98,11 @@ def edit_table(path, change):
     pq.write_table(change(pq.read_table(path)), path)
 
 
+def damage_column(path):
+    """Make a column's name one that is no UTF-8."""
+    path.write_bytes(path.read_bytes().replace(b"sha256", b"sha25\x80"))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -109,6 +114,10 @@ def edit_table(path, change):
         (lambda folder: (folder / "run.json").write_text("[]"), r"run\.json is damaged"),
         (lambda folder: (folder / "run.json").write_bytes(b"\xff"), r"run\.json is damaged"),
         (lambda folder: (folder / "assignments.parquet").write_bytes(b"PAR1"), r"assignments\.parquet is damaged"),
+        (
+            lambda folder: damage_column(folder / "assignments.parquet"),
+            r"assignments\.parquet is damaged \(name of a col",
+        ),
         (lambda folder: (folder / "clusters.json").write_text('{"clusters": [3]}'), "expected records"),
         (lambda folder: edit_json(folder / "run.json", lambda r: r.pop("format_version")), "earlier version"),
         (lambda folder: edit_json(folder / "run.json", lambda r: r.pop("root")), "where the pictures are"),

@@ -375,7 +375,7 @@ def _shard(path: Path, table: Path | None, of: Of) -> Vectors:
     try:
         name = next((name for name in usual if name in pq.read_schema(table).names), None)
         values = None if name is None else pq.read_table(table, columns=[name])[name].to_pylist()
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise EmbeddingError(f"{table} cannot be read: {error}") from error
     if values is not None and len(values) != len(vectors.x):
         raise EmbeddingError(f"{table} has {len(values)} rows, but {path} has {len(vectors.x)} vectors")

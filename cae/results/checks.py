@@ -45,7 +45,11 @@ _RUN_KINDS = {  # each of them may be missing
 
 def check_consistent(folder: Path, assignments: pa.Table, clusters: Any, run: dict[str, Any]) -> None:
     """Refuse files that are not what they should be, or not of the same run."""
-    missing = [name for name in _COLUMNS if name not in assignments.column_names]
+    try:
+        names = assignments.column_names
+    except UnicodeDecodeError as error:  # the bytes of names are read no earlier
+        raise damaged(folder, ASSIGNMENTS, f"name of a column: {error}") from error
+    missing = [name for name in _COLUMNS if name not in names]
     if missing:
         raise damaged(folder, ASSIGNMENTS, f"no column {', '.join(missing)}")
     for name, kind in _COLUMNS.items():
