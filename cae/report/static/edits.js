@@ -152,11 +152,12 @@ const split = {
 
   async preview() {
     const into = Number(find("#split-into").value);
+    const isStale = () => into !== Number(find("#split-into").value); // another number was asked for since
     find("#split-do").disabled = true;
     say("Looking for parts …", "busy");
     try {
       const { parts } = await server.ask("api/split", { group: this.id, into });
-      if (into !== Number(find("#split-into").value)) return; // another number was asked for since
+      if (isStale()) return;
       find("#parts").replaceChildren(
         ...parts.map(({ name, size, typical }) =>
           element("li", {}, element("h3", {}, name, " ", element("span", { class: "soft" }, count(size, "picture"))), strip(`Pictures of ${name}`, typical.map((row) => pictures.numberOf(row)), "part")),
@@ -165,6 +166,7 @@ const split = {
       find("#split-do").disabled = false;
       say(`${count(parts.length, "part")}. Nothing is changed yet.`);
     } catch (error) {
+      if (isStale()) return;
       find("#parts").replaceChildren();
       say(error.message, "failed");
     }
@@ -239,7 +241,7 @@ function listenToEdits() {
   listenToDrags(find(".cards"));
   on("#merge", "click", () => merge([...chosenGroups]));
   on("#clear-groups", "click", clearGroups);
-  on("#split-into", "change", () => split.preview());
+  on("#split-into", "input", () => split.preview());
   on("#split-form", "submit", (event) => {
     event.preventDefault();
     split.make();
