@@ -294,7 +294,7 @@ def test_a_choice_that_nothing_decided_is_told_as_such(clustered, run, monkeypat
     code, stdout, stderr = run("cluster", picture_folder, "-k", K, "-o", out, "--no-report", *texts)
     assert code == 0, stderr
     assert "how much the texts weigh: undecided, so image alone\n" in stdout
-    assert "of 100: image alone 0" in stdout
+    assert "in percent: image alone 0" in stdout
     assert "does not show this yet" in stderr  # the page of the first run
 
 

@@ -122,9 +122,8 @@ def print_choices(result: FolderResult) -> None:
         if provenance["auto"]["undecided"]:
             chosen = f"undecided, so {chosen}"
         out.print(f"how much the texts weigh: {chosen}", highlight=False)
-        out.print(
-            f"  how well each choice lets groups be predicted for held-out pictures, of 100: {table}", highlight=False
-        )
+        what = "how well groups made this way can be predicted for held-out pictures, in percent"
+        out.print(f"  {what}: {table}", highlight=False)
 
 
 _VIEWS = {"image": "the pictures themselves", "noun": "their nouns", "caption": "their captions"}
