@@ -50,7 +50,7 @@ class Life:
     """A place that `prepare` has prepared, and what an undisturbed life there leads to.
 
     Attributes:
-        place: the folder; every life begins there anew.
+        place: the folder. Beside it is a copy of how it was before each command, from which lives begin anew.
         whole: all that lies there in the end, by name, with the content of files.
         changes: how many changes to the disk each command makes.
     """
@@ -69,10 +69,10 @@ class Life:
         import cae.results.export
         import cae.results.update  # noqa: F401
 
-        prepare(folder / "prepared")
-        shutil.copytree(folder / "prepared", place := folder / "place")
+        prepare(place := folder / "place")
         changes = []
         for command in range(len(commands(place))):
+            shutil.copytree(place, folder / f"before-{command}")
             ended, output = forked(lambda command=command: live(place, command, command + 1), folder / "output")
             assert ended == 0, output
             changes.append(int((folder / "changes").read_text()))
@@ -106,13 +106,10 @@ class Life:
         return tried, lost
 
     def disturb(self, command: int, fault: Fault) -> tuple[int, str]:
-        """Live up to a command that meets a fault; returns how it ended, and what it said."""
+        """Live from a command that meets a fault; returns how it ended, and what it said."""
         shutil.rmtree(self.place)
-        shutil.copytree(self.place.with_name("prepared"), self.place)
-        output = self.place.with_name("output")
-        ended, said = forked(lambda: live(self.place, 0, command), output)
-        assert ended == 0, said
-        return forked(lambda: live(self.place, command, command + 1, fault), output)
+        shutil.copytree(self.place.with_name(f"before-{command}"), self.place)
+        return forked(lambda: live(self.place, command, command + 1, fault), self.place.with_name("output"))
 
     def resume(self, command: int) -> str:
         """Go on with the command that was disturbed; returns what differs in the end from an undisturbed life."""
@@ -135,6 +132,7 @@ def commands(place: Path) -> list[list[str]]:
         ["cluster", pictures, "-k", "3", "--encoder", "fake", "--preset", "default", *corpora, "--out", result, *plain],
         ["edit", result, "rename", "0", "renamed"],
         ["update", result, more, *plain],
+        ["cut", result, "-k", "2", "--quiet"],
         ["export", result, "--to", "folders", "--out", str(place / "folders"), "--quiet"],
         ["export", result, "--to", "parquet", "--out", str(place / "tables"), "--quiet"],
         ["report", result, "--quiet"],

@@ -21,7 +21,7 @@ from cae.results.saved import SavedResult
 from drills.lives import CRASHED, N_PICTURES, commands, forked, full_from, has_litter, live, prepare, start
 from drills.record import record
 
-FULL = "no room from each change to the disk of seven commands on: a clear error; then again with room: all files equal"
+FULL = "no room from each change to the disk of eight commands on: a clear error; then again with room: all files equal"
 TWO = "two `cae cluster` (lite) at once on an empty cache and one result: both succeed, equal assignments, no litter"
 HUB = "weights and captions asked for: a clear error within 2 minutes"
 

@@ -16,7 +16,7 @@ from cae.results.saved import SavedResult
 from drills.lives import N_PICTURES, commands, has_litter, killed_at, paint, prepare, start
 from drills.record import record
 
-CHANGES = "SIGKILL before each change to the disk of seven commands, then again: all files equal to the byte, no litter"
+CHANGES = "SIGKILL before each change to the disk of eight commands, then again: all files equal to the byte, no litter"
 RANDOM = "SIGKILL of `cae cluster` (lite, loader processes) at random moments, then again: equal assignments, no litter"
 
 
