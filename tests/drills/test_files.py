@@ -23,6 +23,7 @@ from cae import CAE
 from cae.data.embedding_store import EmbeddingStore
 from cae.method.fitted import FittedCAE, ModelError
 from cae.report import write_report
+from cae.results.cut import cut
 from cae.results.edits import EditError, Rename
 from cae.results.edits_file import save_edits
 from cae.results.export import ExportError, export
@@ -163,7 +164,7 @@ def test_result(result_folder, caplog, file, n):
 
 
 @pytest.mark.parametrize("file", ["clusters.json", "run.json"])
-def test_report_and_export_of_wrong_json(result_folder, tmp_path, caplog, file):
+def test_report_exports_and_cut_of_wrong_json(result_folder, tmp_path, caplog, file):
     """What is only warned about when it is read must do no harm later."""
 
     def use():
@@ -172,11 +173,12 @@ def test_report_and_export_of_wrong_json(result_folder, tmp_path, caplog, file):
         for target in ("csv", "json", "hf", "coco", "folders"):
             shutil.rmtree(tmp_path / "exported", ignore_errors=True)
             export(result, target, tmp_path / "exported")
+        cut(result, 3)
 
     use()
     drill(
         f"use-{file}", result_folder / file, use, None, (ResultError, OutputError, ExportError), caplog, 300,
-        note="report and exports of a result whose JSON was changed",
+        note="report, exports and cut of a result whose JSON was changed",
     )  # fmt: skip
 
 
