@@ -203,6 +203,7 @@ def test_the_benchmark_for_cuda(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # it is given 20 minutes
 def test_the_whole_command_on_the_cpu(gpu, monkeypatch, tmp_path, capsys):
     pytest.importorskip("triton")
     stages = ["smoke", "benchmark", "profile"]

@@ -56,7 +56,10 @@ OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
-@pytest.fixture(scope="module", params=["few", pytest.param("all", marks=pytest.mark.slow)])
+ALL = pytest.param("all", marks=[pytest.mark.slow, pytest.mark.timeout(3600)])
+
+
+@pytest.fixture(scope="module", params=["few", ALL])
 def reports(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the compiler says of every launch of every case."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
