@@ -160,7 +160,10 @@ def test_a_refit_is_due_when_pictures_stop_fitting_or_there_are_many(result_fold
     result = SavedResult.load(result_folder)
     assert refit_reasons(result, 0) == []
     assert refit_reasons(with_added(result, [False] * 9 + [True]), 0) == []
-    assert "20% of the pictures" in refit_reasons(with_added(result, [False] * 8 + [True] * 2), 0)[0]
+    assert refit_reasons(with_added(result, [False] * 8 + [True] * 2), 0) == [
+        "20% of the added pictures are unlike any group"
+    ]
     assert refit_reasons(with_added(result, [True] * 3), 0) == []  # too few to tell
-    assert "11 pictures are new or changed, to 19" in refit_reasons(with_added(result, [False] * 11), 0)[0]
-    assert "16 pictures are new or changed, to 30" in refit_reasons(result, 16)[0]
+    (many,) = refit_reasons(with_added(result, [False] * 11), 0)
+    assert many == "11 pictures are new or changed since 19 were clustered"
+    assert refit_reasons(result, 16) == ["16 pictures are new or changed since 30 were clustered"]

@@ -200,9 +200,9 @@ def refit_reasons(result: SavedResult, n_changed: int) -> list[str]:
     reasons, n_fitted = [], result.fitted.n_images
     outlier = outliers(result)[n_fitted:]
     if len(outlier) >= MIN_ADDED and outlier.mean() > MAX_OUTLIER_SHARE:
-        reasons.append(f"{outlier.mean():.0%} of the pictures added since the fit fit no cluster")
+        reasons.append(f"{outlier.mean():.0%} of the added pictures are unlike any group")
     if len(outlier) + n_changed > MAX_NEW_SHARE * n_fitted:
-        reasons.append(f"{len(outlier) + n_changed:,} pictures are new or changed, to {n_fitted:,} fitted ones")
+        reasons.append(f"{len(outlier) + n_changed:,} pictures are new or changed since {n_fitted:,} were clustered")
     return reasons
 
 
