@@ -199,6 +199,12 @@ def test_a_result_from_before_there_were_checksums_loads(result_folder, caplog):
     assert SavedResult.load(result_folder).run["format_version"] == FORMAT_VERSION
 
 
+def test_an_emptied_record_of_checksums_does_not_pass_for_an_old_result(result_folder):
+    edit_json(result_folder / "run.json", lambda run: run.update(sha256={}))
+    with pytest.raises(ResultError, match=r"assignments\.parquet is damaged \(its checksum"):
+        SavedResult.load(result_folder)
+
+
 @pytest.mark.parametrize(
     "path", ["../secret.png", "{tmp}/secret.txt", "red/../../secret.png", "/etc/passwd", "a\0b.png"]
 )

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from cae.method.fitted import CLUSTER_FIELDS
-from cae.results.layout import ASSIGNMENTS, CLUSTERS, RUN, checksums, damaged
+from cae.results.layout import ASSIGNMENTS, CLUSTERS, RUN, checksums, damaged, has_checksums, recorded_checksums
 from cae.utils.checksums import check_kinds, content_hash
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def check_consistent(folder: Path, assignments: pa.Table, clusters: Any, run: di
             raise ValueError("two clusters have the same number")
         name = RUN
         check_kinds(run, {key: kind for key, kind in _RUN_KINDS.items() if key in run})
-        if run["format_version"] > 1:
+        if has_checksums(run):
             check_kinds(run, {"sha256": dict})
     except ValueError as error:
         raise damaged(folder, name, error) from error
@@ -85,14 +85,14 @@ def check_consistent(folder: Path, assignments: pa.Table, clusters: Any, run: di
 
 def check_unchanged(folder: Path, name: str, run: dict[str, Any]) -> None:
     """Refuse a file that is not the one that was written with `run.json`."""
-    if run["format_version"] > 1 and content_hash(folder / name) != run["sha256"].get(name):
+    if has_checksums(run) and content_hash(folder / name) != recorded_checksums(run).get(name):
         raise damaged(folder, name, f"its checksum is not the one in {RUN}")
 
 
 def warn_of_changes(folder: Path, run: dict[str, Any]) -> None:
     """Warn about JSON that has been changed since it was written; people may have had reasons to."""
-    if run["format_version"] == 1:
+    if not has_checksums(run):
         return
     for name, sha256 in checksums(folder, (CLUSTERS,), run).items():
-        if run["sha256"].get(name) != sha256:
+        if recorded_checksums(run).get(name) != sha256:
             logger.warning("%s was changed or damaged since cae wrote it; what it says may be wrong", folder / name)

@@ -41,9 +41,17 @@ def checksums(folder: Path, names: Sequence[str], run: Mapping[str, Any]) -> dic
     return {**{name: content_hash(folder / name) for name in names}, RUN: json_hash(said)}
 
 
+def has_checksums(run: Mapping[str, Any]) -> bool:
+    """Whether `run.json` must have checksums of files; not before version 2, nor where no version is set yet."""
+    return run.get("format_version", 1) > 1
+
+
 def recorded_checksums(run: Mapping[str, Any]) -> Mapping[str, str | None]:
-    """The checksums that `run.json` has of files; none before version 2."""
-    return run["sha256"] if run.get("format_version", 1) > 1 else {}
+    """The checksums that `run.json` has of files; none before version 2.
+
+    A record of version 2 may have been emptied, and then vouches for no file: ask `has_checksums` for the difference.
+    """
+    return run["sha256"] if has_checksums(run) else {}
 
 
 def require(folder: Path, name: str) -> None:
