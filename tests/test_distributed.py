@@ -69,6 +69,12 @@ def fit_everything(rank, world):
     found["total"] = all_reduce_count(rank, group)
     found["first"] = broadcast_from_first(torch.tensor([rank + 7]), group)
     found["unrepeated"] = first_occurrence_mask(torch.tensor([10 * rank, 3, 10 * rank + 1, 4]), group)
+    # Ids on one rank that are too few, that another has as well, and that are not there.
+    found["bad ids"] = []
+    for wrong in (rows[1:], torch.where(rows == rows[0], 0, rows), None):
+        with pytest.raises(ValueError) as refused:
+            pipeline.fit(images[rows], banks, CONFIG, index=wrong if rank == 1 else rows, group=group)
+        found["bad ids"].append(str(refused.value))
     # One row that nobody can use, on one rank.
     if rank == 1:
         images[rows[0]] = float("nan")
@@ -141,6 +147,17 @@ def test_what_one_rank_cannot_use_stops_all_with_the_reason(groups, world):
     assert {rank["refused"] for rank in groups[world]} == {
         "1 of 700 image embeddings hold NaN or infinity; leave these out, or fix what made them"
     }
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_ids_that_do_not_fit_on_one_rank_stop_all(groups, world):
+    for rank in groups[world]:
+        short, repeated, missing = rank["bad ids"]
+        assert "must hold an id for each image" in short and "must hold an id for each image" in missing
+        assert repeated == "the ids of images in `index` must all be different, but 1 of them repeat another"
+    short, _, missing = groups[world][1]["bad ids"]
+    assert "(349,) torch.int64 for 350 images" in short or "(232,) torch.int64 for 233 images" in short
+    assert "missing for 3" in missing or "missing for 2" in missing
 
 
 def test_repeats_are_found_without_a_group():

@@ -230,6 +230,21 @@ def test_bad_input_is_named(change, message):
         pipeline.fit(*change(images, banks), CAEConfig(n_clusters=K))
 
 
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (torch.arange(699), r"here it is \(699,\) torch.int64 for 700 images"),
+        (torch.arange(700).unsqueeze(1), r"here it is \(700, 1\) torch.int64 for 700 images"),
+        (torch.arange(700.0), r"here it is \(700,\) torch.float32 for 700 images"),
+        (torch.arange(700).clamp(min=2), "all be different, but 2 of them repeat another"),
+    ],
+)
+def test_ids_that_do_not_fit_are_named(index, message):
+    images, _, banks = toy_world()
+    with pytest.raises(ValueError, match=message):
+        pipeline.fit(images, banks, CAEConfig(n_clusters=K), index=index)
+
+
 @pytest.mark.parametrize(("fusion", "spherical"), [("prototype", True), ("prototype", False), ("concat", True)])
 @pytest.mark.parametrize("text_weight", [0.0, 0.25, 1.0])
 def test_oracle_fusion_is_what_fuse_modalities_does(fusion, spherical, text_weight):

@@ -46,7 +46,7 @@ from cae.method.kmeans import sample_rows, warn_of_empty
 from cae.method.naming import describe_tree
 from cae.method.partition import partition
 from cae.text import TextBank
-from cae.utils.distributed import all_reduce_count, all_reduce_sum, is_first
+from cae.utils.distributed import all_reduce_count, all_reduce_sum, first_occurrence_mask, is_first
 
 
 class Prediction(NamedTuple):
@@ -97,10 +97,11 @@ def fit(
         The fitted state and the predictions for the same images.
 
     Raises:
-        ValueError: fewer images than clusters, rows that are not finite or not unit, or a bank of another width; on
-            every rank of a group.
+        ValueError: fewer images than clusters, rows that are not finite or not unit, a bank of another width, or an
+            `index` that does not have one id for each image; on every rank of a group.
     """
     _check(x, banks, config, group)
+    _check_index(index, len(x), group)
     n_images = all_reduce_count(len(x), group)
     asked = config
 
@@ -228,6 +229,24 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: P
         raise ValueError(
             f"{stretched} of {n_images} image embeddings are not of unit length: normalize them, but leave out zeros"
         )
+
+
+def _check_index(index: Tensor | None, n: int, group: ProcessGroup | None) -> None:
+    """Refuse ids that are not one for each of this rank's n images, or not all different, on all ranks together."""
+    if index is None:
+        fits, given = group is None, "missing"
+    else:
+        fits, given = index.shape == (n,) and index.dtype == torch.int64, f"{tuple(index.shape)} {index.dtype}"
+    if all_reduce_count(not fits, group):
+        raise ValueError(
+            "`index` must hold an id for each image, (N,) torch.int64 for N images, on each process that has some of "
+            f"them; here it is {given} for {n} images"
+        )
+    if index is None:
+        return
+    repeated = all_reduce_count(n - int(first_occurrence_mask(index, group).sum()), group)
+    if repeated:
+        raise ValueError(f"the ids of images in `index` must all be different, but {repeated} of them repeat another")
 
 
 def _assigned(z: Tensor, beta: Tensor, *, fitted: FittedCAE) -> tuple[Tensor, ...]:
