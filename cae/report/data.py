@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cae.method.blocks import CHUNK_ROWS
-from cae.method.naming import N_REPRESENTATIVES
 from cae.method.pipeline import representations
 from cae.report.kept import THUMBNAILS
 from cae.report.thumbnails import COLUMNS, PER_SHEET
 from cae.results.compare import Comparison
+from cae.results.representatives import representatives
 from cae.results.saved import SavedResult
 from cae.results.update import outliers
 
@@ -50,7 +50,7 @@ class ClusterSection:
         captions: typical ones, best first.
         cohesion: mean cosine of its images to their centre, where they were clustered; 1 if all are alike.
         first: number of its most typical image; the others follow.
-        representatives: the images nearest to its centre.
+        representatives: the images nearest to its centre, of equal files only the original.
         borderline: the least sure of the others: nearly in another group.
         odd: those of the remaining that the image encoder alone, texts aside, finds least like the rest of the group.
     """
@@ -78,13 +78,15 @@ class Arranged(NamedTuple):
     """The images of a cluster in the order in which its section shows them.
 
     Attributes:
-        members: (n,) rows, the most typical first.
+        members: (n,) rows, the representatives first, then the others from the most typical on.
+        n_representatives: number of representatives.
         cohesion: see `ClusterSection`.
         borderline: positions in `members`; see `ClusterSection`.
         odd: the same.
     """
 
     members: Tensor
+    n_representatives: int
     cohesion: float
     borderline: Tensor
     odd: Tensor
@@ -115,7 +117,7 @@ def describe_groups(
         if not len(members):
             continue
         key = members.numpy().tobytes()
-        known[key] = arranged = before.get(key) or _arrange(members, z, result.embeddings, confidence)
+        known[key] = arranged = before.get(key) or _arrange(members, z, result, confidence)
         first = sum(map(len, order))
         order.append(arranged.members)
         groups.append(
@@ -124,7 +126,7 @@ def describe_groups(
                 size=len(members),
                 cohesion=arranged.cohesion,
                 first=first,
-                representatives=list(range(first, first + min(len(members), N_REPRESENTATIVES))),
+                representatives=list(range(first, first + arranged.n_representatives)),
                 borderline=(first + arranged.borderline).tolist(),
                 odd=(first + arranged.odd).tolist(),
             )
@@ -132,15 +134,21 @@ def describe_groups(
     return groups, torch.cat(order).numpy()
 
 
-def _arrange(members: Tensor, z: Tensor, embeddings: Tensor, confidence: Tensor) -> Arranged:
+def _arrange(members: Tensor, z: Tensor, result: SavedResult, confidence: Tensor) -> Arranged:
     centrality = _cosine_to_mean(z[members])
     members = members[centrality.argsort(descending=True, stable=True)]
-    doubtful = torch.arange(len(members))[N_REPRESENTATIVES:]
+    table = result.assignments.select(["path", "sha256"]).take(members.numpy())
+    hashes = table["sha256"].to_pylist()
+    shown = representatives(range(len(members)), table["path"].to_pylist(), hashes)
+    copied = {hashes[i] for i in shown} - {None}
+    others = sorted(set(range(len(members))) - set(shown))
+    doubtful = torch.tensor([j for j, i in enumerate(others, len(shown)) if hashes[i] not in copied], dtype=torch.int64)
+    members = members[shown + others]
     borderline = doubtful[confidence[members[doubtful]].argsort(stable=True)[:N_DOUBTFUL]]
     left = doubtful[~torch.isin(doubtful, borderline)]
-    likeness = _cosine_to_mean(normalize(embeddings[members].float(), dim=1))
+    likeness = _cosine_to_mean(normalize(result.embeddings[members].float(), dim=1))
     odd = left[likeness[left].argsort(stable=True)[:N_DOUBTFUL]]
-    return Arranged(members, float(centrality.mean()), borderline, odd)
+    return Arranged(members, len(shown), float(centrality.mean()), borderline, odd)
 
 
 def describe_edited(result: SavedResult, z: Tensor, known: dict[bytes, Arranged]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from cae.method.fitted import FittedCAE, ModelError
 from cae.method.hierarchy import Placement
-from cae.method.naming import N_REPRESENTATIVES
 from cae.results.layout import MODEL_FOLDER, PLACEMENT, ResultError, recorded_checksums
+from cae.results.representatives import representatives
 from cae.results.saved import SavedResult
 from cae.results.writing import write_placement, write_tables
 from cae.utils.files import committing
@@ -61,7 +61,8 @@ def _placed(table: pa.Table, placement: Placement, fitted: FittedCAE) -> pa.Tabl
 
 def _records(assignments: pa.Table, fitted: FittedCAE) -> list[dict[str, Any]]:
     """One record per cluster, with its most typical images."""
-    labels, paths = assignments["cluster"].to_numpy(), assignments["path"]
+    labels, paths = assignments["cluster"].to_numpy(), assignments["path"].to_pylist()
+    hashes = assignments["sha256"].to_pylist()
     by_similarity = np.argsort(-assignments["similarity"].to_numpy(), kind="stable")
     order = by_similarity[np.argsort(labels[by_similarity], kind="stable")]
     members = np.split(order, np.cumsum(np.bincount(labels, minlength=len(fitted.clusters)))[:-1])
@@ -69,7 +70,7 @@ def _records(assignments: pa.Table, fitted: FittedCAE) -> list[dict[str, Any]]:
         {
             **asdict(cluster),
             "size": len(rows),
-            "representatives": paths.take(rows[:N_REPRESENTATIVES]).to_pylist(),
+            "representatives": [paths[row] for row in representatives(rows.tolist(), paths, hashes)],
         }
         for cluster, rows in zip(fitted.clusters, members, strict=True)
     ]

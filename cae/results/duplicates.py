@@ -31,6 +31,7 @@ from cae.data.images import ImageError, image_size, read_image, shown_path
 from cae.kernels import nearest
 from cae.results.defaults import NEAR
 from cae.results.layout import ResultError
+from cae.results.representatives import original_first
 from cae.results.saved import SavedResult
 from cae.results.writing import write_csv
 from cae.utils.checksums import content_hashes
@@ -99,7 +100,7 @@ class Group:
 
     Attributes:
         kind: `exact` if all files hold the same bytes.
-        copies: best first: most pixels, then most bytes, files before links, then by path.
+        copies: best first: most pixels, then most bytes, files before links, then the shorter path.
     """
 
     kind: Literal["exact", "near"]
@@ -328,7 +329,7 @@ def _copy(row: int, path: str, file: Path, sha256: str | None) -> Copy | None:
 
 def _around_the_best(copies: list[Copy], bits: Hashes, near: int | None) -> list[Group]:
     """Groups in which every image is a copy of the best one. An image that only copies another copy is left over."""
-    left = sorted(copies, key=lambda c: (-c.width * c.height, -c.bytes, c.file.is_symlink(), c.path))
+    left = sorted(copies, key=lambda c: (-c.width * c.height, -c.bytes, c.file.is_symlink(), original_first(c.path)))
     groups = []
     while len(left) > 1:
         best, rest = left[0], left[1:]

@@ -46,8 +46,9 @@ from torch.nn.functional import normalize
 
 from cae.kernels import nearest
 from cae.method.names import choose
-from cae.method.naming import N_REPRESENTATIVES, TEXTS_PER_CLUSTER
+from cae.method.naming import TEXTS_PER_CLUSTER
 from cae.method.typicality import typicality
+from cae.results.representatives import representatives
 from cae.utils.words import counted
 
 N_ANCHORS = 25
@@ -375,7 +376,7 @@ class EditedView:
             if not len(members):
                 continue
             if id in self._changed:
-                typical = self.most_typical(members)[:N_REPRESENTATIVES].tolist()
+                typical = representatives(self.most_typical(members).tolist(), paths, self._hashes)
                 record = {**record, "size": len(members), "representatives": [paths[row] for row in typical]}
             records.append(dict(record))
         return records

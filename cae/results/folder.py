@@ -18,9 +18,9 @@ from cae.data.images import shown_path
 from cae.data.vector_files import Vectors
 from cae.method.fitted import FittedCAE
 from cae.method.hierarchy import Placement
-from cae.method.naming import N_REPRESENTATIVES
 from cae.method.pipeline import Prediction, placement, top_texts
 from cae.metrics.functional import clustering_scores
+from cae.results.representatives import representatives
 
 N_TOP_NOUNS = 3
 
@@ -132,7 +132,7 @@ class FolderResult:
         for cluster in self.fitted.clusters:
             members = (self.prediction.cluster == cluster.id).nonzero().squeeze(1)
             order = self.prediction.similarity[members].argsort(descending=True, stable=True)
-            nearest = members[order[:N_REPRESENTATIVES]].tolist()
+            nearest = representatives(members[order].tolist(), names, self.sha256)
             records.append(
                 {
                     **asdict(cluster),
