@@ -45,6 +45,9 @@ class CAEClusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMix
     Parameters are checked in `fit`, as scikit-learn wants it. `check_estimator` passes, except for the checks that ask
     for a single cluster, and with texts for the one whose rows may be zero.
 
+    A PCA before it in a pipeline rounds by the number of threads, of which joblib gives its workers fewer: with
+    `n_jobs`, rows on the border of two clusters may come out in the other one. In float64 it rounds far less.
+
     Args:
         n_clusters: K, at least 2.
         banks: a `cae.text.TextBank` of the space of `X` under `noun` and under `caption`.
