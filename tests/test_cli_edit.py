@@ -181,7 +181,8 @@ def test_cut_shows_another_level_and_predict_agrees(run, tree_folder, tmp_path):
     assert "without" not in stderr
     Result(tree_folder).rename(0, "harbour")
     code, _, stderr = run("predict", tree_folder, tmp_path / "colours", "--out", tmp_path / "again", "--workers", 0)
-    assert (code, "the groups of the fit, without the 1 edit beside it" in stderr) == (0, True)
+    assert (code, "the groups of the fit, without the 1 edit beside it; to have" in stderr) == (0, True)
+    assert "add them to the result with `cae update`" in stderr
 
 
 def test_update_after_a_cut_sorts_into_its_groups(run, tree_folder, tmp_path):

@@ -134,7 +134,10 @@ def predict(
     write_assignments(result.assignments(), out)
     terminal.print_skipped(result.skipped, folder)
     if edits:
-        terminal.warn(f"these are the groups of the fit, without the {counted(len(edits), 'edit')} beside it")
+        terminal.warn(
+            f"these are the groups of the fit, without the {counted(len(edits), 'edit')} beside it; to have "
+            "pictures in the groups as edited, add them to the result with `cae update`"
+        )
     if not quiet:
         terminal.print_clusters(result)
         terminal.out.print(f"assignments: {out / 'assignments.csv'}", soft_wrap=True)
