@@ -78,7 +78,8 @@ def cluster(
         progress: whether progress is shown, on the error stream.
 
     Raises:
-        OutputError: `out` cannot be written to, or holds files of others under the names of a result's.
+        OutputError: `out` cannot be written to, holds files of others under the names of a result's, or another
+            process makes a result there.
         ImageError, EmbeddingError, EncoderError, TextError, ValueError: what cannot be read, had or used, by name.
 
     Examples:

@@ -7,6 +7,7 @@ import pytest
 import typer
 
 from cae.encoders import EncoderError
+from cae.utils.files import hold, holding
 
 K = 3
 
@@ -66,6 +67,38 @@ def test_a_result_takes_the_place_of_no_other_files(run, picture_folder, tmp_pat
     code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", tmp_path / "project")
     assert (code, "belongs to no result and would be overwritten" in stderr) == (1, True)
     assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["cluster", "predict"])
+def test_a_second_run_into_a_folder_is_refused_before_it_computes(
+    run, result_folder, picture_folder, tmp_path, monkeypatch, command
+):
+    monkeypatch.setattr("cae.results.run.run_source", lambda *_, **__: pytest.fail("work that would be lost"))
+    monkeypatch.setattr("cae.results.run.predict_source", lambda *_, **__: pytest.fail("work that would be lost"))
+    out = tmp_path / "busy"
+    out.mkdir()
+    model = [result_folder] if command == "predict" else []
+    with holding(out / ".making"):
+        code, _, stderr = run(command, *model, picture_folder, "--out", out)
+    assert (code, "another run of `cae` is at work on" in stderr, "--out" in stderr) == (1, True, True)
+
+
+def test_a_folder_is_held_while_a_fit_computes_and_not_longer(run, picture_folder, text_files, tmp_path, monkeypatch):
+    from cae.results import run as module
+
+    out, whole, busy = tmp_path / "result", module.run_source, []
+
+    def run_source(*arguments, **options):
+        with pytest.raises(TimeoutError):
+            hold(out / ".making", 0)
+        busy.append(True)
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(module, "run_source", run_source)
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"]]
+    code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", out, "--workers", 0, "--no-report", *texts)
+    assert (code, busy) == (0, [True]), stderr
+    hold(out / ".making", 0).release()
 
 
 def test_predictions_do_not_take_the_place_of_a_results_assignments(run, result_folder, picture_folder):

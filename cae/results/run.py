@@ -28,7 +28,7 @@ from cae.models.embedder import embed_images
 from cae.models.trained import load_pretrained
 from cae.results.folder import EmbeddingsResult, FolderResult
 from cae.results.layout import MODEL_FOLDER
-from cae.results.writing import LOCK, write_result
+from cae.results.writing import LOCK, making, write_result
 from cae.text.vectors import TEXTS_FOR_EMBEDDINGS, texts_for_embeddings
 from cae.utils.checksums import content_hashes
 from cae.utils.devices import find_device
@@ -52,6 +52,7 @@ def fit_source(
         reporter: makes the progress callback of each step.
 
     Raises:
+        OutputError: another process makes a result there.
         ImageError, EmbeddingError, EncoderError, TextError, ValueError: as `run_source` raises them.
 
     Examples:
@@ -61,6 +62,17 @@ def fit_source(
         >>> Path("fitted", "clusters.json").is_file()
         True
     """
+    with making(out):
+        found, run = _fit(module, source, out, device=device, batch_size=batch_size, workers=workers, reporter=reporter)
+        with holding(out / LOCK):  # an update or edit that began with the result before would otherwise end with both
+            write_result(found, out, run)
+    return found
+
+
+def _fit(
+    module: CAE, source: Any, out: Path, *, device: str, batch_size: int, workers: int, reporter: Reporter
+) -> tuple[FolderResult, dict[str, Any]]:
+    """What a fresh module finds in a source, and what `run.json` is to say of the run."""
     start = time.perf_counter()
     with stopwatch() as stages:
         found = run_source(
@@ -79,9 +91,7 @@ def fit_source(
         "seconds": round(seconds, 1),
         "stages": {name: round(s, 2) for name, s in timing.items()},
     }
-    with holding(out / LOCK):  # an update or edit that began with the result before would otherwise end with both
-        write_result(found, out, run)
-    return found
+    return found, run
 
 
 def _scores(found: FolderResult, name: str) -> dict[str, dict[str, float]]:

@@ -43,6 +43,8 @@ if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
 
 LOCK = ".lock"
 """File that who changes a result holds meanwhile."""
+MAKING_LOCK = ".making"
+"""File that who makes a result holds from the first image to the last file. The result before can still be changed."""
 
 
 class OutputError(OSError):
@@ -122,6 +124,30 @@ def changing(folder: Path, patience: float = -1) -> Iterator[None]:
     except OSError as error:
         raise OutputError(
             f"{folder} cannot be changed: {error.strerror or error}; make it writable, or copy it and take the copy"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def making(out: Path) -> Iterator[None]:
+    """Hold a folder while what is to be written there is computed, which may take hours: one at a time.
+
+    Args:
+        out: an existing folder.
+
+    Raises:
+        OutputError: another process computes something for the same folder.
+        OSError: the lock cannot be made.
+    """
+    try:
+        lock = hold(out / MAKING_LOCK, 0)
+    except TimeoutError as error:
+        raise OutputError(
+            f"another run of `cae` is at work on {out} and will write its result there: wait until it has ended, or "
+            "choose another folder with --out"
         ) from error
     try:
         yield

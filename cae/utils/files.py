@@ -147,6 +147,8 @@ def hold(path: Path, patience: float = -1) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if patience == 0:
+            raise
         logger.warning("another process is at work in %s: waiting for it", path.parent)
         lock.acquire(timeout=patience)
     return lock

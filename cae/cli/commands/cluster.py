@@ -116,12 +116,12 @@ def predict(
     """Sort new pictures into the groups of a fitted model, without fitting again. Edits are not applied."""
     from cae.results.edits_file import load_edits
     from cae.results.run import predict_source
-    from cae.results.writing import check_place_of_predictions, write_assignments
+    from cae.results.writing import check_place_of_predictions, making, write_assignments
 
     check_place_of_predictions(out)
     edits = load_edits(model)
     note_vectors(context, folder)
-    with terminal.progress_bars(quiet=quiet) as reporter:
+    with making(out), terminal.progress_bars(quiet=quiet) as reporter:
         result = predict_source(
             model,
             folder,
@@ -131,7 +131,7 @@ def predict(
             workers=workers,
             reporter=reporter,
         )
-    write_assignments(result.assignments(), out)
+        write_assignments(result.assignments(), out)
     terminal.print_skipped(result.skipped, folder)
     if edits:
         terminal.warn(
