@@ -69,17 +69,17 @@ def test_a_result_takes_the_place_of_no_other_files(run, picture_folder, tmp_pat
     assert mine.read_text() == "mine"
 
 
-@pytest.mark.parametrize("command", ["cluster", "predict"])
+@pytest.mark.parametrize("command", ["cluster", "predict", "evaluate"])
 def test_a_second_run_into_a_folder_is_refused_before_it_computes(
     run, result_folder, picture_folder, tmp_path, monkeypatch, command
 ):
-    monkeypatch.setattr("cae.results.run.run_source", lambda *_, **__: pytest.fail("work that would be lost"))
-    monkeypatch.setattr("cae.results.run.predict_source", lambda *_, **__: pytest.fail("work that would be lost"))
+    for work in ("cae.results.run.run_source", "cae.results.run.predict_source", "cae.evaluation.evaluate"):
+        monkeypatch.setattr(work, lambda *_, **__: pytest.fail("work that would be lost"))
     out = tmp_path / "busy"
     out.mkdir()
-    model = [result_folder] if command == "predict" else []
+    before = {"cluster": [], "predict": [result_folder], "evaluate": ["--dataset"]}[command]
     with holding(out / ".making"):
-        code, _, stderr = run(command, *model, picture_folder, "--out", out)
+        code, _, stderr = run(command, *before, picture_folder, "--out", out)
     assert (code, "another run of `cae` is at work on" in stderr, "--out" in stderr) == (1, True, True)
 
 

@@ -65,13 +65,13 @@ def evaluate(
 ) -> None:
     """Score methods against known classes: NMI, ACC and ARI over seeds, with tables and plots."""
     from cae import evaluation
-    from cae.results.writing import check_writable
+    from cae.results.writing import check_writable, making
     from cae.utils.checksums import load_json
     from cae.utils.devices import find_device
 
     check_writable(out)
     note_vectors(context, dataset)
-    with terminal.progress_bars(quiet=quiet) as reporter:
+    with making(out), terminal.progress_bars(quiet=quiet) as reporter:
         results = evaluation.evaluate(
             dataset,
             [method.strip() for method in methods.split(",") if method.strip()],
