@@ -124,7 +124,7 @@ def test_a_trained_method_writes_the_same_files_and_predicts_from_them(run, pict
     out, again = tmp_path / "result", tmp_path / "again"
     out.mkdir()
     for name in ("placement.safetensors", "run.json"):
-        (out / name).write_text("of an earlier run, which had a tree")
+        (out / name).write_text('of an earlier run, which had a tree, and damaged: "beta_histogram", "beta_mean"')
     texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"], "--workers", 0]
     code, stdout, stderr = run("cluster", picture_folder, "-k", K, "--method", "tac-heads", "--out", out, *texts)
     assert code == 0, stderr

@@ -57,7 +57,7 @@ def test_bad_input_ends_with_a_message_and_a_code(run, picture_folder, tmp_path,
     assert message in " ".join(stderr.split())
 
 
-@pytest.mark.parametrize("name", ["model/model.safetensors", "clusters.json", "assignments.csv"])
+@pytest.mark.parametrize("name", ["model/model.safetensors", "clusters.json", "assignments.csv", "run.json"])
 def test_a_result_takes_the_place_of_no_other_files(run, picture_folder, tmp_path, monkeypatch, name):
     """As of a project that has a model in its folder `model`."""
     monkeypatch.setattr("cae.results.run.run_folder", lambda *_, **__: pytest.fail("work that would be lost"))
@@ -67,6 +67,27 @@ def test_a_result_takes_the_place_of_no_other_files(run, picture_folder, tmp_pat
     code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", tmp_path / "project")
     assert (code, "belongs to no result and would be overwritten" in stderr) == (1, True)
     assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("said", ['{"format_version": 1, "root": "/", "images": 3}', '{"loss": 1}\n{"loss": 2}\n'])
+def test_a_file_of_another_program_makes_no_result(run, result_folder, picture_folder, tmp_path, monkeypatch, said):
+    out = tmp_path / "project"
+    out.mkdir()
+    (out / "clusters.json").write_text("mine")
+    (out / "run.json").write_text(said)
+    code, _, stderr = run("predict", result_folder, picture_folder, "--workers", 0, "--out", out)
+    assert code == 0, stderr
+    monkeypatch.setattr("cae.results.run.run_folder", lambda *_, **__: pytest.fail("work that would be lost"))
+    code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", out)
+    assert (code, "project/run.json belongs to no result" in stderr) == (1, True)
+    assert [(out / name).read_text() for name in ("clusters.json", "run.json")] == ["mine", said]
+
+
+@pytest.mark.parametrize("command", [["open", "--no-browser"], ["report"], ["edit"], ["search", "--like", "x"]])
+def test_a_file_of_another_program_is_not_called_an_old_result(run, tmp_path, command):
+    (tmp_path / "run.json").write_text('{"loss": 1}')
+    code, _, stderr = run(command[0], tmp_path, *command[1:])
+    assert (code, "is no result of `cae cluster`: run.json is of another program" in stderr) == (1, True)
 
 
 @pytest.mark.parametrize("command", ["cluster", "predict", "evaluate"])

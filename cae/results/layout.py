@@ -29,6 +29,8 @@ EMBEDDINGS = "embeddings.safetensors"
 PLACEMENT = "placement.safetensors"
 CLUSTERS = "clusters.json"
 RUN = "run.json"
+SIGNS = ("beta_histogram", "beta_mean")
+"""Keys of every `run.json` of ours since the first version, by which it is known from those of other programs."""
 
 
 class ResultError(ValueError):
@@ -54,6 +56,15 @@ def recorded_checksums(run: Mapping[str, Any]) -> Mapping[str, str | None]:
     return run["sha256"] if has_checksums(run) else {}
 
 
+def holds_result(folder: Path) -> bool:
+    """Whether `run.json` of a folder is one of ours, whole or damaged: other programs write files of that name, too."""
+    try:
+        said = (folder / RUN).read_bytes()
+    except OSError:
+        return False
+    return all(f'"{sign}"'.encode() in said for sign in SIGNS)  # not parsed: a damaged one is ours as well
+
+
 def require(folder: Path, name: str) -> None:
     """Refuse a folder that lacks a file.
 
@@ -64,12 +75,9 @@ def require(folder: Path, name: str) -> None:
         raise ResultError(f"no such folder: {folder}")
     if (folder / name).is_file():
         return
-    if (folder / RUN).is_file():
+    if holds_result(folder):
         raise ResultError(f"{folder} is incomplete: {name} is missing; run `cae cluster` with --out {folder}")
-    # No hint at --out {folder}: it may be the folder of the images.
-    raise ResultError(
-        f"{folder} is no result of `cae cluster`: {name} is missing; give a folder that it wrote, as cae-result"
-    )
+    raise no_result(folder, f"{name} is missing")
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -86,6 +94,12 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise damaged(folder, name, "it holds no object")
     return value
+
+
+def no_result(folder: Path, why: str) -> ResultError:
+    """The error for a folder that `cae cluster` did not write."""
+    # No hint at --out {folder}: it may be the folder of the images.
+    return ResultError(f"{folder} is no result of `cae cluster`: {why}; give a folder that it wrote, as cae-result")
 
 
 def damaged(folder: Path, name: str, why: object) -> ResultError:

@@ -33,8 +33,10 @@ from cae.results.layout import (
     MODEL_FOLDER,
     PLACEMENT,
     RUN,
+    SIGNS,
     ResultError,
     damaged,
+    no_result,
     read_json,
     recorded_checksums,
     require,
@@ -91,6 +93,8 @@ class SavedResult:
         folder = Path(folder)
         tidy(folder)
         run = read_json(folder, RUN)
+        if not run.keys() >= set(SIGNS):
+            raise no_result(folder, f"{RUN} is of another program")
         version = run.get("format_version")
         if not is_version(version):
             raise ResultError(f"{folder} was written by an earlier version of cae; run `cae cluster` again")

@@ -31,6 +31,7 @@ from cae.results.layout import (
     PLACEMENT,
     RUN,
     checksums,
+    holds_result,
     recorded_checksums,
     require,
 )
@@ -76,9 +77,9 @@ def check_place_of_result(out: Path) -> None:
     """
     check_writable(out)
     tidy(out)
-    names = (ASSIGNMENTS, ASSIGNMENTS_CSV, CLUSTERS, EMBEDDINGS, PLACEMENT, MODEL_FOLDER)
+    names = (RUN, ASSIGNMENTS, ASSIGNMENTS_CSV, CLUSTERS, EMBEDDINGS, PLACEMENT, MODEL_FOLDER)
     taken = next((out / name for name in names if (out / name).exists()), None)
-    if taken is not None and not (out / RUN).exists():
+    if taken is not None and not holds_result(out):
         raise OutputError(
             f"{taken} belongs to no result and would be overwritten; move it away, or choose another folder with --out"
         )
@@ -91,7 +92,7 @@ def check_place_of_predictions(out: Path) -> None:
         OutputError: as `check_writable`, or `out` holds a result, which would be left with the assignments of others.
     """
     check_writable(out)
-    if (out / RUN).exists():
+    if holds_result(out):
         raise OutputError(f"{out} holds a result, whose assignments would be overwritten; choose another with --out")
 
 
