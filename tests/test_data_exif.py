@@ -6,9 +6,11 @@ import struct
 import numpy as np
 import pillow_heif
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import default_loader
 
-from cae.data import read_image
+from cae.data import ImageFolderData, TorchvisionData, read_image
 
 # Pillow tells of a block that ends too soon, and goes on.
 pytestmark = pytest.mark.filterwarnings("ignore:(.*[Cc]orrupt EXIF|Tag (data|offset)):UserWarning")
@@ -92,8 +94,6 @@ def test_odd_tags_neither_lose_a_picture_nor_leave_it_lying(name, format, side):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_is_undone_as_pillow_does(orientation):
-    from PIL import ImageOps
-
     file = stored("PNG", exif(orientation=orientation))
     with Image.open(file) as image:
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
@@ -116,6 +116,23 @@ def test_a_turned_tiff_is_turned_once(tmp_path, compression):
     image = read_image(tmp_path / "turned.tiff")
     assert image.size == (48, 64)
     assert image.getpixel((24, 10)) == LEFT_HALF_BLUE
+
+
+def turned_by_the_data_set(path):
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image)
+
+
+@pytest.mark.parametrize("loader", [default_loader, Image.open, turned_by_the_data_set, read_image])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_data_set_of_torchvision_is_turned_as_a_folder_is(tmp_path, format, orientation, loader):
+    (tmp_path / "class").mkdir()
+    file = tmp_path / "class" / f"turned.{format.lower()}"
+    picture().save(file, format, exif=exif(orientation=orientation))
+    read = TorchvisionData(ImageFolder(tmp_path, loader=loader)).images.read(0, None)
+    np.testing.assert_array_equal(np.asarray(read), np.asarray(ImageFolderData(tmp_path).images.read(0, None)))
+    assert read.size == ((48, 64) if orientation in (6, 8) else SIZE)
 
 
 @pytest.mark.parametrize("format", ["HEIF", "AVIF"])

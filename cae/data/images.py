@@ -42,7 +42,7 @@ _REDUCIBLE = ("L", "RGB", "RGBA", "CMYK")
 """Modes that `Image.reduce` makes smaller."""
 _START = 16
 """Bytes by which Pillow tells formats apart."""
-READING = 3
+READING = 4
 """Raise this when files are read differently than before: cached embeddings are then made again."""
 _ORIENTATION = 0x0112
 _TURNED = {
@@ -55,6 +55,8 @@ _TURNED = {
     8: Image.Transpose.ROTATE_90,
 }
 """The transposition that undoes each orientation of EXIF; 1 is upright."""
+_METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+"""Where Pillow keeps the blocks that may say an orientation."""
 
 
 class ImageError(ValueError):
@@ -139,13 +141,23 @@ def _read(file: IO[bytes], side: int | None, *, orientation: int = 1) -> Image.I
         # Before the orientation: Pillow turns a TIFF as it loads it, and a PNG may say it at its end.
         image.load()
         held = _orientation(image)
-        turned = _TURNED.get(held if held in _TURNED else orientation)
+        orientation = held if held in _TURNED else orientation
         if other is not None:
             image = _with_lower_bytes(image, file, other)
         rgb = to_rgb(image if side is None else _less_oblong(_smaller(image, side)))
     if side is not None:
         rgb = _smaller(rgb, side)
-    return rgb if turned is None else rgb.transpose(turned)
+    return _upright(rgb, orientation)
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    """An image turned, and without what says that it is to be turned: it may be read once more."""
+    if orientation not in _TURNED:
+        return image
+    turned = image.transpose(_TURNED[orientation])
+    for block in _METADATA:
+        turned.info.pop(block, None)
+    return turned
 
 
 def _preview(path: Path, file: IO[bytes]) -> IO[bytes] | None:
@@ -369,6 +381,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
         canvas = Image.new("RGBA", image.size, (*PAPER_WHITE, 255))
         return Image.alpha_composite(canvas, image).convert("RGB")
     return image.convert("RGB")
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image that somebody else has opened, as `read_image` gives it: turned as its EXIF says, and by `to_rgb`.
+
+    The tag outlives `Image.convert`, by which torchvision's loader reads; `ImageOps.exif_transpose` takes it away.
+
+    Raises:
+        OSError: it is read only now, and truncated.
+
+    Examples:
+        >>> image = Image.new("L", (4, 3))
+        >>> image.getexif()[0x0112] = 6  # the camera was held upright
+        >>> upright_rgb(image).size
+        (3, 4)
+    """
+    image.load()  # before the orientation, as in `_read`
+    orientation = _orientation(image)
+    return _upright(to_rgb(image), orientation)
 
 
 def shown_path(path: Path, root: Path | None = None) -> str:

@@ -23,7 +23,7 @@ from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset
 from cae.config import DEFAULT_BATCH_SIZE
 from cae.data.base import Data
 from cae.data.dataset import ImageDataset, Images, collate_readable, files_identity
-from cae.data.images import ImageError, read_image, shown_path, to_rgb
+from cae.data.images import ImageError, read_image, shown_path, upright_rgb
 from cae.data.labels import class_numbers
 from cae.data.listing import list_images
 from cae.metrics.functional import as_labels
@@ -239,7 +239,7 @@ def read_item(dataset: Any, index: int, side: int | None) -> Image.Image:
         item = dataset[index]
         image = item[0] if isinstance(item, tuple | list) else item
         if isinstance(image, Image.Image):
-            return to_rgb(image)  # which reads what the data set has only opened
+            return upright_rgb(image)  # which reads what the data set has only opened
     except (OSError, Image.DecompressionBombError) as error:  # what Pillow raises for a damaged or huge file
         raise ImageError(str(error)) from error
     raise TypeError(
