@@ -148,7 +148,7 @@ def test_names_and_paths_are_printed_as_they_are_and_give_the_terminal_no_orders
     nasty = "\x1b[2J\x1b]0;owned\x07\x9b31m[red]:dog:[/nothing]\\"
     (tmp_path / "nouns.txt").write_text("".join(f"{nasty} {i}\n" for i in range(9)), encoding="utf-8")
     (tmp_path / "captions.txt").write_text(f"{nasty}\n", encoding="utf-8")
-    name = nasty.replace("/", "|")
+    name = nasty.replace("/", "|") + "\n\tforged"
     shutil.copy(picture_folder / "red/0.png", picture_folder / "red" / f"{name}.png")
     (picture_folder / "red" / f"broken {name}.png").touch()
     (picture_folder / "red").rename(picture_folder / name)
@@ -170,10 +170,22 @@ def test_names_and_paths_are_printed_as_they_are_and_give_the_terminal_no_orders
         code, stdout, stderr = run(*command)
         assert code == (1 if command[-1] == "x" else 0), stderr
         shown += stdout + stderr
-    assert not set(shown) & {"\x1b", "\x07", "\x9b"}
-    assert "\ufffd[2J" in shown
+    assert not set(shown) & {"\x1b", "\x07", "\x9b", "\t"}
+    assert "\\x1b[2J" in shown
+    assert "\\n\\tforged" in shown
+    assert not [line for line in shown.splitlines() if line.strip().startswith("forged")]
     assert "[red]:dog:[/nothing]\\" in shown
     assert "[/out] [b]:cat:/report/index.html" in shown
+
+
+def test_what_modules_warn_of_is_one_line_without_orders_to_the_terminal(run, result_folder, tmp_path):
+    place = result_folder.rename(tmp_path / "a\n\x1b[2Jb")
+    said = (place / "clusters.json").read_text()
+    (place / "clusters.json").write_text(said.replace('"size"', '"other": 1, "size"', 1))
+    code, _, stderr = run("edit", place)
+    assert code == 0
+    assert "a\\n\\x1b[2Jb/clusters.json was changed or damaged" in stderr
+    assert "\x1b" not in stderr
 
 
 def test_update_adds_what_is_new_and_compare_sees_it(clustered, run, picture_folder, tmp_path):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from cae.utils.console import WarningLines as WarningLines
 from cae.utils.console import err as err
 from cae.utils.console import out as out
 from cae.utils.console import progress_bars as progress_bars
@@ -85,7 +86,8 @@ def print_scores(scores: Mapping[str, Mapping[str, float]], labels_are: str) -> 
         table.add_column(metric.upper(), justify="right")
     for method, row in scores.items():
         table.add_row(method, *(f"{row[metric]:.1f}" for metric in ("acc", "nmi", "ari")))
-    out.print(f"\nagreement with the {labels_are}, in percent")
+    out.print()
+    out.print(f"agreement with the {labels_are}, in percent")
     out.print(table)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cae.data.images import ImageError, has_image_ending, is_image_by_content, shown_path
-from cae.utils.words import counted, few
+from cae.utils.words import counted, few, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def list_images(root: str | os.PathLike[str]) -> list[Path]:
     """
     listing = list_folder(root)
     for line in listing.lines(root):
-        logger.warning("%s", line)
+        logger.warning("%s", one_line(line))
     check_not_empty(root, listing)
     return listing.images
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,13 @@ from rich.errors import LiveError
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from cae.utils.words import one_line
+
 if TYPE_CHECKING:  # needs torch, which `cae --help` should not wait for
     from cae.utils.progress import Report, Reporter
 
 WIDE = 10_000
 """Columns where no screen sets them: a row of a table stays one line in a file or a pipe."""
-_UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters, and bytes of a path that are no UTF-8."""
 
 
 class PlainConsole(Console):
@@ -29,14 +29,22 @@ class PlainConsole(Console):
         super().__init__(stderr=stderr, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Text with the replacement character in place of escapes and others that no terminal shows."""
-        return super().render_str(_UNSHOWN.sub("\ufffd", text), **options)
+        """Text in one line, see `one_line`: a cell of a table, an error or a warning breaks nothing."""
+        return super().render_str(one_line(text), **options)
 
 
 out = PlainConsole()
 if not out.is_terminal and "COLUMNS" not in os.environ:
     out.width = WIDE
 err = PlainConsole(stderr=True)
+
+
+class WarningLines(logging.Handler):
+    """Shows what our modules warn of as the command line shows its own warnings, above the bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line for a record."""
+        err.print(record.getMessage(), style="yellow", highlight=False, soft_wrap=True)
 
 
 class _Standing(ProgressColumn):

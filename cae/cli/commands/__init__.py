@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import warnings
 from collections.abc import Callable
@@ -84,9 +85,13 @@ for name, (purpose, group) in GROUPS.items():
     app.add_typer(group, name=name, rich_help_panel=purpose)
 
 
+_warning_lines = terminal.WarningLines(logging.WARNING)
+
+
 def main() -> None:
     """Run the command line."""
     quiet_libraries()
+    logging.getLogger("cae").addHandler(_warning_lines)
     with terminating_as_ctrl_c():
         app(prog_name="cae")
 

@@ -205,7 +205,8 @@ def _print_result(result: Result, folder: Path, *, report: bool, quiet: bool, as
     if shown:
         terminal.print_found(found, saved)
     if shown and saved.edits:
-        terminal.out.print("\nwith the edits beside the result")
+        terminal.out.print()
+        terminal.out.print("with the edits beside the result")
         terminal.print_edits(saved)
     else:
         terminal.print_unmatched_edits(saved)
