@@ -345,6 +345,19 @@ def test_the_number_of_clusters_may_be_left_out(run, tmp_path, text_files, tree_
     assert "number of groups: " in stdout
 
 
+def test_what_is_loaded_is_told_before_it_is_loaded(run, capfd, monkeypatch, picture_folder, text_files, tmp_path):
+    told, texts = [], ["--nouns", text_files["nouns"], "--captions", text_files["captions"], "--workers", 0]
+
+    def load_encoder(*_, **__):
+        told.append(capfd.readouterr().err)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("cae.models.embedder.load_encoder", load_encoder)
+    for quiet in ([], ["--quiet"]):
+        run("cluster", picture_folder, "-k", K, "--encoder", "lite", "-o", tmp_path / "out", *texts, *quiet)
+    assert told == ["loading PyTorch …\nencoder lite …\n", ""]
+
+
 def test_without_a_terminal_each_piece_of_work_is_told_as_it_begins(capsys):
     with terminal.progress_bars(quiet=False) as reporter:
         report = reporter("nouns")

@@ -191,6 +191,8 @@ def _cluster_count(text: str) -> int | Literal["auto"]:
 
 def _cluster(folder: Path, out: Path, settings: dict[str, Any], *, report: bool, quiet: bool, as_json: bool) -> None:
     """Make a result, draw it and print it."""
+    if not quiet:
+        terminal.note("loading PyTorch …")  # which takes seconds, before the first bar
     import cae
 
     result = cae.cluster(folder, out=out, progress=not quiet, **settings)
