@@ -13,7 +13,6 @@ from conftest import rewrite_assignments
 from PIL import Image
 from report_page import NASTY, Elements, page_data, silent
 
-from cae.method.naming import N_REPRESENTATIVES
 from cae.report import write_report
 from cae.report.data import N_DOUBTFUL, columns, describe_groups, fused, packed
 from cae.report.map import lay_among, lay_out
@@ -22,6 +21,7 @@ from cae.results.edits import Anchors, Merge, Rename
 from cae.results.edits_file import save_edits
 from cae.results.layout import ResultError
 from cae.results.make_edits import anchors_of
+from cae.results.representatives import N_REPRESENTATIVES
 from cae.results.saved import SavedResult
 from cae.results.writing import OutputError
 from cae.utils.files import write_json

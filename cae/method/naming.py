@@ -31,8 +31,6 @@ from cae.utils.progress import stage
 TEXTS_PER_CLUSTER = 3
 _NO_DIRECTION = 1e-6
 """Length of the sum of images below which they cancel out, and any direction is as good."""
-N_REPRESENTATIVES = 9
-"""Images that stand for a cluster."""
 
 
 @stage("naming")

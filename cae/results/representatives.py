@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cae.method.naming import N_REPRESENTATIVES
+N_REPRESENTATIVES = 9
+"""Images that stand for a cluster."""
 
 
 def original_first(path: str) -> tuple[int, str]:
