@@ -21,6 +21,7 @@ from cae.method.names import (
     name_groups,
     name_scores,
     parts_of_group,
+    rarer_synonyms,
 )
 from cae.method.naming import (
     describe_clusters,
@@ -108,6 +109,18 @@ def test_parts_of_a_mixed_group_are_no_kinds_of_each_other_and_nothing_that_anot
 def test_where_shares_are_not_known_every_group_has_a_noun_as_long_as_there_is_one():
     scores = NameScores(torch.tensor([[3.0, 2, 1], [-3, -2, -1]]), torch.ones(2, 3))
     assert texts(cluster_names(scores, ["Hund", "Katze", "Baum"])) == ["Hund", "Baum"]
+
+
+def test_of_synonyms_the_commonest_alone_is_a_name():
+    nouns = ["artefact", "artifact", "Artifact", "dog", "blue jay", "not in WordNet", "nor this"]
+    assert sorted(rarer_synonyms(nouns, torch.tensor([1, 3, 2, 9, 2, 0, 0]))) == [0, 2]
+    # Two groups of artifacts: the second is not called by another word for the same.
+    toy = bank("noun", nouns[:5], torch.eye(5).tolist())
+    mass = torch.tensor([[0.5, 0.5, 0], [0.4, 0.5, 0.1]])
+    selected = SelectedTexts(["artefact", "artifact", "dog"], torch.eye(5)[[0, 1, 3]], torch.zeros(3))
+    scores = name_scores(torch.eye(5)[:2], toy, None, mass, selected)
+    assert scores.share[:, [0, 2]].eq(0).all()
+    assert scores.share[:, 1].gt(0.8).all()
 
 
 def test_two_mixed_groups_have_different_names():

@@ -12,10 +12,11 @@ one text. It finds the level of a name: of a hundred breeds each has a hundredth
 where all is one breed, other groups have their share of "dog", but not of the breed.
 
 A name holds for a group if at least `HOLDS` of its transport mass goes to the noun and to kinds of it, and either most
-of it or more than of the average group's: where groups are animals by a third, none is "animal". Names are the
-one-to-one choice of nouns that hold and score above 0 with the largest total score (Hungarian method), so no two groups
-share one. A group that gets none is "mixed: …", after nouns that hold for parts of it. Where shares of the mass are not
-known, none is called mixed and any noun is better than none. benchmarks/results/naming.md measures.
+of it or more than of the average group's: where groups are animals by a third, none is "animal". Of synonyms the
+commonest alone is a name. Names are the one-to-one choice of nouns that hold and score above 0 with the largest total
+score (Hungarian method), so no two groups share one. A group that gets none is "mixed: …", after nouns that hold for
+parts of it. Where shares of the mass are not known, none is called mixed and any noun is better than none.
+benchmarks/results/naming.md measures.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ class NameScores(NamedTuple):
     Attributes:
         score: (K, T) float32, score(k, j) of the module's rule.
         share: (K, T) float32, the share of each group's transport mass that goes to the noun and to kinds of it, 0 if
-            it is neither above average nor most; 1 where no nouns were selected, and so nothing is known against any.
+            it is neither above average nor most, or if a commoner noun means the same; 1 where no nouns were selected,
+            and so nothing is known against any.
     """
 
     score: Tensor
@@ -151,11 +153,15 @@ def name_scores(
     for part, rows in zip(score.split(CHUNK_ROWS, dim=1), bank.embeddings.split(CHUNK_ROWS), strict=True):
         part.copy_(contrast @ rows.float().T)
     score /= score[:n].std().clamp_min(torch.finfo(score.dtype).tiny)
-    score += COMMONNESS * commonness(bank, captions).log1p()
+    counts = commonness(bank, captions)
+    score += COMMONNESS * counts.log1p()
     if mass is None or selected is None:
         return NameScores(score, torch.ones_like(score))
     typical, share = kind_typicality(mass, selected, bank, n)
-    return NameScores(score.add_(typical, alpha=KIND), share)
+    scores = NameScores(score.add_(typical, alpha=KIND), share)
+    if scores.known:
+        scores.share[:, rarer_synonyms(bank.texts, counts)] = 0
+    return scores
 
 
 def kind_typicality(
@@ -219,6 +225,29 @@ def commonness(bank: TextBank, captions: TextBank | None) -> Tensor:
         phrases = {*words, *(" ".join(pair) for pair in pairwise(words))}
         found.update(counted & (phrases | {phrase.removesuffix("s") for phrase in phrases}))
     return torch.tensor([found[noun] for noun in nouns], dtype=torch.float32)
+
+
+def rarer_synonyms(nouns: Sequence[str], counts: Tensor) -> list[int]:
+    """The nouns that mean exactly what a commoner one of them means; of equally common ones the first stays.
+
+    Args:
+        nouns: T nouns.
+        counts: (T,), how common each is.
+
+    Examples:
+        >>> rarer_synonyms(["artefact", "artifact", "dog", "blue jay"], torch.tensor([1, 3, 9, 2]))
+        [0]
+    """
+    senses = Taxonomy.of(nouns).senses
+    starts, synsets = senses.indptr.tolist(), senses.indices.tolist()
+    meanings, rarer = set(), []
+    for j in (-counts).argsort(stable=True).tolist():
+        meaning = frozenset(synsets[starts[j] : starts[j + 1]])
+        if meaning in meanings:
+            rarer.append(j)
+        elif meaning:
+            meanings.add(meaning)
+    return rarer
 
 
 def choose(score: Tensor) -> Tensor:
