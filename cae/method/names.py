@@ -149,7 +149,7 @@ def name_scores(
     """
     images = images.cpu().nan_to_num()
     contrast = images - images[:n].mean(dim=0)
-    score = torch.empty(len(images), len(bank.texts))
+    score = torch.empty(len(images), len(bank.texts), dtype=torch.float32)
     for part, rows in zip(score.split(CHUNK_ROWS, dim=1), bank.embeddings.split(CHUNK_ROWS), strict=True):
         part.copy_(contrast @ rows.float().T)
     score /= score[:n].std().clamp_min(torch.finfo(score.dtype).tiny)
