@@ -1,10 +1,8 @@
 """Names: typical here and not elsewhere, distinct, and with the sense that the images show."""
 
-import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
 
 from cae.config import CAEConfig
 from cae.method.fitted import SelectedTexts
@@ -27,7 +25,7 @@ from cae.method.naming import (
     describe_clusters,
     describe_tree,
     fitting_glosses,
-    kinds_of_names_inside,
+    kinds_of_names,
     texts_of_groups,
     tree_names,
 )
@@ -145,6 +143,16 @@ def test_a_group_above_clusters_is_called_after_the_whole_names_of_them():
         tree, NameScores(torch.tensor([[2.0, 1], [1, 2], [0, 0]]), share), ["Rome, Italy", "dog"], [2, 1, 3]
     )
     assert names[2] == "mixed: Rome, Italy, dog"
+
+
+def test_a_group_above_is_called_after_what_holds_in_all_its_clusters():
+    tree = Hierarchy(3, 1, (0, 1), (3, 4, 2), torch.zeros(3, 4), torch.zeros(4, 2))
+    nouns = ["kitten", "puppy", "house", "pet", "mammal"]
+    kittens, puppies, houses = [0.5, 0, 0, 0.5, 0.5], [0, 0.5, 0, 0.5, 0.5], [0, 0, 0.5, 0, 0]
+    share = torch.tensor([kittens, puppies, houses, [0.2, 0.2, 0.2, 0.4, 0.4], [0.3, 0.3, 0, 0.5, 0.5]])
+    score = torch.where(share > 0, torch.tensor([1.0, 1, 1, 0.9, 0.8]), 0)
+    names = tree_names(tree, NameScores(score, share), nouns, [1, 1, 1, 3, 2])
+    assert names == ["kitten", "puppy", "house", "mixed: kitten, puppy, house", "pet"]
 
 
 def test_parts_of_a_mixed_group_are_called_after_the_whole_of_its_first_noun():
@@ -303,13 +311,27 @@ def test_groups_whose_images_cancel_out_select_texts():
     assert found.g.isfinite().all()
 
 
-def test_kinds_of_names_inside_are_found_in_any_sense_and_the_names_themselves_are_not():
-    nouns = ["computer", "artifact", "device", "not in WordNet", "dog", "briard"]
-    inside = csr_array(np.array([[1.0, 0], [0, 1], [1, 1], [0, 0]]))
-    groups, found = kinds_of_names_inside(inside, ["device", "Dog"], nouns)
-    pairs = {(group, nouns[noun]) for group, noun in zip(groups.tolist(), found.tolist(), strict=True)}
+def test_kinds_of_names_are_found_in_any_sense_and_the_names_themselves_are_not():
+    names, nouns = ["device", "Dog"], ["computer", "artifact", "device", "not in WordNet", "dog", "briard", "animal"]
+    kinds, wider = (
+        {(names[name], nouns[noun]) for name, noun in zip(*pairs.nonzero(), strict=True)}
+        for pairs in kinds_of_names(names, nouns)
+    )
     # A dog is also an andiron, and that a device.
-    assert pairs == {(0, "computer"), (0, "dog"), (1, "briard"), (2, "computer"), (2, "dog"), (2, "briard")}
+    assert kinds == {("device", "computer"), ("device", "dog"), ("Dog", "briard")}
+    assert wider == {("device", "artifact"), ("Dog", "artifact"), ("Dog", "device"), ("Dog", "animal")}
+
+
+def test_a_part_is_not_called_after_a_kind_of_the_whole():
+    tree = Hierarchy(2, 2, (0,), (2, 3, 1), torch.zeros(3, 4), torch.zeros(4, 2))
+    score = torch.tensor([[9.0, 1, 0, 0], [0, 0, 9, 0], [0, 5, 0, 3], [0, 4, 0, 5]])  # dog, car, and two parts of dog
+    scores = NameScores(score, torch.full((4, 4), HOLDS))
+    assert tree_names(tree, scores, ["dog", "animal", "car", "briard"], [2, 1, 1, 1]) == [
+        "dog",
+        "car",
+        "dog 1",
+        "briard",
+    ]
 
 
 def test_no_group_is_called_after_a_kind_of_what_is_inside(tree_folder):

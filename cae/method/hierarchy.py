@@ -164,8 +164,9 @@ class Hierarchy:
     def contains(self, nodes: Sequence[int]) -> csr_array:
         """Which groups hold each of P nodes: sparse (n_nodes, P) float64, 1 where a group is the node or above it."""
         paths = [self.path(node) for node in nodes]
-        holders, which = np.concatenate(paths), np.repeat(np.arange(len(paths)), [len(path) for path in paths])
-        return csr_array((np.ones(len(holders)), (holders, which)), shape=(self.n_nodes, len(paths)))
+        held = [(holder, place) for place, path in enumerate(paths) for holder in path]
+        pairs = np.array(held, dtype=np.int64).reshape(-1, 2).T
+        return csr_array((np.ones(len(held)), tuple(pairs)), shape=(self.n_nodes, len(paths)))
 
     @property
     def columns(self) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from cae.config import CAEConfig
 from cae.method.fitted import ClusterDescription, SelectedTexts
 from cae.method.hierarchy import Hierarchy
 from cae.method.kmeans import cluster_sums
-from cae.method.names import PARTS, GroupName, NameScores, cluster_names, name_groups, name_scores
+from cae.method.names import HOLDS_IN_PART, PARTS, GroupName, NameScores, cluster_names, name_groups, name_scores
 from cae.method.stages import potentials, select_for
 from cae.method.typicality import transport_mass, typicality
 from cae.text import TextBank
@@ -72,8 +72,7 @@ def describe_tree(
     """Describe the K clusters of a fit, as `describe_clusters`, and all groups in the tree over them.
 
     The clusters have the names that they have without a tree; each other group has the best that is left
-    (`tree_names`). A group above clusters is not called after a kind of what one of them is called after, as a computer
-    above a device. The images are looked at once: what is known of a group is the sum of what is known of its leaves.
+    (`tree_names`). The images are looked at once: what is known of a group is the sum of what is known of its leaves.
 
     Args:
         x: (N, D) float32 or float16 unit image embeddings; with `group`, only this rank's rows.
@@ -143,8 +142,10 @@ def _around_the_fit(tree: Hierarchy) -> tuple[list[int], list[int], list[int]]:
 def tree_names(tree: Hierarchy, scores: NameScores, nouns: Sequence[str], sizes: Sequence[float]) -> list[str]:
     """Names of all groups of a tree, no two alike. First the clusters choose, then groups above, then groups below.
 
-    Where no noun holds, a group above is called after the largest clusters inside, "mixed: dog, cat and 3 more", and
-    one below after what it is a part of, "dog 2".
+    A group above is called after a noun that holds for a part of each cluster inside and is no kind of what one of them
+    is called: animals with buildings are no "animal", however many they are. One below is not called after what its
+    cluster's name is a kind of: a part of the mammals is no "animal". Where no noun holds, a group above is called
+    after the largest clusters inside, "mixed: dog, cat and 3 more", and one below after what it is a part of, "dog 2".
 
     Args:
         tree: the tree.
@@ -160,14 +161,39 @@ def tree_names(tree: Hierarchy, scores: NameScores, nouns: Sequence[str], sizes:
     named = dict(zip(clusters, cluster_names(own, nouns), strict=True))
     names = {node: str(name) for node, name in named.items()}
     inside = tree.contains(clusters)[np.array(above, dtype=np.int64)]  # none is above of a fit with two clusters
-    coarse.share[kinds_of_names_inside(inside, list(names.values()), nouns)] = 0
+    kinds, wider = kinds_of_names(list(names.values()), nouns)
+    _exclude(coarse, inside @ kinds)
+    coarse.share.masked_fill_(_foreign_to_some(tree, own.share), 0)
     for row, (node, name) in enumerate(zip(above, name_groups(coarse, nouns, set(names.values())), strict=True)):
         by_size = sorted(inside.indices[inside.indptr[row] : inside.indptr[row + 1]], key=lambda i: (-sizes[i], i))
         names[node] = name or _mixed_name([named[clusters[i]].parts[0] for i in by_size])
+    around = tree.contains(below).T[:, clusters]
+    _exclude(fine, around @ wider)
     found = dict(zip(below, name_groups(fine, nouns, set(names.values())), strict=True))
     named |= {node: GroupName((name,)) for node, name in found.items() if name}
     names |= {node: str(named[node]) if name else _part_name(tree, node, named) for node, name in found.items()}
     return [names[node] for node in (*clusters, *above, *below)]
+
+
+def _foreign_to_some(tree: Hierarchy, share: Tensor) -> Tensor:
+    """For each group above the clusters, (A, T) bool, the nouns that hold for no part of some cluster inside.
+
+    Args:
+        tree: the tree.
+        share: (K, T), of the clusters.
+    """
+    clusters, above, _ = _around_the_fit(tree)
+    foreign = dict(zip(clusters, share < HOLDS_IN_PART, strict=True))
+    for node in reversed(above):  # a group has a smaller number than its parts
+        part = tree.roots + 2 * tree.splits.index(node)
+        foreign[node] = foreign[part] | foreign[part + 1]
+    return torch.stack([foreign[node] for node in above]) if above else share.new_zeros(0, share.shape[1]).bool()
+
+
+def _exclude(scores: NameScores, nouns: csr_array) -> None:
+    """Let nouns, not 0 in a sparse (K, T), be no names of their groups."""
+    groups, excluded = (torch.from_numpy(places.astype(np.int64)) for places in nouns.nonzero())
+    scores.share[groups, excluded] = 0
 
 
 def _mixed_name(inside: Sequence[str]) -> str:
@@ -185,22 +211,20 @@ def _part_name(tree: Hierarchy, node: int, named: Mapping[int, GroupName]) -> st
     return f"{name} {'.'.join(str(1 + (step - tree.roots) % 2) for step in path[at + 1 :])}"
 
 
-def kinds_of_names_inside(inside: csr_array, names: Sequence[str], nouns: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Pairs of a group and a noun that is a kind, in some sense of both, of the name of a cluster inside the group.
+def kinds_of_names(names: Sequence[str], nouns: Sequence[str]) -> tuple[csr_array, csr_array]:
+    """Which nouns are kinds of names, and which names are kinds of nouns, in some sense of both and strictly.
 
     Args:
-        inside: sparse (G, K), 1 for the clusters inside each group.
-        names: K names of the clusters.
+        names: K names.
         nouns: T nouns.
 
     Returns:
-        The groups and the nouns of all pairs, (P,) int64 each.
+        Two sparse (K, T), not 0 where the noun is a kind of the name, and where the name is a kind of the noun.
     """
     of_names, of_nouns = Taxonomy.of(names), Taxonomy.of(nouns)
     strictly_above = of_nouns.above - eye_array(of_nouns.above.shape[0], dtype=np.float32)
     kinds = of_names.senses @ (of_nouns.senses @ strictly_above).T
-    groups, found = (inside @ kinds).nonzero()
-    return torch.from_numpy(groups.astype(np.int64)), torch.from_numpy(found.astype(np.int64))
+    return kinds.tocsr(), (of_names.senses @ strictly_above @ of_nouns.senses.T).tocsr()
 
 
 def _described(
