@@ -358,6 +358,15 @@ def test_what_is_loaded_is_told_before_it_is_loaded(run, capfd, monkeypatch, pic
     assert told == ["loading PyTorch …\nencoder lite …\n", ""]
 
 
+def test_a_bar_shows_its_name_as_it_is_in_one_line(capsys):
+    """An encoder's name may be a model's that somebody else made."""
+    with terminal.progress_bars(quiet=False) as reporter:
+        reporter("encoder [/b][red]x\n\x1b[2Jforged")(1, 1)
+    first, *bar = capsys.readouterr().err.splitlines()
+    assert first == "encoder [/b][red]x\\n\\x1b[2Jforged …"
+    assert [line.startswith(first.removesuffix("…")) for line in bar] == [True]
+
+
 def test_without_a_terminal_each_piece_of_work_is_told_as_it_begins(capsys):
     with terminal.progress_bars(quiet=False) as reporter:
         report = reporter("nouns")
