@@ -90,6 +90,16 @@ def test_a_file_of_another_program_is_not_called_an_old_result(run, tmp_path, co
     assert (code, "is no result of `cae cluster`: run.json is of another program" in stderr) == (1, True)
 
 
+@pytest.mark.parametrize("said", ["", '{"loss": 1}\n{"loss": 2}\n', "[]"])
+def test_what_cluster_would_not_write_over_is_no_reason_to_run_it_again(run, picture_folder, tmp_path, said):
+    (tmp_path / "run.json").write_text(said)
+    code, _, stderr = run("edit", tmp_path)
+    assert (code, "is no result of `cae cluster`: run.json is damaged or of another program (" in stderr) == (1, True)
+    assert "again" not in stderr
+    code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", tmp_path)
+    assert (code, "run.json belongs to no result" in stderr) == (1, True)
+
+
 @pytest.mark.parametrize("command", ["cluster", "predict", "evaluate"])
 def test_a_second_run_into_a_folder_is_refused_before_it_computes(
     run, result_folder, picture_folder, tmp_path, monkeypatch, command

@@ -104,4 +104,6 @@ def no_result(folder: Path, why: str) -> ResultError:
 
 def damaged(folder: Path, name: str, why: object) -> ResultError:
     """The error for a file that is not as it was written."""
+    if name == RUN and not holds_result(folder):  # `cae cluster` would refuse to write over it
+        return no_result(folder, f"{RUN} is damaged or of another program ({why})")
     return ResultError(f"{folder / name} is damaged ({why}); run `cae cluster` again")
