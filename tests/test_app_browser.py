@@ -108,6 +108,25 @@ def test_a_split_is_looked_at_before_it_is_made(visit, served, opened):
     assert names(page) == ["desert", "harbour", "meadow"]
 
 
+def test_parts_of_a_group_that_was_left_are_not_shown_for_another(visit, served):
+    page, held = visit(served), []
+    page.route("**/api/split", lambda route: held.append((route, route.fetch())))
+    with page.expect_request("**/api/split"):
+        page.get_by_role("button", name="Split meadow", exact=True).click()
+    page.locator("#split").get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Split desert", exact=True).click()
+    expect(page.locator("#split-title")).to_have_text("Split desert")
+    while len(held) < 2:
+        page.wait_for_timeout(10)
+    told = ("Looking for parts …", "2 parts. Nothing is changed yet.")
+    for (route, answer), now in zip(held, told, strict=True):
+        with page.expect_response("**/api/split"):
+            route.fulfill(response=answer)
+        page.evaluate("new Promise(requestAnimationFrame)")
+        expect(page.locator("#split .said")).to_have_text(now)
+    expect(page.locator("#split-do")).to_be_enabled()
+
+
 def test_a_split_of_a_group_that_is_gone_by_then_is_refused(visit, served, opened):
     page = visit(served, expect_failures=True)
     card(page, "meadow").get_by_role("button", name="Split").click()

@@ -136,7 +136,7 @@ def hold(path: Path, patience: float = -1) -> FileLock:
 
     Args:
         path: the file, made if need be.
-        patience: most seconds to wait; -1 for as long as it takes.
+        patience: most seconds to wait; 0 for not at all, -1 for as long as it takes.
 
     Raises:
         TimeoutError: another process holds it still.

@@ -151,12 +151,14 @@ const split = {
   },
 
   async preview() {
+    const { id } = this;
     const into = Number(find("#split-into").value);
-    const isStale = () => into !== Number(find("#split-into").value); // another number was asked for since
+    // Another group, or another number, was asked for since.
+    const isStale = () => id !== this.id || into !== Number(find("#split-into").value);
     find("#split-do").disabled = true;
     say("Looking for parts …", "busy");
     try {
-      const { parts } = await server.ask("api/split", { group: this.id, into });
+      const { parts } = await server.ask("api/split", { group: id, into });
       if (isStale()) return;
       find("#parts").replaceChildren(
         ...parts.map(({ name, size, typical }) =>
