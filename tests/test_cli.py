@@ -355,16 +355,18 @@ def test_what_is_loaded_is_told_before_it_is_loaded(run, capfd, monkeypatch, pic
     monkeypatch.setattr("cae.models.embedder.load_encoder", load_encoder)
     for quiet in ([], ["--quiet"]):
         run("cluster", picture_folder, "-k", K, "--encoder", "lite", "-o", tmp_path / "out", *texts, *quiet)
-    assert told == ["loading PyTorch …\nencoder lite …\n", ""]
+    assert told == ["loading PyTorch …\nencoder …\n", ""]
 
 
-def test_a_bar_shows_its_name_as_it_is_in_one_line(capsys):
-    """An encoder's name may be a model's that somebody else made."""
+def test_a_bar_has_room_for_an_encoders_name_and_shows_it_as_it_is(capsys, monkeypatch):
+    """Which may be that of a model that somebody else made."""
+    monkeypatch.setattr(terminal.err, "_width", 80)
     with terminal.progress_bars(quiet=False) as reporter:
-        reporter("encoder [/b][red]x\n\x1b[2Jforged")(1, 1)
-    first, *bar = capsys.readouterr().err.splitlines()
-    assert first == "encoder [/b][red]x\\n\\x1b[2Jforged …"
-    assert [line.startswith(first.removesuffix("…")) for line in bar] == [True]
+        reporter("encoder")(0, 1, "open_clip:[/b]\n\x1b[2J")
+        reporter("pictures")(123456, 123456)
+    *_, encoder, pictures = capsys.readouterr().err.splitlines()
+    assert encoder.rstrip().endswith("open_clip:[/b]\\n\\x1b[2J")
+    assert "123,456/123,456" in pictures
 
 
 def test_without_a_terminal_each_piece_of_work_is_told_as_it_begins(capsys):

@@ -300,7 +300,8 @@ def run_folder(
 
 def _load_encoder(module: CAE, device: torch.device, reporter: Reporter) -> None:
     """The encoder, which images need in any case: loading takes seconds, and a download minutes."""
-    report = reporter(f"encoder {module.encoder_spec}")
+    report = reporter("encoder")
+    report(0, 1, module.encoder_spec)
     encoder = module.encoder.to(device)
     _ = encoder.image_size  # one that is deferred is loaded now, and not while pictures are counted
     report(1, 1)

@@ -77,7 +77,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[Reporter]:
     Bars move on a screen only: in a file or a pipe each piece of work gets a line as it begins, and its bar at the end.
     """
     columns = (
-        TextColumn("{task.description:<10}", markup=False),
+        TextColumn("{task.description:<10}"),
         BarColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
         _Standing(),
@@ -85,7 +85,6 @@ def progress_bars(*, quiet: bool = False) -> Iterator[Reporter]:
     progress = Progress(*columns, console=err, disable=quiet)
 
     def reporter(what: str) -> Report:
-        what = one_line(what)  # a bar is drawn without `render_str`
         if not (quiet or err.is_terminal or err.is_jupyter):
             err.print(f"{what} …", highlight=False)
         try:
@@ -96,7 +95,7 @@ def progress_bars(*, quiet: bool = False) -> Iterator[Reporter]:
 
         def report(done: float, total: float, note: str = "") -> None:
             # Work that notes its progress may not know yet how far it is: then the bar pulses.
-            progress.update(task, completed=done, total=total if done or not note else None, note=note)
+            progress.update(task, completed=done, total=total if done or not note else None, note=one_line(note))
 
         return report
 

@@ -29,7 +29,7 @@ class Report(Protocol):
 
 
 Reporter = Callable[[str], Report]
-"""Makes the progress callback of a piece of work by its name: `encoder lite`, `nouns`, `pictures`, `grouping`, …"""
+"""Makes the progress callback of a piece of work by its name: `encoder`, `nouns`, `pictures`, `grouping`, …"""
 
 
 def silent(_name: str) -> Report:
