@@ -46,62 +46,6 @@ MOST = 0.5
 FALSE = 0.25
 """Share of its images below which a name is false."""
 Banks = Mapping[str, TextBank]
-Scores = Callable[[Tensor, Tensor, FittedCAE, Banks], tuple[NameScores, list[str]]]
-
-
-def by_our_rule(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[NameScores, list[str]]:
-    """The project's rule for names, over the whole bank (cae/method/names.py)."""
-    selected = selected_nouns(x, fitted, banks)
-    mass = transport_mass(x, labels, selected, fitted.config)
-    scores = name_scores(mean_images(x, labels, fitted), banks["noun"], banks.get("caption"), mass, selected)
-    return scores, banks["noun"].texts
-
-
-def without_mixed(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[NameScores, list[str]]:
-    """The same, but a noun need not hold for a cluster."""
-    scores, nouns = by_our_rule(x, labels, fitted, banks)
-    return all_hold(scores.score), nouns
-
-
-def without_kinds(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[NameScores, list[str]]:
-    """The same without what is known of kinds, too: likeness and commonness."""
-    return name_scores(mean_images(x, labels, fitted), banks["noun"], banks.get("caption")), banks["noun"].texts
-
-
-def by_typicality(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[NameScores, list[str]]:
-    """The transport mass that goes to a selected noun from this cluster and not from others (typicality.py)."""
-    selected = selected_nouns(x, fitted, banks)
-    return all_hold(typicality(transport_mass(x, labels, selected, fitted.config))), selected.texts
-
-
-def selected_nouns(x: Tensor, fitted: FittedCAE, banks: Banks) -> SelectedTexts:
-    """Those that describe the groups of a fit: what its leaves select."""
-    leaf = predict(x, fitted).leaf
-    n_leaves = len(fitted.hierarchy.leaves)
-    return texts_of_groups(*cluster_sums(x, leaf, n_leaves), banks, fitted.config)["noun"]
-
-
-def by_nearest(x: Tensor, labels: Tensor, fitted: FittedCAE, banks: Banks) -> tuple[NameScores, list[str]]:
-    """Cosine of each noun of the whole bank to the cluster's mean image."""
-    means = normalize(mean_images(x, labels, fitted), dim=1)
-    return all_hold(means @ normalize(banks["noun"].embeddings.float(), dim=1).T), banks["noun"].texts
-
-
-def all_hold(score: Tensor) -> NameScores:
-    return NameScores(score, torch.ones_like(score))
-
-
-def mean_images(x: Tensor, labels: Tensor, fitted: FittedCAE) -> Tensor:
-    return torch.stack([x[labels == k].mean(dim=0) for k in range(fitted.config.n_clusters)])
-
-
-WAYS: dict[str, Scores] = {
-    "our rule": by_our_rule,
-    "nothing mixed": without_mixed,
-    "without kinds": without_kinds,
-    "typicality alone": by_typicality,
-    "nearest noun": by_nearest,
-}
 
 
 class Groups(NamedTuple):
@@ -126,6 +70,63 @@ class Groups(NamedTuple):
     fitted: FittedCAE
     banks: Banks
     record: dict[str, Any]
+
+
+Scores = Callable[[Groups, SelectedTexts], tuple[NameScores, list[str]]]
+
+
+def by_our_rule(groups: Groups, selected: SelectedTexts) -> tuple[NameScores, list[str]]:
+    """The project's rule for names, over the whole bank (cae/method/names.py)."""
+    mass = transport_mass(groups.x, groups.labels, selected, groups.fitted.config)
+    nouns, captions = groups.banks["noun"], groups.banks.get("caption")
+    return name_scores(mean_images(groups), nouns, captions, mass, selected), nouns.texts
+
+
+def without_mixed(groups: Groups, selected: SelectedTexts) -> tuple[NameScores, list[str]]:
+    """The same, but a noun need not hold for a cluster."""
+    scores, nouns = by_our_rule(groups, selected)
+    return all_hold(scores.score), nouns
+
+
+def without_kinds(groups: Groups, selected: SelectedTexts) -> tuple[NameScores, list[str]]:
+    """The same without what is known of kinds, too: likeness and commonness."""
+    nouns, captions = groups.banks["noun"], groups.banks.get("caption")
+    return name_scores(mean_images(groups), nouns, captions), nouns.texts
+
+
+def by_typicality(groups: Groups, selected: SelectedTexts) -> tuple[NameScores, list[str]]:
+    """The transport mass that goes to a selected noun from this cluster and not from others (typicality.py)."""
+    mass = transport_mass(groups.x, groups.labels, selected, groups.fitted.config)
+    return all_hold(typicality(mass)), selected.texts
+
+
+def selected_nouns(groups: Groups) -> SelectedTexts:
+    """Those that describe the groups of a fit: what its leaves select."""
+    leaf, n_leaves = predict(groups.x, groups.fitted).leaf, len(groups.fitted.hierarchy.leaves)
+    return texts_of_groups(*cluster_sums(groups.x, leaf, n_leaves), groups.banks, groups.fitted.config)["noun"]
+
+
+def by_nearest(groups: Groups, selected: SelectedTexts) -> tuple[NameScores, list[str]]:
+    """Cosine of each noun of the whole bank to the cluster's mean image."""
+    means, nouns = normalize(mean_images(groups), dim=1), groups.banks["noun"]
+    return all_hold(means @ normalize(nouns.embeddings.float(), dim=1).T), nouns.texts
+
+
+def all_hold(score: Tensor) -> NameScores:
+    return NameScores(score, torch.ones_like(score))
+
+
+def mean_images(groups: Groups) -> Tensor:
+    return torch.stack([groups.x[groups.labels == k].mean(dim=0) for k in range(groups.fitted.config.n_clusters)])
+
+
+WAYS: dict[str, Scores] = {
+    "our rule": by_our_rule,
+    "nothing mixed": without_mixed,
+    "without kinds": without_kinds,
+    "typicality alone": by_typicality,
+    "nearest noun": by_nearest,
+}
 
 
 def main() -> None:
@@ -191,9 +192,9 @@ def of_features(file: Path, nouns: Path, kinds: Sequence[str] | None, n_clusters
 
 def name(groups: Groups) -> dict[str, list[NamedCluster]]:
     """The groups, named each way."""
-    tables = {}
+    tables, selected = {}, selected_nouns(groups)
     for way, scores in WAYS.items():
-        scored, texts = scores(groups.x, groups.labels, groups.fitted, groups.banks)
+        scored, texts = scores(groups, selected)
         nouns = [[texts[j] for j in row] for row in scored.score.topk(N_NOUNS).indices.tolist()]
         names = [str(name) for name in cluster_names(scored, texts)]
         tables[way] = name_clusters(groups.labels, groups.truth, groups.classes, names, nouns)
