@@ -35,6 +35,7 @@ from cae.method.partition import Partition
 from cae.method.spectral import cluster_qr, discriminants, leading_eigenvectors, sample_graph
 from cae.utils.distributed import all_reduce_count, broadcast_from_first, is_first
 from cae.utils.progress import stage
+from cae.utils.sparse import incidence
 from cae.utils.words import counted
 
 SAMPLE, SAMPLE_PER_CLUSTER = 4096, 20
@@ -163,10 +164,7 @@ class Hierarchy:
 
     def contains(self, nodes: Sequence[int]) -> csr_array:
         """Which groups hold each of P nodes: sparse (n_nodes, P) float64, 1 where a group is the node or above it."""
-        paths = [self.path(node) for node in nodes]
-        held = [(holder, place) for place, path in enumerate(paths) for holder in path]
-        pairs = np.array(held, dtype=np.int64).reshape(-1, 2).T
-        return csr_array((np.ones(len(held)), tuple(pairs)), shape=(self.n_nodes, len(paths)))
+        return incidence([self.path(node) for node in nodes], self.n_nodes).T.tocsr().astype(np.float64)
 
     @property
     def columns(self) -> tuple[int, int]:

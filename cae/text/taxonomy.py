@@ -9,15 +9,15 @@ from __future__ import annotations
 import gzip
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 from scipy.sparse import csr_array
 
 from cae.text.corpora import timm_table
+from cae.utils.sparse import incidence
 
 _EXPLAINED = re.compile(r"\([^()]*\)")
 
@@ -48,7 +48,7 @@ class Taxonomy:
         """
         known = _synsets_of_words()
         senses = [known.get(bare(noun), []) for noun in nouns]
-        return cls(_incidence(senses, _above().shape[0]), _above())
+        return cls(incidence(senses, _above().shape[0]), _above())
 
 
 def bare(noun: str) -> str:
@@ -59,13 +59,6 @@ def bare(noun: str) -> str:
         'pan'
     """
     return " ".join(_EXPLAINED.sub(" ", noun).lower().split())
-
-
-def _incidence(columns: Sequence[Sequence[int]], n: int) -> csr_array:
-    """A sparse (len(columns), n) matrix with ones in the columns of each row."""
-    starts = np.cumsum([0, *map(len, columns)])
-    flat = np.fromiter((column for row in columns for column in row), dtype=np.int64, count=starts[-1])
-    return csr_array((np.ones(len(flat), dtype=np.float32), flat, starts), shape=(len(columns), n))
 
 
 @cache
@@ -91,4 +84,4 @@ def _above() -> csr_array:
             found[row] = {row}.union(*map(climb, parents[row]))
         return found[row]
 
-    return _incidence([sorted(climb(row)) for row in range(len(parents))], len(parents))
+    return incidence([sorted(climb(row)) for row in range(len(parents))], len(parents))
