@@ -198,12 +198,12 @@ def kind_typicality(
 def _of_best_sense(of_synsets: Tensor, senses: csr_array) -> Tensor:
     """(K, S) values of synsets to (K, T), the largest among the senses of each noun; 0 for nouns without."""
     known = np.flatnonzero(np.diff(senses.indptr))
-    found = np.zeros((len(of_synsets), senses.shape[0]), dtype=np.float32)
+    found = torch.zeros(len(of_synsets), senses.shape[0], dtype=torch.float32)
     if len(known):
-        for part, values in zip(torch.from_numpy(found).split(BLOCK_ROWS), of_synsets.split(BLOCK_ROWS), strict=True):
+        for part, values in zip(found.split(BLOCK_ROWS), of_synsets.split(BLOCK_ROWS), strict=True):
             of_senses = values.numpy()[:, senses.indices]
             part.numpy()[:, known] = np.maximum.reduceat(of_senses, senses.indptr[:-1][known], axis=1)
-    return torch.from_numpy(found)
+    return found
 
 
 def commonness(bank: TextBank, captions: TextBank | None) -> Tensor:

@@ -163,7 +163,9 @@ def tree_names(tree: Hierarchy, scores: NameScores, nouns: Sequence[str], sizes:
     inside = tree.contains(clusters)[np.array(above, dtype=np.int64)]  # none is above of a fit with two clusters
     kinds, wider = kinds_of_names(list(names.values()), nouns)
     _exclude(coarse, inside @ kinds)
-    coarse.share.masked_fill_(_foreign_to_some(tree, own.share), 0)
+    foreign = _foreign_to_some(tree, dict(zip(clusters, own.share < HOLDS_IN_PART, strict=True)), above)
+    for share, node in zip(coarse.share, above, strict=True):
+        share[foreign[node]] = 0
     for row, (node, name) in enumerate(zip(above, name_groups(coarse, nouns, set(names.values())), strict=True)):
         by_size = sorted(inside.indices[inside.indptr[row] : inside.indptr[row + 1]], key=lambda i: (-sizes[i], i))
         names[node] = name or _mixed_name([named[clusters[i]].parts[0] for i in by_size])
@@ -175,19 +177,19 @@ def tree_names(tree: Hierarchy, scores: NameScores, nouns: Sequence[str], sizes:
     return [names[node] for node in (*clusters, *above, *below)]
 
 
-def _foreign_to_some(tree: Hierarchy, share: Tensor) -> Tensor:
-    """For each group above the clusters, (A, T) bool, the nouns that hold for no part of some cluster inside.
+def _foreign_to_some(tree: Hierarchy, foreign: Mapping[int, Tensor], above: Sequence[int]) -> dict[int, Tensor]:
+    """Which nouns hold for no part of some cluster inside each group, (T,) bool by the group's node.
 
     Args:
         tree: the tree.
-        share: (K, T), of the clusters.
+        foreign: the same of each cluster.
+        above: the nodes above the clusters, in ascending order.
     """
-    clusters, above, _ = _around_the_fit(tree)
-    foreign = dict(zip(clusters, share < HOLDS_IN_PART, strict=True))
+    found = dict(foreign)
     for node in reversed(above):  # a group has a smaller number than its parts
         part = tree.roots + 2 * tree.splits.index(node)
-        foreign[node] = foreign[part] | foreign[part + 1]
-    return torch.stack([foreign[node] for node in above]) if above else share.new_zeros(0, share.shape[1]).bool()
+        found[node] = found[part] | found[part + 1]
+    return found
 
 
 def _exclude(scores: NameScores, nouns: csr_array) -> None:
