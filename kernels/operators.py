@@ -46,7 +46,10 @@ class Operator:
         """
         self.run, self.backward = run, backward or _no_derivative(name)
         self.setup_context = setup_context or (lambda ctx, inputs, output: None)
-        self.operator = torch.library.custom_op(f"{NAMESPACE}::{name}", run, mutates_args=(), schema=schema)
+        # Ops look at their inputs' values, for which the CPU waits. So they can be no part of a CUDA graph, which
+        # `torch.compile` with mode="reduce-overhead" records.
+        tags = (torch.Tag.cudagraph_unsafe,)
+        self.operator = torch.library.custom_op(f"{NAMESPACE}::{name}", run, mutates_args=(), schema=schema, tags=tags)
         self.operator.register_fake(fake)
         if backward:
             self.operator.register_autograd(backward, setup_context=setup_context)

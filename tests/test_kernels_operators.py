@@ -3,6 +3,7 @@
 import pytest
 import torch
 from kernel_cases import DEVICE, pair
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -158,6 +159,22 @@ def test_fake_tensors(op):
     for ours, theirs in zip(*((y,) if isinstance(y, torch.Tensor) else y for y in (fake, real)), strict=True):
         assert (ours.dtype, ours.device) == (theirs.dtype, theirs.device)
         assert op == "retrieve" or ours.shape == theirs.shape
+
+
+def test_no_op_is_recorded_in_a_cuda_graph():
+    """Its checks read values, which a stream that records refuses: "reduce-overhead" has to leave it out."""
+    torch._dynamo.reset()
+    targets = []
+
+    def look(graph, inputs):
+        targets.extend(node.target for node in graph.graph.nodes if str(node.target).startswith("cae."))
+        return graph
+
+    backend = aot_autograd(fw_compiler=look)
+    for call in CALLS.values():
+        torch.compile(lambda x, u, call=call: call(x, u), fullgraph=True, backend=backend)(X, U)
+    assert len({str(target) for target in targets}) >= 5
+    assert all(torch.Tag.cudagraph_unsafe in target.tags for target in targets)
 
 
 def test_checks_of_values_survive_compilation():
