@@ -51,9 +51,10 @@ TESTS = (
     "exact",
     "operators",
     "checks",
+    "properties",
 )
 # Seconds of each stage, in the order of the stages; one that ends early leaves its time to the next.
-STAGES = {"smoke": 80, "tests": 180, "memory": 50, "benchmark": 140, "profile": 30}
+STAGES = {"smoke": 110, "tests": 160, "memory": 50, "benchmark": 130, "profile": 30}
 SHAPES = {
     "cuda": ("1281167,20000,512", "250000,20000,512", "40000,20000,512"),
     "cpu": ("500,200,64", "400,160,64", "300,120,64"),
@@ -61,6 +62,7 @@ SHAPES = {
 # The goals' shape, and the one that benchmarks/kernels.py takes by itself: its files are called after the device alone.
 LARGEST = SHAPES["cuda"][0]
 LEAST_S = 5  # no step is begun with less time
+WORKER_GB = 8  # of the GPU's memory for each process of pytest: a test at scale takes up to 6 in the float64 reference
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def main() -> None:
     record(journal, environment)
     earlier = {} if args.fresh else outcomes(journal, sources)
     not_reached, ends = [], stage_ends(60 * args.minutes, args.only)
-    for step in pending(steps(args), earlier):
+    for step in pending(steps(args, workers(environment.found["memory_gb"])), earlier):
         left = min(step.limit_s, start + ends[step.stage] - time.monotonic())
         if left < LEAST_S:
             not_reached.append(step.name)
@@ -129,17 +131,24 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def steps(args: argparse.Namespace) -> list[Step]:
+def workers(memory_gb: float | None) -> int:
+    """Processes of pytest, where pytest-xdist is there to run several: as many as cores and a GPU's memory are for."""
+    room = 12 if memory_gb is None else int(memory_gb // WORKER_GB)
+    return max(1, min(12, os.cpu_count() or 1, room))
+
+
+def steps(args: argparse.Namespace, workers: int) -> list[Step]:
     """All steps in order."""
     shapes = args.shapes or SHAPES[args.device]
     stages = {
-        "smoke": [Step("smoke", f"smoke {op}", module("smoke", op, args.device), 30) for op in OPS],
+        "smoke": [Step("smoke", f"smoke {op}", module("smoke", op, args.device), 60) for op in OPS],
         "tests": [
-            Step("tests", f"tests {name}", pytest(f"tests/test_kernels_{name}.py", "-k", "not memory"), 150)
+            Step("tests", f"tests {name}", pytest(workers, f"tests/test_kernels_{name}.py", "-k", "not memory"), 150)
             for name in TESTS
+            if name != "properties" or find_spec("hypothesis")
         ],
         "memory": [
-            Step("memory", f"memory {name}", pytest(f"tests/test_kernels_{name}.py", "-k", "memory"), 60)
+            Step("memory", f"memory {name}", pytest(workers, f"tests/test_kernels_{name}.py", "-k", "memory"), 60)
             for name in ("memory", "triton", "gradients")
         ],
         "benchmark": [
@@ -160,11 +169,11 @@ def module(name: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", f"kernel_bench.{name}", *arguments)
 
 
-def pytest(*arguments: str) -> tuple[str, ...]:
+def pytest(workers: int, *arguments: str) -> tuple[str, ...]:
     """Tests without the project's settings and conftest.py, which ask for more packages."""
-    workers = ("-n", str(min(12, os.cpu_count() or 1))) if find_spec("xdist") else ()
+    spread = ("-n", str(workers)) if workers > 1 and find_spec("xdist") else ()
     plain = ("-c", os.devnull, "--rootdir", ".", "--noconftest", "--import-mode=importlib", "-p", "no:cacheprovider")
-    return (sys.executable, "-m", "pytest", "-q", "-rfE", *plain, *workers, "-m", "gpu or not slow", *arguments)
+    return (sys.executable, "-m", "pytest", "-q", "-rfE", *plain, *spread, "-m", "gpu or not slow", *arguments)
 
 
 def benchmark(shape: str, device: str, out: Path) -> tuple[str, ...]:
@@ -263,7 +272,12 @@ def brief(found: Any) -> str:
 def summarize(done: dict[str, Outcome], not_reached: list[str], out: Path) -> str:
     """Steps that did not succeed, and figures against their goals."""
     lines = ["", f"{sum(outcome.status == 'ok' for outcome in done.values())} of {len(done)} steps succeeded."]
-    lines += [f"- {outcome.status}: {name}" for name, outcome in done.items() if outcome.status != "ok"]
+    again = {"out of time": " (run again: what it has compiled is kept)"}
+    lines += [
+        f"- {outcome.status}: {name}{again.get(outcome.status, '')}"
+        for name, outcome in done.items()
+        if outcome.status != "ok"
+    ]
     lines += [f"- not reached, run again: {name}" for name in not_reached]
     if "environment" in done:
         lines += [f"- not installed: {', '.join(done['environment'].found['missing']) or 'nothing'}"]

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -38,6 +37,13 @@ def unit(rows: int, width: int, dtype: torch.dtype = torch.float32, *, seed: int
     return normalize(torch.randn(rows, width, generator=generator), dim=1).to(DEVICE, dtype)
 
 
+def real_text_vectors() -> Tensor:
+    """CLIP's, (T, 512). NumPy is imported here, since a machine with a GPU may have torch, Triton and pytest alone."""
+    import numpy
+
+    return torch.from_numpy(numpy.load(CLIP)).to(DEVICE)
+
+
 def pair(geometry: str, N: int, M: int) -> tuple[Tensor, Tensor]:
     """Images (N, D) and texts (M, D) of a geometry that has troubled an optimal transport or a ranking."""
     x, u = unit(N, 64, seed=1), unit(M, 64, seed=2)
@@ -52,7 +58,7 @@ def pair(geometry: str, N: int, M: int) -> tuple[Tensor, Tensor]:
     elif geometry == "clip":
         if not CLIP.exists():
             pytest.skip(f"real CLIP text vectors are not at {CLIP}")
-        vectors = torch.from_numpy(numpy.load(CLIP)[: N + M]).float().to(DEVICE)
+        vectors = real_text_vectors()[: N + M].float()
         u, x = normalize(vectors[:M], dim=1), normalize(vectors[M:] + 0.2 * unit(N, vectors.shape[1]), dim=1)
     return x, u
 

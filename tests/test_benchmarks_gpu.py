@@ -49,9 +49,10 @@ def run(gpu, monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(
             gpu,
             "steps",
-            lambda args: [gpu.Step("smoke", name, (sys.executable, "-c", code), 1) for name, code in STEPS.items()],
+            lambda *_: [gpu.Step("smoke", name, (sys.executable, "-c", code), 1) for name, code in STEPS.items()],
         )
-        monkeypatch.setattr(gpu, "module", lambda *_: (sys.executable, "-c", "print('{\"missing\": []}')"))
+        environment = {"missing": [], "memory_gb": 80}
+        monkeypatch.setattr(gpu, "module", lambda *_: (sys.executable, "-c", f"print({json.dumps(environment)!r})"))
         monkeypatch.setattr(gpu, "hash_of_sources", lambda: sources)
         monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--out", str(tmp_path), "--minutes", minutes])
         begin = len(journal())
@@ -76,7 +77,7 @@ def test_a_step_that_fails_leaves_the_others_alone(run, tmp_path):
         ("noisy", "ok", {"found": 2}),
         ("last", "ok", "words"),
     ]
-    for line in ("4 of 7 steps succeeded", "- failed: killed", "- out of time: slow", "Nothing was measured on CUDA"):
+    for line in ("4 of 7 steps", "- failed: killed", "- out of time: slow (run again", "Nothing was measured on CUDA"):
         assert line in said  # the environment is a step, too
     log = (tmp_path / "gpu.log").read_text()
     assert "said" in log
@@ -90,8 +91,8 @@ def test_a_stopped_run_leaves_no_process_behind(number, tmp_path):
     step = f"import os, time; open({str(child)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     code = f"""
 import sys, gpu
-gpu.steps = lambda args: [gpu.Step("smoke", "slow", (sys.executable, "-c", {step!r}), 60)]
-gpu.module = lambda *_: (sys.executable, "-c", "print('{{}}')")
+gpu.steps = lambda *_: [gpu.Step("smoke", "slow", (sys.executable, "-c", {step!r}), 60)]
+gpu.module = lambda *_: (sys.executable, "-c", "print('{{\\"memory_gb\\": null}}')")
 sys.argv = ["gpu.py", "--device", "cpu", "--out", {str(tmp_path)!r}]
 gpu.main()
 """
@@ -119,16 +120,24 @@ def test_what_there_is_no_time_for_is_said(run):
 
 
 def test_stages_that_are_left_out_leave_their_time_to_the_others(gpu):
-    ends = {"smoke": 80, "tests": 260, "memory": 310, "benchmark": 450, "profile": 480}
+    ends = {"smoke": 110, "tests": 270, "memory": 320, "benchmark": 450, "profile": 480}
     assert gpu.stage_ends(480, list(gpu.STAGES)) == ends
-    assert gpu.stage_ends(340, ["profile", "benchmark"]) == {"benchmark": 280, "profile": 340}
+    assert gpu.stage_ends(320, ["profile", "benchmark"]) == {"benchmark": 260, "profile": 320}
+
+
+def test_tests_that_run_side_by_side_fit_into_the_gpu(gpu, monkeypatch):
+    monkeypatch.setattr(gpu.os, "cpu_count", lambda: 16)
+    assert [gpu.workers(memory) for memory in (None, 140.0, 79.2, 23.6, 14.7, 6.0)] == [12, 12, 9, 2, 1, 1]
+    monkeypatch.setattr(gpu, "find_spec", lambda name: True)
+    assert "-n" not in gpu.pytest(1, "tests")
+    assert gpu.pytest(9, "tests")[-5:] == ("-n", "9", "-m", "gpu or not slow", "tests")
 
 
 def test_all_steps_of_the_command_exist(gpu, monkeypatch):
     for pytest_is_there in (True, False):
         monkeypatch.setattr(gpu, "find_spec", lambda name, there=pytest_is_there: there)
         monkeypatch.setattr(sys, "argv", ["gpu.py"])
-        steps = gpu.steps(gpu.arguments())
+        steps = gpu.steps(gpu.arguments(), 2)
         assert {step.stage for step in steps} | {"memory"} == set(gpu.STAGES)
         for file in (word for step in steps for word in step.command if word.endswith(".py")):
             assert (ROOT / file).exists()

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_cases import BACKENDS, DEVICE, pair, relative_error, unit
+from kernel_cases import BACKENDS, CUDA, DEVICE, pair, relative_error, unit
 
-from cae import CAEClusterer
 from cae.kernels import cosine_sinkhorn, counterparts, fuse, nearest, retrieve
 from cae.kernels.exact import exact_products, onednn_is_faster
 from cae.kernels.products import inner_products
@@ -144,16 +143,19 @@ def test_only_processors_that_gain_and_round_nothing_multiply_by_onednn(able, fo
 def test_products_are_those_of_float32(width):
     x, u = unit(300, width, seed=1).abs(), unit(200, width, seed=2).abs()  # of one sign: rounding does not cancel
     exact = x.double() @ u.double().T
+    # CUDA's library may add a whole width up in one number, which is 3.5e-7 off at 512 and 5.5e-7 at 1,280; in TF32 it
+    # would be 1e-4.
+    tolerance = 1e-6 if CUDA else 2e-7
     with product_precision(("tf32", "bf16")), exact_products(DEVICE):
-        assert relative_error(inner_products(x, u), exact) < 2e-7
-        assert relative_error(inner_products(x[::2], u[:, :width], out=u.new_empty(150, 200)), exact[::2]) < 2e-7
+        assert relative_error(inner_products(x, u), exact) < tolerance
+        assert relative_error(inner_products(x[::2], u[:, :width], out=u.new_empty(150, 200)), exact[::2]) < tolerance
     torch.testing.assert_close(inner_products(x.double(), u.double()), exact)
     torch.testing.assert_close(inner_products(x.T.clone().T, u), exact.float())
 
 
 def test_a_row_is_the_same_in_a_matrix_of_any_height():
-    x, u = unit(1000, 512, seed=1), unit(300, 512, seed=2)
-    with exact_products(DEVICE):
+    x, u = unit(1000, 512, seed=1).cpu(), unit(300, 512, seed=2).cpu()
+    with exact_products(x.device):
         if not onednn_is_faster():
             pytest.skip("the matrix library may round matrices of some heights in another way")
         whole = inner_products(x, u)
@@ -168,6 +170,7 @@ def test_a_compiled_function_may_call_an_op():
 
 
 def test_an_estimator_clusters_the_same_under_autocast():
+    CAEClusterer = pytest.importorskip("cae.models.estimator").CAEClusterer
     x, _ = pair("clustered", 120, 1)
     x = x.cpu().numpy()
     plain = CAEClusterer(4).fit(x)

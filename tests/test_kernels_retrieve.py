@@ -2,12 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from kernel_cases import BACKENDS, DEVICE, DTYPES, GEOMETRIES, SHAPES, pair, poison, unit  # noqa: F401
 
 from cae.kernels import retrieve, tiles
-from cae.kernels.ranking import largest
 
 pytestmark = pytest.mark.usefixtures("poison")
 
@@ -65,14 +62,3 @@ def test_all_and_assigned_differ_as_documented(backend):
     assert retrieve(texts[[0, 0, 0, 1]], centers, top_k=2, mode="assigned", backend=backend).tolist() == [0, 1, 3]
     assert retrieve(texts[[0, 0, 0, 1]], centers, top_k=2, mode="all", backend=backend).tolist() == [0, 1, 3]
     assert retrieve(texts[:1], centers, top_k=2, mode="assigned", backend=backend).tolist() == [0]
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.sampled_from([-1.5, -0.0, 0.0, 1e-40, 0.25, 7.0]), min_size=1, max_size=30), st.data())
-def test_largest_orders_by_value_then_column(values, data):
-    k = data.draw(st.integers(1, len(values)))
-    scores = torch.tensor([values])
-    expected = scores.double().sort(dim=1, descending=True, stable=True)
-    result, columns = largest(scores, k)
-    assert columns.tolist() == expected.indices[:, :k].tolist()
-    assert result.tolist() == expected.values[:, :k].tolist()

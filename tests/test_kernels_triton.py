@@ -1,9 +1,8 @@
 """The Triton backends against the float64 reference: compiled on CUDA, in Triton's interpreter elsewhere."""
 
-import numpy
 import pytest
 import torch
-from kernel_cases import CLIP, DEVICE, DTYPES, SHAPES, poison, relative_error, unit  # noqa: F401
+from kernel_cases import CLIP, DEVICE, DTYPES, SHAPES, poison, real_text_vectors, relative_error, unit  # noqa: F401
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -350,7 +349,7 @@ def test_scratch_does_not_grow_with_the_rows():
 @pytest.mark.slow
 @pytest.mark.skipif(not CLIP.exists(), reason="needs ../shared/data/clip_text")
 def test_real_text_vectors():
-    vectors = torch.from_numpy(numpy.load(CLIP)).to(DEVICE)
+    vectors = real_text_vectors()
     x, u = vectors[:300], vectors[300:500]
     for epsilon in (5e-3, 0.02):
         check_sweep(x, u, epsilon)

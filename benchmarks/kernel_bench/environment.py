@@ -20,12 +20,20 @@ def main() -> None:
         sys.exit("PyTorch finds no CUDA device here; `--device cpu` rehearses with Triton's interpreter")
     found = {
         "device": device_name(device),
+        "memory_gb": memory_gb(device),
         "python": platform.python_version(),
         "versions": {name: installed(name) for name in PACKAGES},
         "missing": [name for name in OPTIONAL if not find_spec(name)],
         "commit": commit(),
     }
     print(json.dumps(found))
+
+
+def memory_gb(device: torch.device) -> float | None:
+    """Of the GPU."""
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1)
 
 
 if __name__ == "__main__":
