@@ -14,6 +14,7 @@ from cae.kernels.counterparts import triton as counterparts_kernels  # noqa: E40
 from cae.kernels.counterparts.gradient import counterparts_gradient  # noqa: E402
 from cae.kernels.fuse import triton as fuse_kernels  # noqa: E402
 from cae.kernels.fuse.gradient import fuse_gradient  # noqa: E402
+from cae.kernels.nearest import triton as nearest_kernels  # noqa: E402
 from cae.kernels.sinkhorn.triton import TritonSweep  # noqa: E402
 from cae.kernels.triton import _ROWS, SoftmaxPanel, product  # noqa: E402
 
@@ -265,6 +266,13 @@ def test_nearest_gives_ties_to_the_lowest_index():
 def test_nearest_lists_every_centroid():
     x, c = unit(40, 32), unit(37, 32, seed=1)
     assert torch.equal(nearest(x, c, k=37, backend="triton").labels, nearest(x, c, k=37, backend="reference").labels)
+
+
+def test_lists_too_long_for_registers_take_another_way(monkeypatch):
+    x, c, k = unit(20, 32), unit(300, 32, seed=1), nearest_kernels.LONGEST_LIST + 1
+    monkeypatch.setattr(nearest_kernels, "nearest_kernel", None)
+    assert torch.equal(nearest(x, c, k=k, backend="triton").labels, nearest(x, c, k=k, backend="reference").labels)
+    assert torch.equal(retrieve(c, x, top_k=k, backend="triton"), retrieve(c, x, top_k=k, backend="reference"))
 
 
 @pytest.mark.parametrize("mode", ["all", "assigned"])

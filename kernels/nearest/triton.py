@@ -8,10 +8,17 @@ from torch import Tensor
 from ..launch import FUSED, architecture, ceil_div, column_splits, narrow_tile, precision
 from ..ranking import largest
 from ..triton import product
+from . import torch as streaming
+
+# The longest list that a program keeps in registers. At 256 a thread spills kilobytes, at 1,024 the compiler takes
+# minutes, and from 8,193 on a list is larger than any block may be.
+LONGEST_LIST = 64
 
 
 def nearest(x: Tensor, centroids: Tensor, *, k: int, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Labels and similarities, each (N, k); arguments as checked in the public op, but of any two dtypes."""
+    if k > LONGEST_LIST:
+        return streaming.nearest(x, centroids, k=k, bias=bias)
     x, centroids = x.contiguous(), centroids.contiguous()
     (N, D), C, device = x.shape, centroids.shape[0], x.device
     dtype = torch.promote_types(x.dtype, centroids.dtype)

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from ..nearest.triton import nearest
+from ..nearest.triton import LONGEST_LIST, nearest
 from ..triton import SoftmaxPanel
+from . import torch as streaming
 from .torch import leaders
 
 
@@ -12,6 +13,8 @@ def retrieve(texts: Tensor, centers: Tensor, *, top_k: int, mode: str) -> Tensor
     """The public op; arguments as checked there."""
     if len(centers) == 1:  # all probabilities are 1, and rounding is not to rank them
         return torch.arange(top_k, device=texts.device)
+    if mode == "all" and top_k > LONGEST_LIST:
+        return streaming.retrieve(texts, centers, top_k=top_k, mode=mode)
     log_z = _log_normalizers(texts.contiguous(), centers.contiguous())
     if mode == "assigned":
         owner, similarity = nearest(texts, centers, k=1, bias=None)
