@@ -22,18 +22,21 @@ class Tile(NamedTuple):
     num_stages: int
 
 
+# Products outside the tensor cores take their factors from registers: smaller tiles. So are those of float32, which are
+# exact, on every GPU, and before sm_80 those of half types, too: Triton knows no older tensor cores.
+_FROM_REGISTERS = Tile(64, 64, 16, 4, 2)
 # Keyed by the least compute capability that a row is for (0 is Triton's interpreter, whose tiles are small so that
 # small tests cross their borders). Never by N or M: a row's result must not depend on what it is batched with.
 _HALF = {
     _INTERPRETER: Tile(32, 64, 128, 4, 1),
+    1: _FROM_REGISTERS,
     80: Tile(128, 128, 32, 8, 4),
     90: Tile(128, 256, 64, 8, 3),
     120: Tile(128, 128, 32, 8, 4),
 }
-# Exact float32 products run outside the tensor cores, from registers: smaller tiles.
 _SINGLE = {
     _INTERPRETER: Tile(32, 64, 128, 4, 1),
-    80: Tile(64, 64, 16, 4, 2),
+    1: _FROM_REGISTERS,
 }
 
 
