@@ -155,7 +155,8 @@ def counterparts_gradient(
         # Beside p: what is kept, h in the dtype of u, and some six rows of float32 on the way to it.
         row_bytes = size * (M + D) + 24 * D
         panel = SoftmaxPanel(x, u, dtype=u.dtype, weigh=similarity_weight, row_bytes=row_bytes)
-        kept, ones = torch.empty_like(panel.p), torch.ones(1, panel.rows, device=device).expand(panel.tiles, -1)
+        kept = torch.empty_like(panel.p)
+        ones = torch.ones(1, panel.rows, dtype=torch.float32, device=device).expand(panel.tiles, -1)
         unit = panel.unit * epsilon / (2 + epsilon)
         sums = torch.empty(panel.rows, D, dtype=torch.float32, device=device)
         bias = (g.double() * (LOG2_E / epsilon)).float()
