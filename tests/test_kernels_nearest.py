@@ -38,7 +38,7 @@ def test_geometries(backend, geometry):
 @pytest.mark.parametrize("order", ["random", "rising", "falling", "tied"])
 def test_blocks_of_columns_in_any_order(monkeypatch, order, k):
     """Blocks of 16 columns: more, fewer and as many as k; none, some or all of a block among the largest."""
-    monkeypatch.setattr(tiles, "_PANEL_ENTRIES", {DEVICE.type: 2**14})
+    monkeypatch.setitem(tiles._PANEL_ENTRIES, DEVICE.type, 2**14)
     x, centroids = unit(70, 32, seed=1), unit(131, 32, seed=2)
     if order == "tied":
         x, centroids = (10 * x).round(), (2 * centroids[torch.arange(131) % 7]).round()

@@ -48,8 +48,8 @@ def test_potentials_are_the_references(backend, dtype, N, M, D):
 @pytest.mark.parametrize("kept", [0, 3, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_panels_whose_scores_are_kept_are_like_those_made_anew(monkeypatch, dtype, kept):
-    monkeypatch.setattr(tiles, "_PANEL_ENTRIES", {DEVICE.type: 1})  # 16 rows, so seven panels
-    monkeypatch.setattr(tiles, "_KEPT_PANELS", {DEVICE.type: kept})
+    monkeypatch.setitem(tiles._PANEL_ENTRIES, DEVICE.type, 1)  # 16 rows, so seven panels
+    monkeypatch.setitem(tiles._KEPT_PANELS, DEVICE.type, kept)
     x, u = unit(100, 64, dtype, seed=1), unit(30, 64, dtype, seed=2)
     expected = cosine_sinkhorn(x, u, epsilon=0.1, tol=1e-9, max_iter=20_000, backend="reference")
     result = cosine_sinkhorn(x, u, epsilon=0.1, tol=2e-6, backend="torch")
