@@ -10,6 +10,7 @@ triton = pytest.importorskip("triton")
 tl = triton.language
 
 from cae.kernels import cosine_sinkhorn, counterparts, fuse, launch, nearest, retrieve  # noqa: E402
+from cae.kernels import triton as shared_kernels  # noqa: E402
 from cae.kernels.counterparts import triton as counterparts_kernels  # noqa: E402
 from cae.kernels.counterparts.gradient import counterparts_gradient  # noqa: E402
 from cae.kernels.fuse import triton as fuse_kernels  # noqa: E402
@@ -326,6 +327,22 @@ def test_inputs_need_not_be_contiguous():
         < 2e-6
     )
     assert torch.equal(nearest(x, u, backend="triton").labels, nearest(x, u, backend="reference").labels)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU has tiles of its own")
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")  # in such rows
+@pytest.mark.parametrize(("arch", "dtype"), [(75, torch.float16), (80, torch.float32), (90, torch.float16)])
+def test_tiles_of_a_gpu(monkeypatch, arch, dtype):
+    """They are larger than the interpreter's: rows past the last one reach further than what gets a normaliser."""
+    for module in (shared_kernels, counterparts_kernels, nearest_kernels):
+        monkeypatch.setattr(module, "architecture", lambda device: arch)
+    x, u, grad = unit(70, 24, dtype), unit(300, 24, dtype, seed=1), unit(70, 24, dtype, seed=2)
+    check_sweep(x, u, epsilon=0.05)
+    y = counterparts(x, u, None, epsilon=0.05, backend="triton")
+    assert relative_error(y, counterparts(x, u, None, epsilon=0.05, backend="reference")) < TOLERANCE[dtype]
+    options = {"epsilon": 0.1, "normalize": True, "similarity_weight": True}
+    check_counterparts_gradient(grad, x, u, torch.zeros(300), GRADIENT_TOLERANCE[dtype], **options)
+    assert torch.equal(nearest(x, u, k=3, backend="triton").labels, nearest(x, u, k=3, backend="reference").labels)
 
 
 @triton.jit
