@@ -293,12 +293,17 @@ class Result:
         workers: int = DEFAULT_WORKERS,
         progress: bool = True,
     ) -> FolderResult:
-        """Sort other images into the groups of the fit, without edits and without keeping them. `cae predict`."""
-        from cae.results.run import predict_source
+        """Sort other images into the groups as edited, without keeping them. `cae predict`.
 
+        `assignments()` and `clusters()` of what is returned have the edits applied (`cae.results.predictions`);
+        `prediction` is the model's, without edits.
+        """
+        from cae.results.run import predict_as_edited
+
+        self._reload()  # of the model's groups, which another program may have cut since
         with progress_bars(quiet=not progress) as reporter:
-            return predict_source(
-                self.folder / MODEL_FOLDER,
+            return predict_as_edited(
+                self.saved,
                 Path(source),
                 encoder_weights=encoder_weights,
                 device=device,

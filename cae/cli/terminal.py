@@ -70,7 +70,7 @@ def print_clusters(result: FolderResult) -> None:
         row = [str(cluster["id"]), cluster["name"], f"{cluster['size']:,}", ", ".join(cluster["nouns"])]
         if folders is not None:
             names, labels = folders
-            inside = labels[result.prediction.cluster == cluster["id"]]
+            inside = labels[result.groups.cluster == cluster["id"]]
             if len(inside):
                 commonest = int(inside.mode().values)
                 row.append(f"{names[commonest]} ({(inside == commonest).float().mean():.0%})")

@@ -22,6 +22,9 @@ pin     Nothing changes.
 move    The images are in that cluster.
         After a new fit: they are in the cluster that its anchors went to.
 
+Images that are predicted go with the cluster that the model gives them, into its part where it was split
+(`cae.results.predictions`); pins and moves concern the images that they list.
+
 A renamed, merged or pinned cluster keeps its `id`, or the first one's; the first part of a split keeps the `id`, the
 others get new ones; clusters left without images are gone. `confidence`, `similarity` and the weights stay those of the
 fit; `runner_up` follows merges, and is null where it is no other cluster any more.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,20 @@ from cae.results.representatives import representatives
 N_TOP_NOUNS = 3
 
 
+class Groups(NamedTuple):
+    """Which groups N images are in.
+
+    Attributes:
+        cluster: (N,) int64, the id of each image's group.
+        runner_up: (N,) int64, the id of the next best; null where there is no other.
+        records: id, name, gloss, nouns and captions of each group, by id.
+    """
+
+    cluster: Tensor
+    runner_up: pa.Array
+    records: dict[int, dict[str, Any]]
+
+
 @dataclass(frozen=True)
 class FolderResult:
     """The images of a folder with what was found out about them.
@@ -33,11 +47,12 @@ class FolderResult:
         root: the folder.
         paths: N images that could be read, below `root`.
         embeddings: (N, D) float32 unit rows on the CPU.
-        prediction: prediction for the same N images, on the CPU.
+        prediction: prediction for the same N images, on the CPU; edits change nothing in it.
         fitted: the state behind it, on the CPU.
         device: where the prediction was made.
         sha256: hashes of the files' bytes, by which images are recognised (`cae.utils.checksums.content_hash`).
         skipped: files that look like an image but could not be used, with the reason.
+        edited: the groups as people have edited them, where that is asked for (`cae.results.run.predict_as_edited`).
     """
 
     root: Path
@@ -48,6 +63,15 @@ class FolderResult:
     device: torch.device
     sha256: Sequence[str | None]
     skipped: dict[Path, str]
+    edited: Groups | None = field(default=None, kw_only=True)
+
+    @property
+    def groups(self) -> Groups:
+        """The groups of the images: as edited, or else as predicted."""
+        if self.edited is not None:
+            return self.edited
+        records = {cluster.id: asdict(cluster) for cluster in self.fitted.clusters}
+        return Groups(self.prediction.cluster, pa.array(self.prediction.runner_up.numpy()), records)
 
     def relative(self, path: Path) -> str:
         """A path below the root as text."""
@@ -93,21 +117,21 @@ class FolderResult:
 
     def assignments(self) -> pa.Table:
         """One row per image: path, cluster and confidence, the weights of Eq. 16, its own top texts, its hash."""
-        fitted, prediction = self.fitted, self.prediction
+        groups, prediction = self.groups, self.prediction
         columns: dict[str, Any] = {
             "path": self.names,
-            "cluster": prediction.cluster.numpy(),
-            "name": [fitted.clusters[k].name for k in prediction.cluster.tolist()],
+            "cluster": groups.cluster.numpy(),
+            "name": [groups.records[k]["name"] for k in groups.cluster.tolist()],
             "confidence": prediction.confidence.numpy(),
             "similarity": prediction.similarity.numpy(),
-            "runner_up": prediction.runner_up.numpy(),
+            "runner_up": groups.runner_up,
         }
         for modality, weight in self.weights().items():
             columns[f"beta_{modality}"] = weight.numpy()
         columns["top_nouns"] = pa.array(self._top_texts("noun", N_TOP_NOUNS), pa.list_(pa.string()))
         columns["top_caption"] = [texts[0] if texts else "" for texts in self._top_texts("caption", 1)]
         columns["sha256"] = pa.array(self.sha256, pa.string())
-        if fitted.hierarchy is not None:
+        if self.fitted.hierarchy is not None:
             columns["leaf"] = prediction.leaf.numpy()
         return pa.table(columns)
 
@@ -127,15 +151,15 @@ class FolderResult:
         return Placement(*(values.cpu() for values in placement(x, self.fitted.to(self.device), leaf)))
 
     def clusters(self) -> list[dict[str, Any]]:
-        """One record per cluster, with the images nearest to its centroid and its size in this folder."""
-        records, names = [], self.names
-        for cluster in self.fitted.clusters:
-            members = (self.prediction.cluster == cluster.id).nonzero().squeeze(1)
+        """One record per group, with the images most similar to their centroid and its size in this folder."""
+        records, names, groups = [], self.names, self.groups
+        for id, record in groups.records.items():
+            members = (groups.cluster == id).nonzero().squeeze(1)
             order = self.prediction.similarity[members].argsort(descending=True, stable=True)
             nearest = representatives(members[order].tolist(), names, self.sha256)
             records.append(
                 {
-                    **asdict(cluster),
+                    **record,
                     "size": len(members),
                     "representatives": [names[i] for i in nearest],
                 }

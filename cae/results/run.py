@@ -28,6 +28,8 @@ from cae.models.embedder import embed_images
 from cae.models.trained import load_pretrained
 from cae.results.folder import EmbeddingsResult, FolderResult
 from cae.results.layout import MODEL_FOLDER
+from cae.results.predictions import groups_as_edited
+from cae.results.saved import SavedResult
 from cae.results.writing import LOCK, making, write_result
 from cae.text.vectors import TEXTS_FOR_EMBEDDINGS, texts_for_embeddings
 from cae.utils.checksums import content_hashes
@@ -108,7 +110,7 @@ def _scores(found: FolderResult, name: str) -> dict[str, dict[str, float]]:
 def predict_source(
     model: Path, source: Path, *, encoder_weights: str | os.PathLike[str] | None = None, device: str, **options: Any
 ) -> FolderResult:
-    """Predict by a model on disk, without fitting again.
+    """Predict by a model on disk, without fitting again and without edits.
 
     Args:
         model: a model folder, or a result that holds one.
@@ -132,6 +134,33 @@ def predict_source(
         nested if nested.is_dir() else model, encoder_weights=encoder_weights, return_embeddings=True
     )
     return run_source(module, source, device=find_device(device), **options)
+
+
+def predict_as_edited(result: SavedResult, source: Path, **options: Any) -> FolderResult:
+    """Predict by a result, in its groups as edited (`cae.results.predictions`).
+
+    Args:
+        result: the result without edits applied.
+        source: as in `predict_source`.
+        options: further arguments of `predict_source`.
+
+    Raises:
+        ResultError: what edits read of the result is damaged.
+        ModelError, ImageError, EmbeddingError, EncoderError, ValueError: as `predict_source` raises them.
+
+    Examples:
+        >>> from cae.api import Result
+        >>> result = Result("cae-result").rename(0, "harbour").saved
+        >>> found = predict_as_edited(result, Path("photos"), device="cpu", batch_size=8, workers=0)
+        >>> "harbour" in found.assignments()["name"].to_pylist()
+        True
+    """
+    model = result.folder / MODEL_FOLDER
+    if not result.edits:
+        return predict_source(model, source, **options)
+    _ = result.view  # damage is told before images are embedded
+    found = predict_source(model, source, **options)
+    return replace(found, edited=groups_as_edited(found, result))
 
 
 def run_source(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,7 +33,6 @@ from cae.cli.options import (
     note_vectors,
 )
 from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_ENCODER, DEFAULT_WORKERS
-from cae.utils.words import counted
 
 if TYPE_CHECKING:
     from cae.api import Result
@@ -113,17 +113,20 @@ def predict(
     max_pixels: MaxPixels = None,
     quiet: Quiet = False,
 ) -> None:
-    """Sort new pictures into the groups of a fitted model, without fitting again. Edits are not applied."""
+    """Sort new pictures into the groups of a result as edited, or of a model, without fitting again."""
     from cae.results.edits_file import load_edits
-    from cae.results.run import predict_source
+    from cae.results.run import predict_as_edited, predict_source
+    from cae.results.saved import SavedResult
     from cae.results.writing import check_place_of_predictions, making, write_assignments
 
     check_place_of_predictions(out)
-    edits = load_edits(model)
     note_vectors(context, folder)
+    saved = SavedResult.load(model) if load_edits(model) else None
+    if saved is not None:
+        terminal.print_unmatched_edits(saved)
     with making(out), terminal.progress_bars(quiet=quiet) as reporter:
-        result = predict_source(
-            model,
+        predicted = partial(predict_source, model) if saved is None else partial(predict_as_edited, saved)
+        result = predicted(
             folder,
             encoder_weights=encoder_weights,
             device=device,
@@ -133,11 +136,6 @@ def predict(
         )
         write_assignments(result.assignments(), out)
     terminal.print_skipped(result.skipped, folder)
-    if edits:
-        terminal.warn(
-            f"these are the groups of the fit, without the {counted(len(edits), 'edit')} beside it; to have "
-            "pictures in the groups as edited, add them to the result with `cae update`"
-        )
     if not quiet:
         terminal.print_clusters(result)
         terminal.out.print(f"assignments: {out / 'assignments.csv'}", soft_wrap=True)
