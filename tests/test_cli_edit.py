@@ -110,6 +110,10 @@ def test_split_makes_parts(clustered, run):
     [
         (["rename", "nobody", "x"], "no group is called 'nobody'"),
         (["rename", "0", " "], "cannot be empty"),
+        (["rename", "0", "\u200b"], "cannot be empty"),
+        (["rename", "0", "two\nlines"], r"the name 'two\nlines' holds a line break or control characters"),
+        (["merge", "0", "1", "--name", "\x1b[2J"], r"the name '\x1b[2J' holds a line break or control characters"),
+        (["rename", "0", "right\u202eleft"], r"the name 'right\u202eleft' holds"),
         (["rename", "0", "caf\udce9"], "the name 'caf\\udce9' holds bytes that are no UTF-8"),
         (["rename", "0", "{second}"], "merge the two"),
         (["merge", "0", "0"], "at least two groups"),

@@ -18,7 +18,7 @@ from cae.method.kmeans import kmeans
 from cae.results.edits import N_ANCHORS, Anchors, EditedView, EditError, Merge, Move, Pin, Rename, Rows, Split
 from cae.utils.files import absolute
 from cae.utils.names import is_utf_8
-from cae.utils.words import counted, few
+from cae.utils.words import counted, few, is_one_line
 
 _NAMED = 8
 """How many groups, or pictures, an error names."""
@@ -33,7 +33,7 @@ def rename(view: EditedView, cluster: str | int, name: str) -> Rename:
         name: the new name.
 
     Raises:
-        EditError: no such cluster, or the name is empty or another cluster's.
+        EditError: no such cluster, or a name that is empty, not in one line, or another cluster's.
     """
     id = find_cluster(view, cluster)
     return Rename(anchors_of(view, id), _check_name(view, name, [id]))
@@ -206,13 +206,15 @@ def _check_name(view: EditedView, name: str, ids: Sequence[int]) -> str:
     """A name for some clusters.
 
     Raises:
-        EditError: it is empty, no valid text, or another cluster's.
+        EditError: it shows nothing, is no valid text, not in one line, or another cluster's.
     """
     name = name.strip()
-    if not name:
+    if not any(character.isprintable() and not character.isspace() for character in name):
         raise EditError("a name cannot be empty")
     if not is_utf_8(name):  # as a terminal may hand it over; no file could hold it
         raise EditError(f"the name {name!r} holds bytes that are no UTF-8: type it anew")
+    if not is_one_line(name):
+        raise EditError(f"the name {name!r} holds a line break or control characters: type it anew without")
     if name in {taken for id, taken in view.names().items() if id not in ids}:
         raise EditError(f"another group is called {name!r} already; merge the two, or choose another name")
     return name

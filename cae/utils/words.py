@@ -14,6 +14,16 @@ def counted(n: int, word: str) -> str:
     return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
+def is_one_line(text: str) -> bool:
+    r"""Whether a text can be shown as it is: in one line, and without orders to the terminal.
+
+    Examples:
+        >>> is_one_line("a b"), is_one_line("a\nb"), is_one_line("\x1b[2J")
+        (True, False, False)
+    """
+    return _UNSHOWN.search(text) is None
+
+
 def one_line(text: str) -> str:
     r"""A text that may hold anything, as a file's name, in one line and without orders to the terminal.
 
