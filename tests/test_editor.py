@@ -9,7 +9,9 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from conftest import rewrite_assignments
 
 from cae.api import Result
 from cae.results import make_edits
@@ -137,13 +139,28 @@ def test_of_many_changes_at_once_on_one_revision_one_is_made(editor, result_fold
 
 def test_a_preview_is_what_the_split_makes_and_changes_nothing(editor):
     before = seen(editor.result)
-    parts = editor.preview(0, 3)
+    parts = editor.preview(0, 3, 12)
     assert seen(editor.result) == before
     change(editor, "split", 0, 3)
     made = {record["name"]: rows_of(editor, record["id"]) for record in editor.result.clusters}
     assert len(parts) == 3
     for part in parts:
         assert sorted(part.rows.tolist()) == made[part.name]
+
+
+def test_of_copies_a_preview_shows_the_original(result_folder):
+    saved = SavedResult.load(result_folder)
+    hashes, labels = saved.assignments["sha256"].to_pylist(), saved.assignments["cluster"].to_pylist()
+    first, *copies = [row for row, label in enumerate(labels) if label == 0][:4]
+    for row in copies:
+        hashes[row] = hashes[first]
+    table = saved.assignments
+    rewrite_assignments(result_folder, table.set_column(table.column_names.index("sha256"), "sha256", pa.array(hashes)))
+    parts = Editor(result_folder).preview(0, 2, 12)
+    shown = [row for part in parts for row in part.typical]
+    assert first in shown
+    assert sorted(shown) == sorted({row for part in parts for row in part.rows.tolist()} - set(copies))
+    assert [len(part.typical) for part in Editor(result_folder).preview(0, 2, 1)] == [1, 1]
 
 
 def test_pictures_pinned_one_after_the_other_stay_in_one_group(editor):

@@ -132,12 +132,8 @@ def edit(opened: OpenResult, fields: Fields) -> dict[str, Any]:
 
 def preview_split(opened: OpenResult, fields: Fields) -> dict[str, Any]:
     """The parts that a split would make."""
-    parts = opened.editor.preview(fields.whole("group"), _parts(fields))
-    return {
-        "parts": [
-            {"name": part.name, "size": len(part.rows), "typical": part.rows[:_PREVIEWED].tolist()} for part in parts
-        ]
-    }
+    parts = opened.editor.preview(fields.whole("group"), _parts(fields), _PREVIEWED)
+    return {"parts": [{"name": part.name, "size": len(part.rows), "typical": part.typical} for part in parts]}
 
 
 def _parts(fields: Fields) -> int:

@@ -24,6 +24,7 @@ from cae.results import make_edits
 from cae.results.edits import Edit, EditedView, Split
 from cae.results.edits_file import EDITS_FILE, History, save_edits
 from cae.results.layout import RUN
+from cae.results.representatives import representatives
 from cae.results.saved import SavedResult
 from cae.results.writing import changing
 
@@ -44,11 +45,13 @@ class Part(NamedTuple):
 
     Attributes:
         name: what it would be called.
-        rows: its rows of the assignments, the most typical first.
+        rows: its rows of the assignments.
+        typical: the rows that stand for it, the most typical first; of copies, the original alone.
     """
 
     name: str
     rows: NDArray[np.int64]
+    typical: list[int]
 
 
 class Editor:
@@ -171,7 +174,7 @@ class Editor:
                 self._last_split = key, make_edits.split(self.view, cluster, into)
             return self._last_split[1]
 
-    def preview(self, cluster: int, into: int) -> list[Part]:
+    def preview(self, cluster: int, into: int, n_typical: int) -> list[Part]:
         """What that edit would make of the cluster.
 
         Raises:
@@ -182,7 +185,13 @@ class Editor:
             before = set(view.clusters)
             edit.apply(view)
             ids = [cluster, *sorted(set(view.clusters) - before)]
-            return [Part(view.clusters[id]["name"], view.most_typical(view.members(id))) for id in ids]
+            paths, hashes = (self.saved.assignments[column].to_pylist() for column in ("path", "sha256"))
+            parts = []
+            for id in ids:
+                rows = view.members(id)
+                typical = representatives(view.most_typical(rows).tolist(), paths, hashes, n_typical)
+                parts.append(Part(view.clusters[id]["name"], rows, typical))
+            return parts
 
     def _save(self, history: History) -> None:
         """Write the edits to disk, and only then change what is in memory."""
