@@ -140,6 +140,19 @@ def test_number_of_centers_follows_tac(n_images, expected):
     assert n_centers(n_images, CAEConfig(n_clusters=3)) == expected
 
 
+def test_transport_that_does_not_converge_is_told_in_the_settings_of_cae(caplog):
+    images, _, banks = toy_world()
+    pipeline.fit(images, banks, CAEConfig(n_clusters=K, sinkhorn_iter=1))
+    told = {record.getMessage() for record in caplog.records}
+    assert told
+    for line in told:
+        assert "after 1 iteration, above sinkhorn_tol=0.001; `CAE` takes a larger sinkhorn_iter" in line
+        assert "max_iter" not in line
+    caplog.clear()
+    pipeline.fit(images, banks, CAEConfig(n_clusters=K))
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("preset", ["auto", "default", "paper", "tac"])
 def test_predict_gives_the_labels_of_fit_bit_for_bit(preset):
     images, _, banks = toy_world()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cae.config import CAEConfig
-from cae.kernels import cosine_sinkhorn, counterparts
-from cae.utils.distributed import all_reduce_count
+from cae.kernels import ConvergenceWarning, cosine_sinkhorn, counterparts
+from cae.utils.distributed import all_reduce_count, is_first
 from cae.utils.progress import report_progress, stage
+from cae.utils.words import counted
+
+logger = logging.getLogger(__name__)
 
 
 @stage("transport")
@@ -46,17 +51,28 @@ def column_potentials(
         left = math.log(max(error, config.sinkhorn_tol) / config.sinkhorn_tol) / math.log(2 / config.sinkhorn_tol)
         report_progress(1 - left, f"iteration {n_iter}, marginal error {error:.1e}")
 
-    return cosine_sinkhorn(
-        x,
-        u,
-        epsilon=config.epsilon,
-        row_weights=weights,
-        max_iter=config.sinkhorn_iter,
-        tol=config.sinkhorn_tol,
-        balance=config.balance,
-        group=group,
-        callback=say,
-    ).g.detach()  # kept in the fitted state
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # which speaks of the kernel's arguments
+        plan = cosine_sinkhorn(
+            x,
+            u,
+            epsilon=config.epsilon,
+            row_weights=weights,
+            max_iter=config.sinkhorn_iter,
+            tol=config.sinkhorn_tol,
+            balance=config.balance,
+            group=group,
+            callback=say,
+        )
+    if not plan.converged and is_first(group):
+        logger.warning(
+            "the transport between images and texts has a marginal error of %.3g after %s, above "
+            "sinkhorn_tol=%g; `CAE` takes a larger sinkhorn_iter, sinkhorn_tol or epsilon",
+            plan.marginal_error,
+            counted(plan.n_iter, "iteration"),
+            config.sinkhorn_tol,
+        )
+    return plan.g.detach()  # kept in the fitted state
 
 
 @stage("counterparts")

@@ -13,7 +13,6 @@ from drills.record import record
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(3600)]
 
 
-@pytest.mark.filterwarnings("ignore::cae.kernels.ConvergenceWarning")  # of random texts at the paper's epsilon
 def test_embeddings(caplog):
     cases, counts, lost = list(itertools.product(CASES, PRESETS, ("own", "auto"))), collections.Counter(), {}
     for case in cases:
