@@ -359,6 +359,29 @@ def test_what_is_loaded_is_told_before_it_is_loaded(run, capfd, monkeypatch, pic
     assert told == ["loading PyTorch …\nencoder …\n", ""]
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["cluster", "photos"],
+        ["demo"],
+        ["predict", "result", "photos"],
+        ["update", "result", "photos"],
+        ["search", "result", "a cat", "--json"],
+        ["evaluate", "--dataset", "demo"],
+        ["texts", "build"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_pytorch_is_told_of_before_it_is_loaded(tmp_path, arguments):
+    """Which takes seconds; on the error stream, so that what is printed can be read by programs."""
+    start = "import sys; sys.modules['torch'] = None; from cae.cli.commands import main; main()"
+    for quiet in ([], ["--quiet"]):
+        command = [sys.executable, "-c", start, *arguments, *quiet]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert "import of torch halted" in done.stderr
+        assert (done.stdout, done.stderr.startswith("loading PyTorch …\n")) == ("", not quiet)
+
+
 def test_a_bar_has_room_for_an_encoders_name_and_shows_it_as_it_is(capsys, monkeypatch):
     """Which may be that of a model that somebody else made."""
     monkeypatch.setattr(terminal.err, "_width", 80)

@@ -157,13 +157,13 @@ def run(monkeypatch, capfd):
 
 def test_the_command(run, result_folder, loads, picture_folder, monkeypatch):
     code, stdout, stderr = run("search", result_folder, "red car", "--limit", 3)
-    assert (code, stderr) == (0, "loading the encoder fake …\n")
+    assert (code, stderr) == (0, "loading PyTorch …\nloading the encoder fake …\n")
     assert len(stdout.splitlines()) == 4
     opened = []
     monkeypatch.setattr("typer.launch", opened.append)
     like = picture_folder / "blue/1.png"
     code, stdout, stderr = run("search", result_folder, "--like", like, "--limit", 2, "--json", "--open")
-    assert (code, stderr) == (0, "")
+    assert (code, stderr) == (0, "loading PyTorch …\n")
     document = json.loads(stdout)
     assert document["text"] is None
     assert document["like"] == str(like)
@@ -171,7 +171,7 @@ def test_the_command(run, result_folder, loads, picture_folder, monkeypatch):
     assert opened == [hit["file"] for hit in document["pictures"]]
     code, _, stderr = run("search", result_folder)
     assert code == 1
-    assert stderr.startswith("error: give either a text or a picture (--like")
+    assert "\nerror: give either a text or a picture (--like" in stderr
 
 
 def test_a_search_needs_no_lightning():

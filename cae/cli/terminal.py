@@ -273,5 +273,11 @@ def note(message: str) -> None:
     err.print(message, highlight=False, soft_wrap=True)
 
 
+def note_loading(*, quiet: bool) -> None:
+    """Say what takes seconds before the first bar or result; call it before anything that needs torch is imported."""
+    if not quiet:
+        note("loading PyTorch …")
+
+
 def _table() -> Table:
     return Table(box=None, header_style="bold", pad_edge=False)

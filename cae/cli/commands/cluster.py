@@ -66,6 +66,7 @@ def cluster(
     as_json: Json = False,
 ) -> None:
     """Sort the pictures of a folder, or embeddings of pictures, into named groups."""
+    terminal.note_loading(quiet=quiet)
     note_vectors(context, folder)
     settings = {
         "n_clusters": _cluster_count(clusters),
@@ -93,6 +94,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Cluster the pictures that come with cae: photographs and drawings in folders by subject."""
+    terminal.note_loading(quiet=quiet)
     from cae.data.demo import demo_images
 
     images = demo_images()
@@ -114,6 +116,7 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Sort new pictures into the groups of a result as edited, or of a model, without fitting again."""
+    terminal.note_loading(quiet=quiet)
     from cae.results.edits_file import load_edits
     from cae.results.run import predict_as_edited, predict_source
     from cae.results.saved import SavedResult
@@ -154,6 +157,7 @@ def update(
     quiet: Quiet = False,
 ) -> None:
     """Add the new pictures of a folder to a result; what was assigned stays. Says what fits no group."""
+    terminal.note_loading(quiet=quiet)
     from cae.api import Result
     from cae.data.vector_files import holds_vectors
 
@@ -189,8 +193,6 @@ def _cluster_count(text: str) -> int | Literal["auto"]:
 
 def _cluster(folder: Path, out: Path, settings: dict[str, Any], *, report: bool, quiet: bool, as_json: bool) -> None:
     """Make a result, draw it and print it."""
-    if not quiet:
-        terminal.note("loading PyTorch …")  # which takes seconds, before the first bar
     import cae
 
     result = cae.cluster(folder, out=out, progress=not quiet, **settings)

@@ -64,6 +64,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score methods against known classes: NMI, ACC and ARI over seeds, with tables and plots."""
+    terminal.note_loading(quiet=quiet)
     from cae import evaluation
     from cae.results.writing import check_writable, making
     from cae.utils.checksums import load_json

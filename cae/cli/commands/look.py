@@ -51,6 +51,7 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Find pictures of a result by what they show, or by what they are like, best first."""
+    terminal.note_loading(quiet=quiet)
     from dataclasses import asdict
 
     from cae.api import Result

@@ -22,6 +22,7 @@ def build(
     quiet: Quiet = False,
 ) -> None:
     """Embed the nouns and captions ahead of time; `cae cluster` then finds them in the cache."""
+    terminal.note_loading(quiet=quiet)
     from cae.encoders import load_encoder
     from cae.text import load_bank
     from cae.text.vectors import is_vectors, text_sources
