@@ -1,11 +1,13 @@
 """What `cae` says of what it cannot do, and of being interrupted: one line, and its exit code."""
 
+import shutil
 import signal
 
 import numpy as np
 import pytest
 import typer
 
+from cae.api import Result
 from cae.encoders import EncoderError
 from cae.utils.files import hold, holding
 
@@ -79,7 +81,8 @@ def test_a_file_of_another_program_makes_no_result(run, result_folder, picture_f
     assert code == 0, stderr
     monkeypatch.setattr("cae.results.run.run_folder", lambda *_, **__: pytest.fail("work that would be lost"))
     code, _, stderr = run("cluster", picture_folder, "-k", K, "--out", out)
-    assert (code, "project/run.json belongs to no result" in stderr) == (1, True)
+    files = "run.json, assignments.parquet, assignments.csv, clusters.json"
+    assert (code, f"{files} in {out} belong to no result" in stderr) == (1, True)
     assert [(out / name).read_text() for name in ("clusters.json", "run.json")] == ["mine", said]
 
 
@@ -90,7 +93,27 @@ def test_a_file_of_another_program_is_not_called_an_old_result(run, tmp_path, co
     assert (code, "is no result of `cae cluster`: run.json is of another program" in stderr) == (1, True)
 
 
-@pytest.mark.parametrize("said", ["", '{"loss": 1}\n{"loss": 2}\n', "[]"])
+def test_a_result_whose_record_was_emptied_is_made_again_once_its_files_are_removed(
+    run, result_folder, picture_folder, text_files
+):
+    """As a full disk leaves it. What is to be removed is said at once, and nothing more is in the way."""
+    Result(result_folder).rename(0, "boats")
+    (result_folder / "run.json").write_text("")
+    code, _, stderr = run("edit", result_folder)
+    assert (code, "run.json is damaged or of another program (it is empty)" in stderr) == (1, True)
+    texts = ["--nouns", text_files["nouns"], "--captions", text_files["captions"], "--workers", 0, "--no-report"]
+    command = ["cluster", picture_folder, "-k", K, "--out", result_folder, *texts]
+    code, _, stderr = run(*command)
+    assert (code, "run.json, by which a result is known, is empty" in stderr) == (1, True)
+    for name in stderr.partition("remove ")[2].partition(";")[0].split(", "):
+        place = result_folder / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    assert [path.name for path in result_folder.iterdir() if path.suffix] == ["edits.json"]
+    code, stdout, stderr = run(*command)
+    assert (code, "boats" in stdout) == (0, True), stderr
+
+
+@pytest.mark.parametrize("said", ["[", '{"loss": 1}\n{"loss": 2}\n', "[]"])
 def test_what_cluster_would_not_write_over_is_no_reason_to_run_it_again(run, picture_folder, tmp_path, said):
     (tmp_path / "run.json").write_text(said)
     code, _, stderr = run("edit", tmp_path)

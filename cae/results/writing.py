@@ -78,11 +78,19 @@ def check_place_of_result(out: Path) -> None:
     check_writable(out)
     tidy(out)
     names = (RUN, ASSIGNMENTS, ASSIGNMENTS_CSV, CLUSTERS, EMBEDDINGS, PLACEMENT, MODEL_FOLDER)
-    taken = next((out / name for name in names if (out / name).exists()), None)
-    if taken is not None and not holds_result(out):
+    taken = [name for name in names if (out / name).exists()]
+    if not taken or holds_result(out):
+        return
+    files = ", ".join(taken)
+    if taken[0] == RUN and not (out / RUN).stat().st_size:  # as a full disk leaves it
         raise OutputError(
-            f"{taken} belongs to no result and would be overwritten; move it away, or choose another folder with --out"
+            f"{out / RUN}, by which a result is known, is empty, so that what is in {out} may be anybody's: to have a "
+            f"result made there again, remove {files}; else choose another folder with --out"
         )
+    belong, them = (f"{out / files} belongs", "it") if len(taken) == 1 else (f"{files} in {out} belong", "them")
+    raise OutputError(
+        f"{belong} to no result and would be overwritten; move {them} away, or choose another folder with --out"
+    )
 
 
 def check_place_of_predictions(out: Path) -> None:

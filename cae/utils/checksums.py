@@ -34,6 +34,8 @@ def parse_json(text: str) -> Any:
         ValueError: it is no JSON.
     """
     try:
+        if not text:
+            raise ValueError("it is empty")
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
