@@ -79,6 +79,8 @@ def test_a_noun_that_hardly_holds_is_no_name_however_alike():
     scores.share[1, 2:] = 0.1
     assert texts(cluster_names(scores, nouns)) == ["flower", "mixed: dog, cat, car"]
     assert name_groups(scores, nouns, taken={"flower"}) == [None, None]
+    scores.share[1] = torch.tensor([0, 0, 0.1, 0, 0])
+    assert texts(cluster_names(scores, nouns)) == ["flower", "mixed: dog, …"], "no word holds for the rest of it"
     scores.share[1] = 0
     assert texts(cluster_names(scores, nouns)) == ["flower", "cluster 1"]
 

@@ -98,13 +98,16 @@ class GroupName(NamedTuple):
     Examples:
         >>> str(GroupName(("dog", "oak, holly"), mixed=True))
         'mixed: dog, oak, holly'
+        >>> str(GroupName(("dog",), mixed=True))  # no word holds for the rest
+        'mixed: dog, …'
     """
 
     parts: tuple[str, ...]
     mixed: bool = False
 
     def __str__(self) -> str:
-        return MIXED * self.mixed + ", ".join(self.parts)
+        more = ("…",) if self.mixed and len(self.parts) == 1 else ()
+        return MIXED * self.mixed + ", ".join(self.parts + more)
 
 
 class NameScores(NamedTuple):

@@ -209,7 +209,7 @@ def _part_name(tree: Hierarchy, node: int, named: Mapping[int, GroupName]) -> st
     path = tree.path(node)
     at = max(i for i, step in enumerate(path) if step in named)
     around = named[path[at]]
-    name = f"{GroupName(around.parts[:1], mixed=True)}, …" if around.mixed else str(around)
+    name = GroupName(around.parts[:1], around.mixed)
     return f"{name} {'.'.join(str(1 + (step - tree.roots) % 2) for step in path[at + 1 :])}"
 
 
