@@ -27,7 +27,7 @@ from cae.callbacks.sources import METHOD_HINT, EmbeddingSource
 from cae.config import CAEConfig, Preset
 from cae.encoders import Encoder
 from cae.method.cluster_count import FEWEST
-from cae.models.estimator import text_banks
+from cae.models.estimator import refuse_texts_beside_banks, text_banks
 from cae.models.signature import given_settings, spell_out_settings
 from cae.text import TextBank
 from cae.text.vectors import Source, limit_modalities, text_sources
@@ -142,8 +142,7 @@ class ClusteringCallback(Callback):
         **settings: Any,
     ) -> None:
         check_options(n_clusters, method, every_n_epochs, every_n_train_steps, max_samples)
-        if banks is not None and encoder is not None:
-            raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
+        refuse_texts_beside_banks(banks, encoder, nouns, captions)
         settings = {"n_init": RESTARTS, **given_settings(settings)}
         self.config = CAEConfig.from_preset(preset, n_clusters, **settings)
         if banks is None and "modalities" not in settings:

@@ -125,6 +125,7 @@ def test_details_go_to_the_loggers_that_can_show_them(tmp_path):
             "max_samples must be at least 6, which n_clusters='auto' takes, got 0",
         ),
         ({"banks": {}, "encoder": "lite"}, "banks or an encoder"),
+        ({"banks": {}, "captions": "glosses"}, "banks, or nouns and captions"),
         ({"epsilom": 1}, "did you mean 'epsilon'"),
         ({"method": 3}, "method must be a function of module and batch, or the name of a method .* got 3"),
     ],
@@ -132,6 +133,11 @@ def test_details_go_to_the_loggers_that_can_show_them(tmp_path):
 def test_settings_are_checked_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         ClusteringCallback(**{"n_clusters": K, **options})
+
+
+def test_texts_that_nothing_can_embed_are_refused_before_training():
+    with pytest.raises(ValueError, match="have to be embedded: give the encoder"):
+        fit(trainer(ClusteringCallback(K, nouns="wordnet")))
 
 
 def test_a_method_that_is_not_there_is_named_before_training():

@@ -98,6 +98,10 @@ def test_rows_without_direction_are_refused_where_they_meet_texts(blobs):
     assert len(CAEClusterer(3).fit_predict(x)) == 120
     with pytest.raises(ValueError, match=r"1 of 120 rows are zero"):
         CAEClusterer(3, banks=text_banks(16)).fit(x)
+    fitted = CAEClusterer(3, banks=text_banks(16)).fit(blobs[0])
+    for ask in (fitted.predict, fitted.transform, fitted.score):
+        with pytest.raises(ValueError, match=r"1 of 5 image embeddings are not of unit length: .* leave out zeros"):
+            ask(x[:5])
 
 
 @pytest.fixture
@@ -220,6 +224,9 @@ def test_parameters_may_be_what_scikit_learn_hands_out(blobs):
         ({"banks": text_banks(5)}, "the noun bank has width 5, the images 16"),
         ({"banks": {}}, "the noun bank is missing"),
         ({"banks": text_banks(16), "encoder": "lite"}, "banks or an encoder, not both"),
+        ({"banks": text_banks(16), "nouns": "wordnet"}, "banks, or nouns and captions, not both"),
+        ({"nouns": "wordnet"}, "have to be embedded: give the encoder"),
+        ({"captions": "no-vectors.txt"}, "have to be embedded: give the encoder"),
         ({"device": "nowhere"}, "device 'nowhere' cannot be used"),
     ],
 )

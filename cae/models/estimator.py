@@ -27,7 +27,7 @@ from cae.method.kmeans import warn_of_empty
 from cae.method.partition import Partition, partition
 from cae.metrics.functional import cluster_accuracy, silhouette_score
 from cae.text import TextBank, load_banks
-from cae.text.vectors import Source, is_vectors, limit_modalities, text_sources
+from cae.text.vectors import Source, limit_modalities, text_sources
 from cae.utils.devices import find_device
 from cae.utils.progress import silent
 
@@ -242,7 +242,7 @@ def text_banks(
     dim: int | None = None,
     progress: bool = True,
 ) -> Mapping[str, TextBank] | None:
-    """The banks given, or those of the text vectors or the encoder given, or None for none of them.
+    """The banks given, or those of the texts given, or None where neither texts nor an encoder of them are given.
 
     Args:
         config: says which modalities are needed.
@@ -254,18 +254,19 @@ def text_banks(
         progress: whether a bar is shown while texts are embedded.
 
     Raises:
-        ValueError: banks and an encoder, or an encoder of another width.
+        ValueError: banks and other texts, a corpus without an encoder, or an encoder of another width.
         EncoderError, TextError: the encoder or its texts cannot be had.
     """
-    if banks is not None and encoder is not None:
-        raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
-    sources = text_sources(nouns, captions)
-    if banks is not None or (encoder is None and not any(map(is_vectors, sources.values()))):
+    refuse_texts_beside_banks(banks, encoder, nouns, captions)
+    if banks is not None or (encoder is None and nouns is None and captions is None):
         return banks
 
     def load() -> Encoder:
         if encoder is None:
-            raise ValueError("give the encoder that made the embeddings, or vectors for all texts: a corpus needs it")
+            raise ValueError(
+                "nouns and captions that are no vectors have to be embedded: give the encoder that made the embeddings "
+                "(encoder=), or files of vectors that it has made (nouns='nouns.npy')"
+            )
         loaded = load_encoder(encoder) if isinstance(encoder, str) else encoder
         if dim not in (None, loaded.dim):
             raise ValueError(
@@ -274,7 +275,21 @@ def text_banks(
             )
         return loaded
 
-    return load_banks(config.modalities, sources, load, None if progress else silent)
+    return load_banks(config.modalities, text_sources(nouns, captions), load, None if progress else silent)
+
+
+def refuse_texts_beside_banks(banks: object, encoder: object, nouns: object, captions: object) -> None:
+    """Refuse texts that would not be used.
+
+    Raises:
+        ValueError: banks are given, and an encoder or other texts, too.
+    """
+    if banks is None:
+        return
+    if encoder is not None:
+        raise ValueError("give banks or an encoder, not both: an encoder embeds its own banks")
+    if nouns is not None or captions is not None:
+        raise ValueError("give banks, or nouns and captions, not both: banks hold their texts")
 
 
 def _dense(X: Any) -> Any:
