@@ -243,6 +243,15 @@ def test_bad_input_is_named(change, message):
         pipeline.fit(*change(images, banks), CAEConfig(n_clusters=K))
 
 
+@pytest.mark.parametrize(("value", "message"), [(0.0, "not of unit length"), (float("nan"), "hold NaN or infinity")])
+def test_a_bad_row_is_named_when_it_is_predicted(value, message):
+    images, _, banks = toy_world()
+    fitted, _ = pipeline.fit(images, banks, CAEConfig(n_clusters=K))
+    for ask in (pipeline.predict, pipeline.representations):
+        with pytest.raises(ValueError, match=f"1 of 3 image embeddings .*{message}"):
+            ask(images[:3].index_fill(0, torch.tensor([1]), value), fitted)
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [

@@ -137,7 +137,11 @@ def predict(x: Tensor, fitted: FittedCAE) -> Prediction:
     Args:
         x: (B, D) float32 or float16 unit image embeddings of the fitted encoder, on the state's device.
         fitted: state that `fit` returned.
+
+    Raises:
+        ValueError: rows that are not finite or not unit.
     """
+    _check_rows(x)
 
     def label(rows: Tensor) -> tuple[Tensor, ...]:
         z, beta = stages.fused(rows, fitted.selected, fitted.means, fitted.config, fitted.n_images)
@@ -175,7 +179,11 @@ def representations(x: Tensor, fitted: FittedCAE) -> dict[str, Tensor]:
     Returns:
         `image`, each of `config.modalities`, and `fused`, which is what gets clustered; (B, D) each, `fused` wider for
         concatenation.
+
+    Raises:
+        ValueError: rows that are not finite or not unit.
     """
+    _check_rows(x)
 
     def represent(rows: Tensor) -> tuple[Tensor, ...]:
         parts = stages.counterparts(rows, fitted.selected, fitted.config, fitted.n_images)
@@ -214,6 +222,11 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: P
                 f"the {modality} bank has width {banks[modality].embeddings.shape[1]}, the images {x.shape[1]}: "
                 "embed both with the same encoder"
             )
+    _check_rows(x, group)
+
+
+def _check_rows(x: Tensor, group: ProcessGroup | None = None) -> None:
+    """Refuse embeddings (N, D) that are not finite or not unit, on all ranks together."""
     broken, stretched = torch.zeros(2, dtype=torch.int64)
     for rows in x.split(CHUNK_ROWS):
         length = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
@@ -221,6 +234,7 @@ def _check(x: Tensor, banks: Mapping[str, TextBank], config: CAEConfig, group: P
         # The kernels' own tolerance. They would raise on one rank only, and leave the others waiting.
         stretched += ((length - 1).abs() > UNIT_TOLERANCE[torch.float32]).sum().cpu()
     broken, stretched = all_reduce_sum(torch.stack([broken, stretched]), group).tolist()
+    n_images = all_reduce_count(len(x), group)
     if broken:
         raise ValueError(
             f"{broken} of {n_images} image embeddings hold NaN or infinity; leave these out, or fix what made them"
