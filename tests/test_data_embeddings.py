@@ -60,6 +60,16 @@ def test_embeddings_may_be_floats_of_any_size_and_order_of_bytes(tmp_path, dtype
     np.testing.assert_allclose(EmbeddingData(tmp_path / "x.npy").x.float().numpy(), X, atol=1e-3)
 
 
+@pytest.mark.parametrize("change", [lambda x: x.astype(">f4"), lambda x: x.astype("g"), lambda x: x[::-1].copy()[::-1]])
+def test_so_may_those_in_memory(change):
+    np.testing.assert_array_equal(EmbeddingData(change(X)).x, X)
+
+
+def test_arrays_that_are_only_to_be_read_are_used_where_they_are(tmp_path):
+    x = np.load(write_npy(tmp_path), mmap_mode="r")
+    assert np.shares_memory(EmbeddingData(x).x.numpy(), x)
+
+
 def test_npy_files_are_mapped(tmp_path):
     x, _ = read_embeddings(write_npy(tmp_path))
     assert isinstance(x, np.memmap)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cae.data.base import Data
 from cae.data.labels import class_numbers
-from cae.data.vector_files import READERS, EmbeddingError, read_vectors, refuse_broken_rows
+from cae.data.vector_files import READERS, EmbeddingError, read_vectors, readable_by_torch, refuse_broken_rows
 
 __all__ = ["READERS", "EmbeddingData", "EmbeddingError", "read_embeddings"]
 
@@ -74,8 +75,10 @@ class EmbeddingData(Data):
     ) -> None:
         super().__init__(batch_size, num_workers)
         self._place: Callable[[int], str] = _place_in_memory
-        if isinstance(source, Tensor | np.ndarray):
-            self.x = torch.as_tensor(source)
+        if isinstance(source, Tensor):
+            self.x = source
+        elif isinstance(source, np.ndarray):
+            self.x = _tensor_of(source)
         else:
             path = Path(labels) if isinstance(labels, str | os.PathLike) else None
             found = read_vectors(source, labels=path)
@@ -121,6 +124,13 @@ class _Rows(Dataset[Any]):
         batch = {"embedding": self.x[index], "index": index}
         refuse_broken_rows(batch["embedding"], lambda row: self.place(rows[row]))
         return batch if self.labels is None else {**batch, "label": self.labels[index]}
+
+
+def _tensor_of(x: np.ndarray) -> Tensor:
+    """An array as a tensor, in the same memory where torch can use it: that of a memory map is only to be read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nothing is written
+        return torch.from_numpy(np.ascontiguousarray(readable_by_torch(x)))
 
 
 def _place_in_memory(row: int) -> str:

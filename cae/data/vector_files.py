@@ -212,10 +212,14 @@ def _joined(parts: Sequence[Vectors]) -> Vectors:
 def _npy(path: Path, of: Of) -> Vectors:
     # Copy on write, as torch wants writable memory; nothing is written.
     x = _array(path, mmap_mode="c")
-    # Torch takes numbers in the machine's own order of bytes alone, and none of more than eight bytes.
-    if not x.dtype.isnative or x.dtype.itemsize > 8:
-        x = x.astype(np.float64 if x.dtype.itemsize >= 8 else np.float32)
-    return Vectors(x, None, None, None, ((str(path), len(x) if x.ndim else 0),))
+    return Vectors(readable_by_torch(x), None, None, None, ((str(path), len(x) if x.ndim else 0),))
+
+
+def readable_by_torch(x: np.ndarray) -> np.ndarray:
+    """Floats in a dtype that torch has: in the machine's own order of bytes, and of at most eight bytes."""
+    if np.issubdtype(x.dtype, np.floating) and (not x.dtype.isnative or x.dtype.itemsize > 8):
+        return x.astype(np.float64 if x.dtype.itemsize >= 8 else np.float32)
+    return x
 
 
 def _array(path: Path, **options: Any) -> np.ndarray:
