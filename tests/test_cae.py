@@ -395,6 +395,11 @@ def test_a_fitted_module_is_called_on_images_or_embeddings(module, picture_folde
         (torch.zeros(8, 5, 5), r"expected images \(B, 3, H, W\) or embeddings"),
         ([{"picture": torch.zeros(3)}] * 8, "needs one of the keys"),
         (["text"] * 8, "expected a batch of images"),
+        (
+            [{"embedding": torch.ones(48), "index": f"{i}.jpg"} for i in range(8)],
+            "`index` of the batch must be a tensor of whole numbers .*, got a list: number",
+        ),
+        ([{"embedding": torch.ones(48), "index": i / 2} for i in range(8)], "got a torch.float64 tensor"),
         (torch.ones(8, 3), r"expected embeddings of width 48, that of the encoder .*, got \(\d, 3\)"),
     ],
 )

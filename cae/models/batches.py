@@ -41,6 +41,24 @@ def labels_of(batch: Any) -> Tensor | None:
     return found.long() if isinstance(found, Tensor) and found.ndim == 1 and not found.is_floating_point() else None
 
 
+def index_of(batch: Any) -> Tensor | None:
+    """The ids (B,) of a batch's samples: `index` of a dict, on the CPU; None without any.
+
+    Raises:
+        ValueError: they are no tensor of whole numbers, as names of files are.
+    """
+    if not isinstance(batch, Mapping) or "index" not in batch:
+        return None
+    index = batch["index"]
+    if not isinstance(index, Tensor) or index.is_floating_point():
+        got = f"a {index.dtype} tensor" if isinstance(index, Tensor) else f"a {type(index).__name__}"
+        raise ValueError(
+            f"`index` of the batch must be a tensor of whole numbers that tell the samples apart, got {got}: number "
+            "the samples of the data set, or leave it out"
+        )
+    return index.cpu()
+
+
 def unprepared(images: Tensor, encoder: Encoder) -> str | None:
     """Why a batch cannot come from the encoder's `preprocess`; None where it can.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -22,7 +21,7 @@ from cae.method import pipeline
 from cae.method.fitted import FittedCAE, ModelError
 from cae.method.fusion import collapsed_modality
 from cae.method.provenance import check_encoder, encoder_of, provenance
-from cae.models.batches import images_of, labels_of
+from cae.models.batches import images_of, index_of, labels_of
 from cae.models.embedder import Embedder
 from cae.models.pending import PendingPredictions, on_cpu
 from cae.models.scoring import ScoreCollector
@@ -199,8 +198,8 @@ class CAE(Embedder):
         else:
             x = self.embed(images_of(batch))
             result = on_cpu(self.predict_embeddings(x))
-        if isinstance(batch, Mapping) and "index" in batch:
-            result["index"] = batch["index"].cpu()
+        if (given := index_of(batch)) is not None:
+            result["index"] = given
         if self.return_embeddings:
             result["embedding"] = x.float().cpu()
         return result

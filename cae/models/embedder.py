@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +25,7 @@ from cae.config import DEFAULT_ENCODER
 from cae.data.embedding_store import EmbeddingStore
 from cae.encoders import Encoder, load_encoder
 from cae.encoders.deferred import maker
-from cae.models.batches import images_of, unprepared
+from cae.models.batches import images_of, index_of, unprepared
 from cae.utils.cache import cache_dir
 from cae.utils.checksums import json_hash
 from cae.utils.distributed import all_reduce_min
@@ -257,8 +256,8 @@ class Embedder(pl.LightningModule):
 
     def _sample_ids(self, batch: Any, n: int, dataloader_idx: int) -> Tensor:
         """The ids (B,) of a batch's samples, the same however many processes share them."""
-        if isinstance(batch, Mapping) and "index" in batch:
-            index = batch["index"].cpu().long()
+        if (given := index_of(batch)) is not None:
+            index = given.long()
             if index.shape != (n,):
                 raise ValueError(f"`index` of the batch has shape {tuple(index.shape)}, but there are {n} images in it")
         else:
