@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_ENCODER, DEFAULT_WORKERS, Preset
@@ -92,6 +94,9 @@ def cluster(
     from cae.models.trained import TRAINED
     from cae.results.run import fit_source
 
+    methods: dict[str, type[CAE]] = {CAE.method: CAE, **TRAINED}
+    if method not in methods:
+        raise ValueError(f"unknown method {method!r}; choose one of {', '.join(methods)}")
     if method != "cae" and preset != "auto":
         raise ValueError(f"preset (--preset) is for the method cae; {method} has settings of its own: leave it out")
     out = Path(out)
@@ -106,7 +111,7 @@ def cluster(
         "captions": captions,
         "seed": seed,
     }
-    module = TRAINED.get(method, CAE)(**settings, return_embeddings=True)  # type: ignore[arg-type]
+    module = methods[method](**settings, return_embeddings=True)  # type: ignore[arg-type]
     with progress_bars(quiet=not progress) as reporter:
         found = fit_source(
             module, source, out, device=device, batch_size=batch_size, workers=workers, reporter=reporter
@@ -163,8 +168,8 @@ class Result:
         return self.saved.edited.clusters
 
     @property
-    def labels(self) -> Any:
-        """(N,) int64 ids of the clusters, a NumPy array."""
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) int64 ids of the clusters."""
         return self.assignments["cluster"].to_numpy()
 
     @property

@@ -73,6 +73,11 @@ def test_edits_that_cannot_be_made_change_nothing_and_say_why(result):
     assert result.redo().clusters[0]["name"] == "boats"
 
 
+def test_a_method_that_there_is_not_is_refused(options, picture_folder):
+    with pytest.raises(ValueError, match="unknown method 'tac_heads'; choose one of cae, tac-heads, cae-heads, mca"):
+        cae.cluster(picture_folder, 3, method="tac_heads", **options)
+
+
 def test_an_edit_reads_those_before_once(result, monkeypatch):
     read, load = [], edits_file.load_json
     result.rename(0, "boats")

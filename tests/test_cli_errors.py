@@ -32,7 +32,7 @@ K = 3
         (["cluster", "{folder}", "-k", "3", "--out", "{file}"], 1, "choose another folder with --out"),
         (["cluster", "{folder}", "-k", "3", "--nouns", "{blank}"], 1, "blank.txt"),
         (["cluster", "{folder}", "-k", "3", "--nouns", "no-such-corpus"], 1, "no-such-corpus"),
-        (["cluster", "{folder}", "-k", "3", "--device", "abacus"], 1, "try --device cpu"),
+        (["cluster", "{folder}", "-k", "3", "--device", "abacus"], 1, "try device='cpu' (--device cpu)"),
         (["predict", "{empty}", "{folder}"], 1, "not a model folder"),
         (["report", "{empty}"], 1, "no result of `cae cluster`"),
         (["export", "{empty}", "--to", "csv"], 1, "no result of `cae cluster`"),

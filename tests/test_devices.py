@@ -8,7 +8,7 @@ from cae.utils.devices import find_device, float64_device
 
 def test_a_device_that_is_not_there_is_named():
     assert find_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match=r"device 'abacus' cannot be used here .*; try --device cpu"):
+    with pytest.raises(ValueError, match=r"device 'abacus' cannot be used here .*; try device='cpu' \(--device cpu\)"):
         find_device("abacus")
 
 

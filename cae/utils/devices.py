@@ -24,5 +24,5 @@ def find_device(name: str) -> torch.device:
         torch.empty(0, dtype=torch.float64, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here ({reason}); try --device cpu") from error
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); try device='cpu' (--device cpu)") from error
     return device
