@@ -114,14 +114,21 @@ def test_cluster_qr_reads_off_rotated_indicators():
     assert adjusted_rand_score(cluster_qr(indicators @ rotation), labels) == 1
 
 
-def test_discriminants_decide_as_scikit_learns():
-    rows, labels = groups(noise=0.5)
+@pytest.mark.parametrize("n", [400, D - 2])
+def test_discriminants_decide_as_scikit_learns(n):
+    rows, labels = groups(n, noise=0.5)
     found = discriminants(rows, labels.numpy(), K)
     peer = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=_Shrunk(), priors=np.full(K, 1 / K))
     peer.fit(rows.double().numpy(), labels.numpy())
     agreed = assign(rows, *found).labels.numpy() == peer.predict(rows.double().numpy())
     assert agreed.mean() > 0.99
     assert found.metric.shape == (D, K - 1)
+
+
+def test_few_rows_of_many_dimensions_need_no_square_of_them():
+    rows = normalize(torch.randn(20, 200_000, generator=torch.Generator().manual_seed(0)), dim=1)  # squared: 320 GB
+    found = discriminants(rows, np.arange(20) % 4, 4)
+    assert assign(rows, *found).labels.tolist() == [0, 1, 2, 3] * 5
 
 
 class _Shrunk:

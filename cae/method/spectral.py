@@ -241,13 +241,17 @@ def discriminants(rows: Tensor, labels: NDArray[np.int64], k: int) -> Discrimina
     rows, mean = rows.double(), sums.sum(dim=0) / len(rows)
     sizes = sizes.unsqueeze(1)
     centroids = torch.where(sizes > 0, sums / sizes.clamp_min(1), mean)
-    spread = rows - centroids[member]
+    spread, offsets, width = rows - centroids[member], centroids - mean, rows.shape[1]
+    # Fewer rows than dimensions: all happens in the rows' own span, whose size is theirs and not the square of D.
+    basis = torch.linalg.qr((rows - mean).T).Q if len(rows) < width else None
+    if basis is not None:
+        spread, offsets = spread @ basis, offsets @ basis
     within = spread.T @ spread / len(rows)
-    within.diagonal().add_(ROUNDNESS * within.diagonal().mean().clamp_min(FLOOR))
+    within.diagonal().add_(ROUNDNESS * (within.trace() / width).clamp_min(FLOOR))
     # Generalised eigenvectors of the scatter between and inside clusters: where L L^T is the inner one, L^-T times the
     # left singular vectors of L^-1 (centroids - mean), of which K - 1 are not zero.
     lower = torch.linalg.cholesky(within)
-    between = torch.linalg.solve_triangular(lower, (centroids - mean).T, upper=False)
-    directions = torch.linalg.svd(between, full_matrices=False).U[:, : min(rows.shape[1], k - 1)]
+    between = torch.linalg.solve_triangular(lower, offsets.T, upper=False)
+    directions = torch.linalg.svd(between, full_matrices=False).U[:, : min(width, k - 1)]
     metric = torch.linalg.solve_triangular(lower.T, directions, upper=True)
-    return Discriminants(centroids.float(), metric.float())
+    return Discriminants(centroids.float(), (metric if basis is None else basis @ metric).float())
