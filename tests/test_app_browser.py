@@ -88,6 +88,8 @@ def test_a_split_is_looked_at_before_it_is_made(visit, served, opened):
     page = visit(served)
     page.get_by_role("button", name="Split meadow", exact=True).click()
     dialog = page.locator("#split")
+    page.locator("#split-title").evaluate("(title) => (title.textContent = 'a'.repeat(200))")
+    assert dialog.evaluate("(dialog) => dialog.scrollWidth <= dialog.clientWidth")  # however long a name is
     expect(dialog.locator("#parts > li")).to_have_count(2)
     dialog.get_by_label("Number of parts").fill("3")
     expect(dialog.locator("#parts > li")).to_have_count(3)  # already while it is typed

@@ -50,6 +50,17 @@ def test_it_shows_groups_and_pictures(view, report):
     expect(page.locator("#gallery .thumbnail").first).to_have_css("background-image", re.compile("url"))
 
 
+def test_it_is_printed_with_all_pictures(view, report):
+    """Also with those that were not looked at yet, and though browsers print no backgrounds unless told."""
+    page = view(report)
+    page.emulate_media(media="print")
+    expect(page.locator(".top")).not_to_be_visible()
+    expect(page.locator(".thumbnail").first).to_have_css("print-color-adjust", "exact")
+    page.pdf()
+    loaded = "(all) => all.map((each) => each.style.backgroundImage)"
+    assert all(page.locator(".thumbnail").evaluate_all(loaded))
+
+
 def test_search_narrows_groups_and_gallery_and_says_when_nothing_fits(view, report):
     page = view(report)
     page.keyboard.press("/")

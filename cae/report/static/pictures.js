@@ -197,14 +197,18 @@ function spoken(i) {
 
 const whenSeen = new IntersectionObserver(
   (entries) => {
-    for (const { isIntersecting, target } of entries) {
-      if (!isIntersecting) continue;
-      target.style.backgroundImage = `url("${target.dataset.sheet}")`;
-      whenSeen.unobserve(target);
-    }
+    for (const { isIntersecting, target } of entries) if (isIntersecting) loadThumbnail(target);
   },
   { rootMargin: "400px" },
 );
+
+function loadThumbnail(made) {
+  made.style.backgroundImage = `url("${made.dataset.sheet}")`;
+  whenSeen.unobserve(made);
+}
+
+// On paper all is seen.
+addEventListener("beforeprint", () => document.querySelectorAll("[data-sheet]").forEach(loadThumbnail));
 
 /** The thumbnail of a picture, loaded when it comes into view; it fills the box around it as far as its shape allows. */
 function thumbnail(i, { lazy = true } = {}) {
@@ -219,7 +223,7 @@ function thumbnail(i, { lazy = true } = {}) {
     backgroundPosition: `${share(x, sheetWidth, width)}% ${share(y, sheetHeight, height)}%`,
   });
   if (lazy) whenSeen.observe(made);
-  else made.style.backgroundImage = `url("${url}")`;
+  else loadThumbnail(made);
   return made;
 }
 
