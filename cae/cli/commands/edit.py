@@ -41,10 +41,11 @@ edit_app = typer.Typer(
 @edit_app.callback(invoke_without_command=True)
 def edit(context: typer.Context, result: ResultFolder) -> None:
     """Without a command: show the groups as edited, and the edits."""
-    from cae.results.saved import SavedResult
-
     context.obj = result  # opened by the command: its --help needs none
     if context.invoked_subcommand is None:
+        terminal.note_loading(quiet=False)
+        from cae.results.saved import SavedResult
+
         terminal.print_edits(SavedResult.load(result))
 
 
@@ -123,6 +124,7 @@ def cut(
     quiet: Quiet = False,
 ) -> None:
     """Show a result at another level of its tree of groups, coarser or finer, without a new fit; edits stay."""
+    terminal.note_loading(quiet=quiet)
     from cae.api import Result
 
     saved = Result(result, images=images).cut(clusters).saved
@@ -134,6 +136,7 @@ def cut(
 
 
 def _open(context: typer.Context) -> Result:
+    terminal.note_loading(quiet=False)
     from cae.api import Result
 
     return Result(context.obj)

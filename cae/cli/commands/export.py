@@ -34,6 +34,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Take a result away: pictures in folders named by meaning, tables, or a data set for other tools."""
+    terminal.note_loading(quiet=quiet)
     from cae.api import Result
 
     saved = Result(result, images=images)

@@ -19,6 +19,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the pictures that moved.")] = False,
 ) -> None:
     """Say how far two results agree, and what lies elsewhere in the second."""
+    terminal.note_loading(quiet=False)
     from dataclasses import asdict
 
     from cae.api import Result
@@ -94,6 +95,7 @@ def duplicates(
     as_json: Json = False,
 ) -> None:
     """List pictures of a result that are there more than once, the best copy first. Deletes nothing."""
+    terminal.note_loading(quiet=quiet)
     from cae.api import Result
     from cae.results.duplicates import check_list_name, write_duplicates
 

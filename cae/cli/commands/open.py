@@ -29,6 +29,7 @@ def open_result(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the address alone, and warnings.")] = False,
 ) -> None:
     """Open a result in the browser: rename, merge, split, move, search and take away. Ends with Ctrl-C."""
+    terminal.note_loading(quiet=quiet)
     try:
         from cae.app.opened import OpenResult
         from cae.app.server import serve

@@ -25,6 +25,7 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Draw a result as a page that opens from disk: groups, a map, and why each picture is where it is."""
+    terminal.note_loading(quiet=quiet)
     from cae.api import Result
 
     drawn = Result(result, images=images)
