@@ -247,7 +247,7 @@ def discriminants(rows: Tensor, labels: NDArray[np.int64], k: int) -> Discrimina
     if basis is not None:
         spread, offsets = spread @ basis, offsets @ basis
     within = spread.T @ spread / len(rows)
-    within.diagonal().add_(ROUNDNESS * (within.trace() / width).clamp_min(FLOOR))
+    within.diagonal().add_(ROUNDNESS * (within.diagonal().sum() / width).clamp_min(FLOOR))
     # Generalised eigenvectors of the scatter between and inside clusters: where L L^T is the inner one, L^-T times the
     # left singular vectors of L^-1 (centroids - mean), of which K - 1 are not zero.
     lower = torch.linalg.cholesky(within)
