@@ -289,6 +289,14 @@ def test_what_cannot_be_trained_on_is_named(tac):
         tac(epsilom=0.1)
 
 
+def test_an_index_that_tells_nothing_apart_is_refused(tac):
+    """Training would go on with a tenth of the images."""
+    x = toy()[0]
+    samples = [{"embedding": row, "index": i % 10} for i, row in enumerate(x)]
+    with pytest.raises(ValueError, match=f"{len(x) - 10} of {len(x)} images have the `index` of another"):
+        fit(tac(), DataLoader(samples, batch_size=16))
+
+
 def test_the_number_of_clusters_is_found_out_before_training(make, fake_encoder, tmp_path):
     x, labels = toy()
     module = TRAINED[make().method](

@@ -41,11 +41,15 @@ def labels_of(batch: Any) -> Tensor | None:
     return found.long() if isinstance(found, Tensor) and found.ndim == 1 and not found.is_floating_point() else None
 
 
-def index_of(batch: Any) -> Tensor | None:
+def index_of(batch: Any, n: int) -> Tensor | None:
     """The ids (B,) of a batch's samples: `index` of a dict, on the CPU; None without any.
 
+    Args:
+        batch: the batch.
+        n: B, the number of images in it.
+
     Raises:
-        ValueError: they are no tensor of whole numbers, as names of files are.
+        ValueError: they are not B, or no tensor of whole numbers, as names of files are.
     """
     if not isinstance(batch, Mapping) or "index" not in batch:
         return None
@@ -56,7 +60,23 @@ def index_of(batch: Any) -> Tensor | None:
             f"`index` of the batch must be a tensor of whole numbers that tell the samples apart, got {got}: number "
             "the samples of the data set, or leave it out"
         )
+    if index.shape != (n,):
+        raise ValueError(f"`index` of the batch has shape {tuple(index.shape)}, but there are {n} images in it")
     return index.cpu()
+
+
+def refuse_repeats(index: Tensor) -> None:
+    """Refuse ids (N,) of which some are the same, where no sampler of several processes repeats samples.
+
+    Raises:
+        ValueError: says how many.
+    """
+    n_repeats = len(index) - len(index.unique())
+    if n_repeats:
+        raise ValueError(
+            f"{n_repeats} of {len(index)} images have the `index` of another one; leave it out of the batches, or "
+            "number the images of the data set"
+        )
 
 
 def unprepared(images: Tensor, encoder: Encoder) -> str | None:

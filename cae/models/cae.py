@@ -21,7 +21,7 @@ from cae.method import pipeline
 from cae.method.fitted import FittedCAE, ModelError
 from cae.method.fusion import collapsed_modality
 from cae.method.provenance import check_encoder, encoder_of, provenance
-from cae.models.batches import images_of, index_of, labels_of
+from cae.models.batches import images_of, index_of, labels_of, refuse_repeats
 from cae.models.embedder import Embedder
 from cae.models.pending import PendingPredictions, on_cpu
 from cae.models.scoring import ScoreCollector
@@ -198,7 +198,7 @@ class CAE(Embedder):
         else:
             x = self.embed(images_of(batch))
             result = on_cpu(self.predict_embeddings(x))
-        if (given := index_of(batch)) is not None:
+        if (given := index_of(batch, len(x))) is not None:
             result["index"] = given
         if self.return_embeddings:
             result["embedding"] = x.float().cpu()
@@ -325,14 +325,11 @@ class CAE(Embedder):
         """Fit on what the store holds, each image once; the predictions of all its rows, on the CPU."""
         store, group = self.store, self.group
         assert store is not None  # since setup
+        if group is None:
+            refuse_repeats(store.index)
         keep = first_occurrence_mask(store.index, group)
         if keep.all():
             return self._fit_rows(store.rows, store.index)
-        if group is None:
-            raise ValueError(
-                f"{int((~keep).sum())} of {len(keep)} images have the `index` of another one; leave it out of the "
-                "batches, or number the images of the data set"
-            )
         found = self._fit_rows(store.rows[keep], store.index[keep])
         # The other rows are repeats of samples that another rank keeps: they are predicted.
         rest = on_cpu(self.predict_embeddings(store.rows[~keep]))

@@ -34,7 +34,7 @@ from cae.method.naming import describe_clusters
 from cae.method.partition import Partition
 from cae.method.pipeline import Prediction
 from cae.metrics.functional import silhouette_score
-from cae.models.batches import images_of, index_of, labels_of
+from cae.models.batches import images_of, index_of, labels_of, refuse_repeats
 from cae.models.cae import CAE
 from cae.models.embedder import fit_silently
 from cae.models.trained import schedule
@@ -189,9 +189,11 @@ class TrainedClustering(CAE):
             rows = [self.embed(torch.empty(0, self.encoder.dim)).to(device)]
             for batch in batches:
                 rows.append(self.embed(images_of(batch)).to(device))
-                if (given := index_of(batch)) is not None:
+                if (given := index_of(batch, len(rows[-1]))) is not None:
                     index.append(given)
         x, numbers = torch.cat(rows), torch.cat(index)
+        if self.group is None:
+            refuse_repeats(numbers)
         if all_reduce_count(len(numbers), self.group):
             # With `index`, as from the modules of cae.data, batches are a process's share; else they are all images.
             x, numbers = all_gather_rows(x, self.group), all_gather_rows(numbers, self.group)
