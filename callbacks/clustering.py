@@ -70,7 +70,7 @@ class ClusteringCallback(Callback):
         n_clusters: K, or `auto` to find it out at the first clustering and keep it, so that clusters keep their ids.
         embedding: place of the embeddings (B, D) in what `validation_step` returns: a dict key, a path of keys,
             attributes and positions (`"outputs.pooled"`, `"1"`), or a function of it.
-        label: place of the class labels (B,), likewise; None for none.
+        label: place of the class labels (B,), at least 0, likewise; None for none.
         method: source of the embeddings in place of `validation_step`: a function of module and batch, such as
             `lambda module, batch: module.backbone(batch[0])`, or the name of a method of the LightningModule that takes
             the batch. Its result holds the embeddings (B, D), or is them if `embedding` is left alone. `label` is then

@@ -90,6 +90,13 @@ class EmbeddingSource:
             raise ValueError(
                 f"label {self.label!r} of {owner} must be a tensor of whole numbers ({n},), got {describe(y)}"
             )
+        without = int((y < 0).sum())
+        if without:
+            raise ValueError(
+                f"label {self.label!r} of {owner} is negative for {without} of {n} samples, which would count as a "
+                "class: leave out samples without a class, which data sets often number -1, or have no labels "
+                "(label=None)"
+            )
         return y
 
     def _call_method(self, pl_module: pl.LightningModule, batch: Any) -> Any:

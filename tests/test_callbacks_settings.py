@@ -250,6 +250,11 @@ BAD = {
     "flat": (lambda z, y: {"embedding": z[:, 0]}, {}, r"embedding 'embedding' of validation_step.*shape \(32,\)"),
     "whole numbers": (lambda z, y: {"embedding": z.long()}, {}, r"tensor of floats \(B, D\), got a torch.int64"),
     "labels": (lambda z, y: {"embedding": z, "y": y[:5]}, {"label": "y"}, r"label 'y'.*\(32,\), got .*shape \(5,\)"),
+    "unlabelled": (
+        lambda z, y: {"embedding": z, "y": y - 1},
+        {"label": "y"},
+        r"'y'.* negative for \d+ of 32 .*label=None",
+    ),
     "no labels": (lambda z, y: {"embedding": z}, {"label": "y"}, "validation_step has no 'y'"),
     "ragged": (lambda z, y: {"embedding": z[:, : len(z) // 4]}, {}, r"shape \(26, 6\), but width 8 in the batches"),
     "NaN": (lambda z, y: {"embedding": z / (y[:, None] > 0)}, {}, r"shape \(90, 8\) holds NaN or infinity in 30 of 90"),
