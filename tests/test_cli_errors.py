@@ -162,10 +162,13 @@ def test_predictions_do_not_take_the_place_of_a_results_assignments(run, result_
     assert (result_folder / "assignments.parquet").read_bytes() == before
 
 
-def test_a_corpus_that_is_not_there_is_one_clear_line(run, picture_folder, tmp_path):
+def test_a_corpus_that_is_not_there_is_one_clear_line_before_an_encoder_is_loaded(
+    run, monkeypatch, picture_folder, tmp_path
+):
+    monkeypatch.setattr("cae.models.embedder.load_encoder", lambda *_, **__: pytest.fail("downloaded for nothing"))
     code, _, stderr = run("cluster", picture_folder, "-k", K, "-o", tmp_path / "out", "--nouns", "nowhere.txt", "-q")
-    assert code == 1
-    assert stderr.count("\n") == 1
+    assert (code, stderr.count("\n")) == (1, 1)
+    assert "no noun corpus 'nowhere.txt' and no such file" in stderr
 
 
 def test_an_unreachable_hub_is_one_clear_line(run, monkeypatch, picture_folder, tmp_path):

@@ -336,7 +336,7 @@ def test_the_clusterer_takes_them(tmp_path, no_encoder):
     assert_three_groups(found.labels_)
     assert found.fitted_.config.modalities == ("noun",)
     both = CAEClusterer(3, nouns=tmp_path / "nouns.npy", captions="glosses")
-    with pytest.raises(ValueError, match="a corpus needs it"):
+    with pytest.raises(ValueError, match="nouns and captions that are no vectors have to be embedded"):
         both.fit(X.numpy())
     banks = {"noun": bank_of_vectors("noun", TEXTS, VECTORS)}
     in_memory = CAEClusterer(3, banks=banks, settings={"n_init": 2, "modalities": ("noun",)}).fit(X.numpy())

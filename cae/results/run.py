@@ -31,7 +31,7 @@ from cae.results.layout import MODEL_FOLDER
 from cae.results.predictions import groups_as_edited
 from cae.results.saved import SavedResult
 from cae.results.writing import LOCK, making, write_result
-from cae.text.vectors import TEXTS_FOR_EMBEDDINGS, texts_for_embeddings
+from cae.text.vectors import TEXTS_FOR_EMBEDDINGS, check_sources, texts_for_embeddings
 from cae.utils.checksums import content_hashes
 from cae.utils.devices import find_device
 from cae.utils.files import absolute, holding, tidy
@@ -75,6 +75,7 @@ def _fit(
     module: CAE, source: Any, out: Path, *, device: str, batch_size: int, workers: int, reporter: Reporter
 ) -> tuple[FolderResult, dict[str, Any]]:
     """What a fresh module finds in a source, and what `run.json` is to say of the run."""
+    check_sources(module.config.modalities, module.sources)
     start = time.perf_counter()
     with stopwatch() as stages:
         found = run_source(

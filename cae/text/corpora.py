@@ -27,7 +27,7 @@ import logging
 import re
 import urllib.request
 import zlib
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -112,26 +112,37 @@ def load_corpus(kind: Modality, source: str) -> Corpus:
         >>> corpus.texts[:2]
         ['thing 0', 'thing 1']
     """
-    if kind not in get_args(Modality):
-        raise TextError(f"unknown kind of texts {kind!r}: expected 'noun' or 'caption'")
-    loaders = {
-        "noun": {"wordnet": _wordnet, "imagenet22k": _imagenet22k},
-        "caption": {"flickr30k": _flickr30k, "glosses": _glosses},
-    }[kind]
-    if source in loaders:
-        corpus = loaders[source]()
-    elif Path(source).suffix in READERS:
+    named = _named_corpora(kind)
+    if source not in named and Path(source).suffix in READERS:
         raise TextError(f"{source} holds vectors, and texts to embed are expected here; cae.text.load_vectors reads it")
-    elif Path(source).exists():
-        corpus = _text_file(kind, Path(source))
-    else:
-        known = ", ".join(loaders)
-        raise TextError(
-            f"no {kind} corpus {source!r} and no such file: expected {known}, or a file with one text a line or of "
-            f"text vectors ({', '.join(READERS)})"
-        )
+    check_corpus(kind, source)
+    corpus = named[source]() if source in named else _text_file(kind, Path(source))
     logger.info("%s %s: %d texts from %d rows", corpus.kind, corpus.name, len(corpus.texts), corpus.source_rows)
     return corpus
+
+
+def check_corpus(kind: Modality, source: str) -> None:
+    """Refuse a source that `load_corpus` could not find, without reading anything.
+
+    Raises:
+        TextError: it is neither a corpus's name nor a file.
+    """
+    named = _named_corpora(kind)
+    if source not in named and not Path(source).exists():
+        raise TextError(
+            f"no {kind} corpus {source!r} and no such file: expected {', '.join(named)}, or a file with one text a "
+            f"line or of text vectors ({', '.join(READERS)})"
+        )
+
+
+def _named_corpora(kind: Modality) -> dict[str, Callable[[], Corpus]]:
+    if kind not in get_args(Modality):
+        raise TextError(f"unknown kind of texts {kind!r}: expected 'noun' or 'caption'")
+    named: dict[Modality, dict[str, Callable[[], Corpus]]] = {
+        "noun": {"wordnet": _wordnet, "imagenet22k": _imagenet22k},
+        "caption": {"flickr30k": _flickr30k, "glosses": _glosses},
+    }
+    return named[kind]
 
 
 def _wordnet() -> Corpus:

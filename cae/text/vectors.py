@@ -20,7 +20,7 @@ from cae.data.vector_files import EmbeddingError, Vectors, holds_vectors, read_v
 from cae.encoders import Encoder, EncoderError
 from cae.encoders.deferred import NO_ENCODER
 from cae.text.bank import TextBank, load_bank
-from cae.text.corpora import Corpus, TextError, normalise, read_lines
+from cae.text.corpora import Corpus, TextError, check_corpus, normalise, read_lines
 from cae.utils.checksums import tensors_hash
 from cae.utils.progress import Reporter
 
@@ -92,6 +92,17 @@ def limit_modalities(config: CAEConfig, sources: Collection[str]) -> CAEConfig:
         missing = " and ".join(f"{modality}s" for modality in config.modalities)
         raise TextError(f"these settings need {missing}, and only {', '.join(sources)}s are given as vectors: add them")
     return replace(config, modalities=left)
+
+
+def check_sources(modalities: Sequence[Modality], sources: Mapping[Modality, Source]) -> None:
+    """Refuse corpora that `load_banks` could not find, before an encoder is loaded, or downloaded, for them.
+
+    Raises:
+        TextError: a source is neither a corpus's name nor a file.
+    """
+    for modality in modalities:
+        if modality in sources and not is_vectors(sources[modality]):
+            check_corpus(modality, os.fspath(sources[modality]))
 
 
 def load_banks(
