@@ -90,7 +90,8 @@ class EmbeddingSource:
             raise ValueError(
                 f"label {self.label!r} of {owner} must be a tensor of whole numbers ({n},), got {describe(y)}"
             )
-        without = int((y < 0).sum())
+        # Asked of the signed types alone: the unsigned have none below 0, and PyTorch compares few of those.
+        without = int((y < 0).sum()) if y.dtype.is_signed else 0
         if without:
             raise ValueError(
                 f"label {self.label!r} of {owner} is negative for {without} of {n} samples, which would count as a "
