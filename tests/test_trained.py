@@ -297,6 +297,15 @@ def test_an_index_that_tells_nothing_apart_is_refused(tac):
         fit(tac(), DataLoader(samples, batch_size=16))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint64])
+def test_an_index_may_be_of_any_integer_type(tac, dtype):
+    """PyTorch compares few unsigned numbers with the positions they are sorted into."""
+    samples = [{"embedding": row, "index": torch.tensor(i).to(dtype)} for i, row in enumerate(toy()[0])]
+    module = tac()
+    fit(module, DataLoader(samples, batch_size=16))
+    assert module.fitted is not None
+
+
 def test_the_number_of_clusters_is_found_out_before_training(make, fake_encoder, tmp_path):
     x, labels = toy()
     module = TRAINED[make().method](

@@ -42,7 +42,7 @@ def labels_of(batch: Any) -> Tensor | None:
 
 
 def index_of(batch: Any, n: int) -> Tensor | None:
-    """The ids (B,) of a batch's samples: `index` of a dict, on the CPU; None without any.
+    """The ids (B,) int64 of a batch's samples: `index` of a dict, on the CPU; None without any.
 
     Args:
         batch: the batch.
@@ -62,7 +62,7 @@ def index_of(batch: Any, n: int) -> Tensor | None:
         )
     if index.shape != (n,):
         raise ValueError(f"`index` of the batch has shape {tuple(index.shape)}, but there are {n} images in it")
-    return index.cpu()
+    return index.long().cpu()
 
 
 def refuse_repeats(index: Tensor) -> None:

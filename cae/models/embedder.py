@@ -257,7 +257,7 @@ class Embedder(pl.LightningModule):
     def _sample_ids(self, batch: Any, n: int, dataloader_idx: int) -> Tensor:
         """The ids (B,) of a batch's samples, the same however many processes share them."""
         if (given := index_of(batch, n)) is not None:
-            index = given.long()
+            index = given
         else:
             start = self._n_seen[dataloader_idx]
             self._n_seen[dataloader_idx] += n
