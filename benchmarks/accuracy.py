@@ -3,7 +3,8 @@ r"""The accuracy study in one command: methods, ablations and the top-K sweep, o
     python benchmarks/accuracy.py --nouns nouns.npy dtd.npy …    # embeddings made elsewhere; classes in dtd.labels.npy
     python benchmarks/accuracy.py --encoder lite DIR …           # folders of class folders
     python benchmarks/accuracy.py --study defaults …             # each default against its alternatives
-    python benchmarks/accuracy.py --study count …                # the number of clusters, found out
+    python benchmarks/accuracy.py --study count …                # the number of clusters, found out, of all classes
+    python benchmarks/accuracy.py --study count --classes 5 10 … # the same, of so many classes drawn at random
     python benchmarks/accuracy.py --fit-on train --encoder open_clip:ViT-B-32/openai --nouns wordnet \
         --captions flickr30k --data-root ROOT stl10 cifar10 cifar20 imagenet10 imagenet-dogs dtd ucf101 imagenet
                                                                  # Tables 1 and 2 of the paper
@@ -18,8 +19,11 @@ import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from cae import evaluation
 from cae.encoders import load_encoder
@@ -88,6 +92,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("datasets", nargs="+", help="as `cae evaluate --dataset` takes them")
     parser.add_argument("--study", choices=(*STUDIES, "count"), default="methods", help="what is compared")
     parser.add_argument("--methods", help="separated by commas, in place of a study's")
+    parser.add_argument("--classes", type=int, nargs="+", help="with --study count: numbers of classes to draw")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("accuracy-results"))
     parser.add_argument("--encoder", default="open_clip:ViT-B-32/openai")
@@ -118,33 +123,50 @@ def count_clusters(options: argparse.Namespace) -> None:
         method = "auto:modalities=noun" if options.captions is None and options.nouns else "auto"
         banks = evaluation.load_banks([method], encoder, nouns=options.nouns, captions=options.captions)
         problem = evaluation.make_problem(evaluation.embed(data, encoder), encoder, banks, device=device)
-        rows.append(_counted(Path(dataset).name, problem, method, options.seeds))
-    lines = ["| set | true K | found, seed by seed | NMI at the true K | NMI at the found K |", "|---|---|---|---|---|"]
+        for n_classes in options.classes or [problem.n_clusters]:
+            problems = [some_classes(problem, n_classes, seed) for seed in range(options.seeds)]
+            rows.append(_counted(Path(dataset).name, problems, method))
+    lines = [
+        "| set | true K | found, seed by seed | NMI, ARI at the true K | at the found K |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
         found = ", ".join(map(str, row["found"]))
-        lines.append(f"| {row['set']} | {row['true']} | {found} | {row['nmi_true']:.1f} | {row['nmi_found']:.1f} |")
+        scores = (f"{row[source]['nmi']:.1f}, {row[source]['ari']:.1f}" for source in ("true", "auto"))
+        lines.append(f"| {row['set']} | {row['classes']} | {found} | {' | '.join(scores)} |")
         print(lines[-1], flush=True)
+    ratios = torch.tensor([k / row["classes"] for row in rows for k in row["found"]])
+    lines += ["", f"Found K / true K, root mean square of the logarithm: {ratios.log().square().mean().sqrt():.3f}"]
+    print(lines[-1])
     conditions = {"command": command(), "machine": machine(), "results": rows}
     write_json(conditions, options.out / "count.json")
     (options.out / "count.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
-def _counted(name: str, problem: evaluation.Problem, method: str, seeds: int) -> dict[str, Any]:
-    found, scores = [], {"auto": [], "true": []}
-    for seed in range(seeds):
+def some_classes(problem: evaluation.Problem, n_classes: int, seed: int) -> evaluation.Problem:
+    """The images of some classes, which are drawn at random."""
+    classes = problem.labels.unique()
+    drawn = classes[torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))[:n_classes]]
+    kept = torch.isin(problem.labels, drawn)
+    return replace(problem, x=problem.x[kept.to(problem.x.device)], labels=problem.labels[kept], n_clusters=len(drawn))
+
+
+def _counted(name: str, problems: Sequence[evaluation.Problem], method: str) -> dict[str, Any]:
+    """What is found in problems of equally many classes, one for each seed, and its scores beside the true K's."""
+    found: list[int] = []
+    scores: dict[str, list[Mapping[str, float]]] = {"auto": [], "true": []}
+    for seed, problem in enumerate(problems):
         for source, k in (("auto", "auto"), ("true", problem.n_clusters)):
             config = evaluation.parse_method(method, k, seed=seed)[1]
             fitted, prediction = pipeline.fit(problem.x, problem.banks, config)
-            scores[source].append(clustering_scores(prediction.cluster.cpu(), problem.labels)["nmi"])
+            scores[source].append(clustering_scores(prediction.cluster.cpu(), problem.labels))
             if k == "auto":
                 found.append(fitted.config.n_clusters)
-    return {
-        "set": name,
-        "true": problem.n_clusters,
-        "found": found,
-        "nmi_true": statistics.fmean(scores["true"]),
-        "nmi_found": statistics.fmean(scores["auto"]),
+    means = {
+        source: {score: statistics.fmean(run[score] for run in runs) for score in ("nmi", "ari")}
+        for source, runs in scores.items()
     }
+    return {"set": name, "classes": problems[0].n_clusters, "found": found, **means}
 
 
 def summary(studies: Sequence[Mapping[str, Any]]) -> str:

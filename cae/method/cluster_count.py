@@ -20,7 +20,7 @@ from cae.method.graph import neighbour_graph
 from cae.method.spectral import cluster_qr, leading_eigenvectors, whitened
 from cae.utils.progress import stage
 
-SLACK = 0.03
+SLACK = 0.05
 """A finer partition counts as about as good if its modularity is at least best - SLACK * (1 - best)."""
 
 DROP = 0.95
