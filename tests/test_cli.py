@@ -388,6 +388,8 @@ def test_pytorch_is_told_of_before_it_is_loaded(tmp_path):
             done = CliRunner().invoke(app, command.split())
             print(command, ascii(done.stdout), ascii(done.stderr), type(done.exception).__name__, sep=": ")
     """
+    for name in ("photos", "result", "other"):
+        (tmp_path / name).mkdir()
     said = dict.fromkeys(COMMANDS_OF_TORCH.splitlines(), "loading PyTorch …\n")
     said |= {f"{command} --quiet": "" for command in said if not command.startswith(NEVER_QUIET)}
     done = subprocess.run(

@@ -59,6 +59,35 @@ def test_bad_input_ends_with_a_message_and_a_code(run, picture_folder, tmp_path,
     assert message in " ".join(stderr.split())
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["cluster", "nowhere"],
+        ["predict", "nowhere", "."],
+        ["predict", ".", "nowhere"],
+        ["update", ".", "nowhere"],
+        *(
+            [command, "nowhere", *rest]
+            for command, *rest in (
+                ["open"],
+                ["report"],
+                ["cut", "-k", "3"],
+                ["edit", "undo"],
+                ["search", "boats"],
+                ["duplicates"],
+                ["compare", "."],
+                ["export", "--to", "csv"],
+            )
+        ),
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_there_is_told_before_anything_is_loaded(run, monkeypatch, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, _, stderr = run(*arguments)
+    assert (code, stderr.strip()) == (1, "error: no such folder or file: nowhere")
+
+
 @pytest.mark.parametrize("name", ["model/model.safetensors", "clusters.json", "assignments.csv", "run.json"])
 def test_a_result_takes_the_place_of_no_other_files(run, picture_folder, tmp_path, monkeypatch, name):
     """As of a project that has a model in its folder `model`."""

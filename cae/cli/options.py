@@ -16,6 +16,17 @@ def _allow_pixels(n: int | None) -> int | None:
     return n
 
 
+def existing(path: Path) -> Path:
+    """Refuse what is not there at once: a command loads PyTorch first, which takes seconds.
+
+    Raises:
+        ValueError: neither a folder nor a file.
+    """
+    if not path.exists():
+        raise ValueError(f"no such folder or file: {path}")
+    return path
+
+
 GIVEN_VECTORS = "cae.given_vectors"
 """In a context's `meta`: whether the command reads vectors, so that no embeddings of its own are kept."""
 
@@ -27,13 +38,16 @@ def note_vectors(context: typer.Context, source: Path | str) -> None:
     context.meta[GIVEN_VECTORS] = holds_vectors(source, "images")
 
 
-Folder = Annotated[Path, typer.Argument(help="Pictures, in any depth of sub-folders.", metavar="DIR")]
+Folder = Annotated[
+    Path, typer.Argument(help="Pictures, in any depth of sub-folders.", metavar="DIR", callback=existing)
+]
 Pictures = Annotated[
     Path,
     typer.Argument(
         help="Pictures, in any depth of sub-folders; or their embeddings: .npy, .safetensors, .parquet, or a folder of "
         "clip-retrieval.",
         metavar="DIR|FILE",
+        callback=existing,
     ),
 ]
 EncoderSpec = Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, or lite (no download; not CLIP).")]
@@ -72,7 +86,7 @@ MaxPixels = Annotated[
         "as a pixel.",
     ),
 ]
-ResultFolder = Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")]
+ResultFolder = Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT", callback=existing)]
 Images = Annotated[Path | None, typer.Option(help="Where the pictures lie now, if they have moved.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document in place of tables.")]

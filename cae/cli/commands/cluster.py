@@ -30,6 +30,7 @@ from cae.cli.options import (
     Seed,
     Weights,
     Workers,
+    existing,
     note_vectors,
 )
 from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_ENCODER, DEFAULT_WORKERS
@@ -105,7 +106,10 @@ def demo(
 
 def predict(
     context: typer.Context,
-    model: Annotated[Path, typer.Argument(help="A result of `cae cluster`, or the model in it.", metavar="MODEL")],
+    model: Annotated[
+        Path,
+        typer.Argument(help="A result of `cae cluster`, or the model in it.", metavar="MODEL", callback=existing),
+    ],
     folder: Pictures,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the assignments go.")] = Path("cae-predictions"),
     encoder_weights: Weights = None,

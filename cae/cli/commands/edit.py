@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from cae.cli import terminal
 from cae.cli.commands.report import redraw
-from cae.cli.options import Images, Quiet, Redraw, ResultFolder
+from cae.cli.options import Images, Quiet, Redraw, ResultFolder, existing
 
 if TYPE_CHECKING:
     from cae.api import Result
@@ -39,10 +39,15 @@ edit_app = typer.Typer(
 
 
 @edit_app.callback(invoke_without_command=True)
-def edit(context: typer.Context, result: ResultFolder) -> None:
+def edit(
+    context: typer.Context,
+    # Looked for and opened by the command: its --help needs none.
+    result: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="RESULT")],
+) -> None:
     """Without a command: show the groups as edited, and the edits."""
-    context.obj = result  # opened by the command: its --help needs none
+    context.obj = result
     if context.invoked_subcommand is None:
+        existing(result)
         terminal.note_loading(quiet=False)
         from cae.results.saved import SavedResult
 
@@ -136,6 +141,7 @@ def cut(
 
 
 def _open(context: typer.Context) -> Result:
+    existing(context.obj)
     terminal.note_loading(quiet=False)
     from cae.api import Result
 

@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from cae.cli import terminal
-from cae.cli.options import Device, Images, Json, MaxPixels, Quiet, ResultFolder, SearchEncoder, Weights
+from cae.cli.options import Device, Images, Json, MaxPixels, Quiet, ResultFolder, SearchEncoder, Weights, existing
 from cae.results.defaults import LIMIT, NEAR
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="A")],
-    b: Annotated[Path, typer.Argument(help="Another, with pictures in common.", metavar="B")],
+    a: Annotated[Path, typer.Argument(help="A result of `cae cluster`.", metavar="A", callback=existing)],
+    b: Annotated[Path, typer.Argument(help="Another, with pictures in common.", metavar="B", callback=existing)],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the pictures that moved.")] = False,
 ) -> None:
     """Say how far two results agree, and what lies elsewhere in the second."""
