@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_ENCODER, DEFAULT_WORKERS, Preset
+from cae.data.on_disk import FOLDER
 from cae.results import make_edits
 from cae.results.compare import Comparison, compare
 from cae.results.defaults import LIMIT, NEAR
@@ -26,7 +27,7 @@ from cae.results.edits_file import History, load_edits, save_edits
 from cae.results.layout import MODEL_FOLDER
 from cae.results.saved import SavedResult
 from cae.results.update import Update, add_images, check_vectors, diff_folder, refit_reasons
-from cae.results.writing import changing, check_place_of_result
+from cae.results.writing import OutputError, changing, check_place_of_result
 from cae.utils.console import progress_bars
 
 if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
@@ -34,6 +35,8 @@ if TYPE_CHECKING:  # brings Lightning, which takes seconds to import
     from cae.results.export import Exported, Placing, Target
     from cae.results.folder import FolderResult
     from cae.results.search import Hit, Searcher
+
+DEFAULT_OUT = "cae-result"
 
 Source = str | os.PathLike[str] | Any
 """A folder of images, a file of embeddings, or what `cae.data.on_disk` writes down as one of them."""
@@ -43,7 +46,7 @@ def cluster(
     source: Source,
     n_clusters: int | Literal["auto"] = "auto",
     *,
-    out: str | os.PathLike[str] = "cae-result",
+    out: str | os.PathLike[str] | None = None,
     method: Literal["cae", "tac-heads", "cae-heads", "mca"] = "cae",
     preset: Preset = "auto",
     encoder: str = DEFAULT_ENCODER,
@@ -66,7 +69,8 @@ def cluster(
             or array; a Hugging Face data set of images; or a torchvision data set. The last three are written into
             `out`.
         n_clusters: K, at least 2, or `auto`.
-        out: folder for the result.
+        out: folder for the result, in the place of any that is there; by default `cae-result`, where only a result of
+            the same source is replaced.
         method: `cae` trains nothing; the others do.
         preset: preset of `CAEConfig`, for the method `cae`.
         encoder: a spec for `cae.encoders.load_encoder`.
@@ -80,8 +84,8 @@ def cluster(
         progress: whether progress is shown, on the error stream.
 
     Raises:
-        OutputError: `out` cannot be written to, holds files of others under the names of a result's, or another
-            process makes a result there.
+        OutputError: `out` cannot be written to, holds files of others under the names of a result's, another process
+            makes a result there, or `cae-result` holds that of another source and `out` was not given.
         ImageError, EmbeddingError, EncoderError, TextError, ValueError: what cannot be read, had or used, by name.
 
     Examples:
@@ -99,8 +103,10 @@ def cluster(
         raise ValueError(f"unknown method {method!r}; choose one of {', '.join(methods)}")
     if method != "cae" and preset != "auto":
         raise ValueError(f"preset (--preset) is for the method cae; {method} has settings of its own: leave it out")
-    out = Path(out)
+    named, out = out is not None, Path(DEFAULT_OUT if out is None else out)
     check_place_of_result(out)
+    if not named:
+        _check_same_source(out, source)
     load_edits(out)  # if they cannot be read, now is the time to say so
     settings = {
         "n_clusters": n_clusters,
@@ -117,6 +123,28 @@ def cluster(
             module, source, out, device=device, batch_size=batch_size, workers=workers, reporter=reporter
         )
     return Result(out, found=found)
+
+
+def _check_same_source(out: Path, source: Source) -> None:
+    """Refuse to replace the result of another source, where nobody has said that it may be.
+
+    Raises:
+        OutputError: names both sources, and the ways out.
+    """
+    try:
+        before = SavedResult.load(out)
+    except ValueError:  # none, or a damaged one, of which a new one is what it needs
+        return
+    if isinstance(source, str | os.PathLike):
+        same = before.is_of(Path(source))
+    else:
+        same = any(before.is_of(place) for place in (out / FOLDER, out / f"{FOLDER}.npy"))
+    if not same:
+        made_from = ", ".join(before.run.get("embeddings", ())) or before.root
+        raise OutputError(
+            f"{out} holds the result of {made_from}, which would be lost: choose another folder with --out, or, to "
+            f"replace it, say so with --out {out}"
+        )
 
 
 class Result:

@@ -1,6 +1,7 @@
 """`cae.cluster` and `Result`: what the command line does, from Python, and on data that lie in no folder."""
 
 import re
+import shutil
 
 import datasets
 import numpy as np
@@ -15,6 +16,7 @@ import cae
 from cae.data import HuggingFaceData, ImageError
 from cae.results import edits_file, run
 from cae.results.edits import EditError
+from cae.results.writing import OutputError
 
 
 @pytest.fixture
@@ -152,6 +154,43 @@ def test_embeddings_in_memory(options, kind):
     x = torch.eye(48)[:3].repeat_interleave(10, dim=0) + 0.01 * torch.randn(30, 48)
     result = cae.cluster(x if kind is torch.Tensor else x.numpy(), 3, **options)
     assert sorted(np.bincount(result.labels)) == [10, 10, 10]
+
+
+def test_a_result_nobody_has_named_gives_way_to_one_of_the_same_images_only(
+    options, picture_folder, tmp_path, monkeypatch
+):
+    """Somebody with two folders would lose the first one's groups."""
+    home = tmp_path / "home"
+    shutil.copytree(picture_folder, home / "photos")
+    shutil.copytree(picture_folder / "red", home / "others")
+    monkeypatch.chdir(home)
+    del options["out"]
+    for _ in range(2):
+        result = cae.cluster("photos", 3, **options)
+    for source in ("others", torch.eye(9)):
+        with pytest.raises(OutputError, match=r"holds the result of .*photos, .* say so with --out cae-result"):
+            cae.cluster(source, 3, **options)
+    assert len(cae.Result("cae-result").assignments) == len(result.assignments) == 30
+    home.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    cae.cluster("photos", 3, **options)
+    assert len(cae.cluster("others", 2, out="cae-result", **options).assignments) == 10
+
+
+def test_embeddings_nobody_has_named_give_way_to_embeddings(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    del options["out"]
+    x = FakeEncoder().encode_texts([f"text {i}" for i in range(12)])
+    np.save("x.npy", x.numpy())
+    for source in (x, x.flip(0)):  # of what is only in memory nobody can say whether it is the same
+        cae.cluster(source, 2, **options)
+    with pytest.raises(OutputError, match=r"holds the result of .*source\.npy"):
+        cae.cluster("x.npy", 2, **options)
+    for _ in range(2):
+        cae.cluster("x.npy", 2, out="cae-result", **options)
+    cae.cluster("x.npy", 2, **options)
+    with pytest.raises(OutputError, match=r"holds the result of .*x\.npy"):
+        cae.cluster(x, 2, **options)
 
 
 def test_what_cannot_be_clustered_is_named(options):

@@ -94,4 +94,3 @@ Report = Annotated[bool, typer.Option("--report/--no-report", help="Draw the res
 Redraw = Annotated[
     bool, typer.Option("--report/--no-report", help="Draw the page in RESULT/report again, if there is one.")
 ]
-Out = typer.Option("--out", "-o", help="Where the result goes.")

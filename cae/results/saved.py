@@ -114,6 +114,12 @@ class SavedResult:
         warn_of_changes(folder, run)
         return cls(folder, _find_root(folder, run, images), assignments, clusters, run, load_history(folder))
 
+    def is_of(self, source: Path) -> bool:
+        """Whether the result was made from a folder of images or a file of embeddings, wherever both lie now."""
+        files = [Path(file) for file in self.run.get("embeddings", ())]
+        origins = (self.root, *files, *(file.parent for file in files))
+        return source.resolve() in {origin.resolve() for origin in origins}
+
     @property
     def edits(self) -> tuple[Edit, ...]:
         """Manual changes that `edited` applies, in their order."""

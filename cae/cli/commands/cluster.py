@@ -21,7 +21,6 @@ from cae.cli.options import (
     Json,
     MaxPixels,
     Nouns,
-    Out,
     Pictures,
     Quiet,
     Redraw,
@@ -45,7 +44,15 @@ def cluster(
     clusters: Annotated[
         str, typer.Option("--clusters", "-k", help="Number of groups, or auto to find it out.", metavar="N|auto")
     ] = "auto",
-    out: Annotated[Path, Out] = Path("cae-result"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Where the result goes, in the place of any that is there; by default "
+            "cae-result, where only a result of the same pictures is replaced.",
+        ),
+    ] = None,
     encoder: EncoderSpec = DEFAULT_ENCODER,
     encoder_weights: Weights = None,
     nouns: Nouns = None,
@@ -86,7 +93,7 @@ def cluster(
 
 
 def demo(
-    out: Annotated[Path, Out] = Path("demo-result"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the result goes.")] = Path("demo-result"),
     encoder: EncoderSpec = "lite",
     device: Device = "auto",
     seed: Seed = 0,
@@ -195,7 +202,9 @@ def _cluster_count(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
-def _cluster(folder: Path, out: Path, settings: dict[str, Any], *, report: bool, quiet: bool, as_json: bool) -> None:
+def _cluster(
+    folder: Path, out: Path | None, settings: dict[str, Any], *, report: bool, quiet: bool, as_json: bool
+) -> None:
     """Make a result, draw it and print it."""
     import cae
 
