@@ -184,8 +184,11 @@ def test_a_folder_is_held_while_a_fit_computes_and_not_longer(run, picture_folde
     hold(out / ".making", 0).release()
 
 
-def test_predictions_do_not_take_the_place_of_a_results_assignments(run, result_folder, picture_folder):
+@pytest.mark.parametrize("record", ["whole", "emptied"])
+def test_predictions_do_not_take_the_place_of_a_results_assignments(run, result_folder, picture_folder, record):
     before = (result_folder / "assignments.parquet").read_bytes()
+    if record == "emptied":  # as a full disk leaves it
+        (result_folder / "run.json").write_text("")
     code, _, stderr = run("predict", result_folder, picture_folder / "red", "--workers", 0, "--out", result_folder)
     assert (code, "holds a result, whose assignments would be overwritten" in stderr) == (1, True)
     assert (result_folder / "assignments.parquet").read_bytes() == before

@@ -82,7 +82,7 @@ def check_place_of_result(out: Path) -> None:
     if not taken or holds_result(out):
         return
     files = ", ".join(taken)
-    if taken[0] == RUN and not (out / RUN).stat().st_size:  # as a full disk leaves it
+    if _is_emptied(out):
         raise OutputError(
             f"{out / RUN}, by which a result is known, is empty, so that what is in {out} may be anybody's: to have a "
             f"result made there again, remove {files}; else choose another folder with --out"
@@ -100,8 +100,14 @@ def check_place_of_predictions(out: Path) -> None:
         OutputError: as `check_writable`, or `out` holds a result, which would be left with the assignments of others.
     """
     check_writable(out)
-    if holds_result(out):
+    if holds_result(out) or _is_emptied(out):
         raise OutputError(f"{out} holds a result, whose assignments would be overwritten; choose another with --out")
+
+
+def _is_emptied(folder: Path) -> bool:
+    """Whether `run.json` is empty, as a full disk leaves it: whose it is cannot be known any more."""
+    record = folder / RUN
+    return record.is_file() and not record.stat().st_size
 
 
 def _try_to_write(folder: Path) -> None:
