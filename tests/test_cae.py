@@ -10,11 +10,12 @@ from PIL import Image
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
-from cae import CAE, ImageFolderData
+from cae import CAE, CAEHeads, ImageFolderData
 from cae.data import EmbeddingData
 from cae.method.fitted import ModelError
 from cae.metrics import clustering_scores
 from cae.models.pending import on_cpu
+from cae.text import TextError
 
 K = 3
 
@@ -65,6 +66,17 @@ def test_images_are_encoded_once(module, picture_folder, monkeypatch):
     data = ImageFolderData(picture_folder, batch_size=4, num_workers=0)
     predict(module, data)
     assert sum(encoded) == len(data.paths)
+
+
+@pytest.mark.parametrize("method", [CAE, CAEHeads])
+@pytest.mark.parametrize("misspelt", [{"nouns": "nuons.txt"}, {"captions": "flickr"}])
+def test_a_corpus_that_is_not_there_is_named_before_an_encoder_is_loaded(
+    method, misspelt, text_files, picture_folder, monkeypatch
+):
+    monkeypatch.setattr("cae.models.embedder.load_encoder", lambda *_, **__: pytest.fail("a download for nothing"))
+    module = method(K, **{**text_files, **misspelt})
+    with pytest.raises(TextError, match=next(iter(misspelt.values()))):
+        trainer(max_epochs=1).fit(module, datamodule=ImageFolderData(picture_folder, num_workers=0))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])

@@ -27,7 +27,14 @@ from cae.models.pending import PendingPredictions, on_cpu
 from cae.models.scoring import ScoreCollector
 from cae.models.signature import given_settings, spell_out_settings
 from cae.text import TextBank, load_banks
-from cae.text.vectors import check_width, is_vectors, limit_modalities, text_sources, texts_for_embeddings
+from cae.text.vectors import (
+    check_sources,
+    check_width,
+    is_vectors,
+    limit_modalities,
+    text_sources,
+    texts_for_embeddings,
+)
 from cae.utils.devices import float64_device
 from cae.utils.distributed import all_reduce_count, all_reduce_sum, first_occurrence_mask, is_first
 from cae.utils.progress import Reporter, silent
@@ -129,7 +136,14 @@ class CAE(Embedder):
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder, loaded at first use: once there is something to encode, if fitted or given text vectors."""
+        """The encoder, loaded at first use: once there is something to encode, if fitted or given text vectors.
+
+        Raises:
+            TextError: texts that a fit needs are not there, which is told before an encoder is downloaded.
+            EncoderError: it cannot be had.
+        """
+        if self._encoder is None and self.fitted is None:
+            check_sources([name for name in self.config.modalities if name not in self._banks], self.sources)
         if self._encoder is None and (vectors := self._given_vectors()) is not None:
             dim, given = vectors
             weights = Path(self.encoder_weights) if self.encoder_weights else None
