@@ -34,7 +34,7 @@ from cae.method.kmeans import cluster_sums
 from cae.method.names import MIXED, NameScores, cluster_names, name_scores
 from cae.method.naming import texts_of_groups
 from cae.method.pipeline import predict
-from cae.method.typicality import transport_mass, typicality
+from cae.method.typicality import spread_mass, typicality
 from cae.results.saved import SavedResult
 from cae.text import TextBank
 
@@ -77,7 +77,7 @@ Scores = Callable[[Groups, SelectedTexts], tuple[NameScores, list[str]]]
 
 def by_our_rule(groups: Groups, selected: SelectedTexts) -> tuple[NameScores, list[str]]:
     """The project's rule for names, over the whole bank (cae/method/names.py)."""
-    mass = transport_mass(groups.x, groups.labels, selected, groups.fitted.config)
+    mass = spread_mass(groups.x, groups.labels, selected, groups.fitted.config.n_clusters)
     nouns, captions = groups.banks["noun"], groups.banks.get("caption")
     return name_scores(mean_images(groups), nouns, captions, mass, selected), nouns.texts
 
@@ -95,8 +95,8 @@ def without_kinds(groups: Groups, selected: SelectedTexts) -> tuple[NameScores, 
 
 
 def by_typicality(groups: Groups, selected: SelectedTexts) -> tuple[NameScores, list[str]]:
-    """The transport mass that goes to a selected noun from this cluster and not from others (typicality.py)."""
-    mass = transport_mass(groups.x, groups.labels, selected, groups.fitted.config)
+    """What goes to a selected noun from this cluster and not from others (typicality.py)."""
+    mass = spread_mass(groups.x, groups.labels, selected, groups.fitted.config.n_clusters)
     return all_hold(typicality(mass)), selected.texts
 
 

@@ -1,5 +1,7 @@
 """Names: typical here and not elsewhere, distinct, and with the sense that the images show."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -30,7 +32,7 @@ from cae.method.naming import (
     tree_names,
 )
 from cae.method.pipeline import predict
-from cae.method.typicality import transport_mass, typicality
+from cae.method.typicality import NEAREST, PERPLEXITY, spread, spread_mass, transport_mass, typicality
 from cae.results.saved import SavedResult
 from cae.text import Corpus, TextBank
 
@@ -52,6 +54,48 @@ def test_transport_mass_is_the_mean_plan_of_a_cluster():
     plan = ((x.double() @ u.double().T + g) / 0.1).softmax(dim=1)
     torch.testing.assert_close(mass[0], plan[labels == 0].mean(dim=0).float())
     assert mass[2].eq(0).all()
+
+
+@pytest.mark.parametrize("n_texts", [200, 2_000])
+@pytest.mark.parametrize("scale", [0.01, 0.3])
+def test_images_spread_over_as_many_texts_however_many_there_are_and_however_alike(n_texts, scale):
+    scores = scale * torch.randn(50, n_texts, generator=torch.Generator().manual_seed(0))
+    rows = spread(scores)
+    torch.testing.assert_close(rows.sum(dim=1), torch.ones(50))
+    perplexity = torch.special.entr(rows).sum(dim=1).exp()
+    torch.testing.assert_close(perplexity, torch.full((50,), float(PERPLEXITY)), rtol=1e-3, atol=0)
+    assert rows.argmax(dim=1).equal(scores.argmax(dim=1))
+
+
+def test_among_few_texts_images_spread_over_a_third_of_them():
+    scores = 0.01 * torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
+    perplexity = torch.special.entr(spread(scores)).sum(dim=1).exp()
+    torch.testing.assert_close(perplexity, torch.full((50,), 12 / NEAREST), rtol=1e-3, atol=0)
+    assert spread(scores[:, :2]).amax(dim=1).gt(0.99).float().mean() > 0.9
+    assert spread(scores[:, :1]).eq(1).all()
+    assert spread(torch.zeros(1, 4)).eq(0.25).all(), "nothing tells them apart"
+
+
+def test_the_mass_of_a_cluster_is_the_mean_spread_of_its_images():
+    x, u = (
+        torch.nn.functional.normalize(torch.randn(n, 6, generator=torch.Generator().manual_seed(n)), dim=1)
+        for n in (600, 90)
+    )
+    g, labels = torch.linspace(0, 0.1, 90), torch.arange(600) % 2
+    mass = spread_mass(x, labels, SelectedTexts([""] * 90, u, g), 3)
+    torch.testing.assert_close(mass[0], spread(x[labels == 0] @ u.T + g).mean(dim=0))
+    assert mass[2].eq(0).all()
+
+
+def test_descriptions_are_the_same_however_far_the_transport_spreads():
+    generator = torch.Generator().manual_seed(0)
+    x, u = (torch.nn.functional.normalize(torch.randn(n, 16, generator=generator), dim=1) for n in (60, 90))
+    banks = {"noun": bank("noun", [f"noun {i}" for i in range(90)], u.tolist())}
+    selected = {"noun": SelectedTexts(banks["noun"].texts, u, torch.zeros(90))}
+    labels, sharp = torch.arange(60) % 3, CAEConfig(n_clusters=3, epsilon=0.001, modalities=("noun",))
+    assert describe_clusters(x, labels, selected, banks, sharp) == describe_clusters(
+        x, labels, selected, banks, replace(sharp, epsilon=1.0)
+    )
 
 
 def test_what_all_clusters_share_is_not_typical_of_any():

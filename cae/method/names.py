@@ -143,7 +143,7 @@ def name_scores(
         images: (K, D) float32, the mean image of each group; NaN for one without images.
         bank: T nouns.
         captions: the caption bank, if there is one.
-        mass: (K, M) `transport_mass` of the selected nouns, if some were selected.
+        mass: (K, M) `spread_mass` of the selected nouns, if some were selected.
         selected: these nouns.
         n: compare with the first n groups only; with all by default.
 
@@ -173,7 +173,7 @@ def kind_typicality(
     """Typicality and share of the kinds of each noun: its own mass and that of all below it, in its best sense.
 
     Args:
-        mass: (K, M) `transport_mass`.
+        mass: (K, M) `spread_mass`.
         selected: the M nouns that it is of. The mass of one that means several things is shared out equally.
         bank: T nouns.
         n: as in `typicality`.

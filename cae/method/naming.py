@@ -23,7 +23,7 @@ from cae.method.hierarchy import Hierarchy
 from cae.method.kmeans import cluster_sums
 from cae.method.names import HOLDS_IN_PART, PARTS, GroupName, NameScores, cluster_names, name_groups, name_scores
 from cae.method.stages import potentials, select_for
-from cae.method.typicality import transport_mass, typicality
+from cae.method.typicality import spread_mass, typicality
 from cae.text import TextBank
 from cae.text.taxonomy import Taxonomy
 from cae.utils.progress import stage
@@ -49,10 +49,10 @@ def describe_clusters(
         labels: (N,) int64 clusters.
         selected: the selected texts and their potentials, by modality.
         banks: the banks they come from, which know the glosses.
-        config: gives K, epsilon and which modality names: nouns, or captions where there are no nouns.
+        config: gives K and which modality names: nouns, or captions where there are no nouns.
         group: the processes that share the images; all get the same descriptions.
     """
-    mass = {modality: transport_mass(x, labels, texts, config, group) for modality, texts in selected.items()}
+    mass = {modality: spread_mass(x, labels, texts, config.n_clusters, group) for modality, texts in selected.items()}
     sums, sizes = cluster_sums(x, labels, config.n_clusters, group)
     images, bank = (sums / sizes.unsqueeze(1)).float(), _bank_of_names(banks, config)
     scores = name_scores(images, bank, banks.get("caption"), mass.get("noun"), selected.get("noun"))
@@ -86,10 +86,9 @@ def describe_tree(
         K descriptions of the clusters, and one of each node, whose `id` is its number.
     """
     n_leaves = len(tree.leaves)
-    by_leaf = replace(config, n_clusters=n_leaves)
     sums, sizes = cluster_sums(x, leaf, n_leaves, group)
     selected = texts_of_groups(sums, sizes, banks, config)
-    mass = {modality: transport_mass(x, leaf, texts, by_leaf, group) for modality, texts in selected.items()}
+    mass = {modality: spread_mass(x, leaf, texts, n_leaves, group) for modality, texts in selected.items()}
     nodes = [node for part in _around_the_fit(tree) for node in part]
     inside = tree.contains(tree.leaves)[nodes]
     n = _product(inside, sizes)
@@ -239,7 +238,7 @@ def _described(
     config: CAEConfig,
     n: int | None = None,
 ) -> list[ClusterDescription]:
-    """Descriptions of K groups that have names: mean images (K, D), sizes (K,) and `transport_mass` by modality.
+    """Descriptions of K groups that have names: mean images (K, D), sizes (K,) and `spread_mass` by modality.
 
     What is typical of one it has more than the first n have on average, by default than all.
     """
