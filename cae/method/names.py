@@ -11,8 +11,8 @@ is the typicality (`cae.method.typicality`) of all texts that are noun j or a ki
 one text. It finds the level of a name: of a hundred breeds each has a hundredth of the mass and "dog" has all of it;
 where all is one breed, other groups have their share of "dog", but not of the breed.
 
-A name holds for a group if at least `HOLDS` of its transport mass goes to the noun and to kinds of it, and either most
-of it or more than of the average group's: where groups are animals by a third, none is "animal". Of synonyms the
+A name holds for a group if at least `HOLDS` of its mass (`spread_mass`) goes to the noun and to kinds of it, and either
+most of it or more than of the average group's: where groups are animals by a third, none is "animal". Of synonyms the
 commonest alone is a name. Names are the one-to-one choice of nouns that hold and score above 0 with the largest total
 score (Hungarian method), so no two groups share one. A group that gets none is "mixed: …", after nouns that hold for
 parts of it. Where shares of the mass are not known, none is called mixed and any noun is better than none.
