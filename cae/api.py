@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cae.config import DEFAULT_BATCH_SIZE, DEFAULT_ENCODER, DEFAULT_WORKERS, Preset
-from cae.data.on_disk import FOLDER
+from cae.data.on_disk import places_on_disk
 from cae.results import make_edits
 from cae.results.compare import Comparison, compare
 from cae.results.defaults import LIMIT, NEAR
@@ -138,7 +138,7 @@ def _check_same_source(out: Path, source: Source) -> None:
     if isinstance(source, str | os.PathLike):
         same = before.is_of(Path(source))
     else:
-        same = any(before.is_of(place) for place in (out / FOLDER, out / f"{FOLDER}.npy"))
+        same = any(before.is_of(place) for place in places_on_disk(out))
     if not same:
         made_from = ", ".join(before.run.get("embeddings", ())) or before.root
         raise OutputError(

@@ -46,12 +46,17 @@ def on_disk(source: Any, out: Path, reporter: Reporter = silent) -> Path:
     if isinstance(source, str | os.PathLike):
         return Path(source)
     if isinstance(source, Tensor | np.ndarray):
-        file = out / f"{FOLDER}.npy"
+        _, file = places_on_disk(out)
         with replacing(file) as draft:  # the array may be mapped from the file that is there
             np.save(draft, source.detach().float().cpu().numpy() if isinstance(source, Tensor) else source)
         return file
     images, classes = _images_of(source)
-    return _write(images, classes, out / FOLDER, reporter)
+    return _write(images, classes, places_on_disk(out)[0], reporter)
+
+
+def places_on_disk(out: Path) -> tuple[Path, Path]:
+    """Where `on_disk` writes what has no path: the folder of images, and the file of embeddings."""
+    return out / FOLDER, out / f"{FOLDER}.npy"
 
 
 def _images_of(source: Any) -> tuple[Images, Sequence[str] | None]:
